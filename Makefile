@@ -1,0 +1,62 @@
+# Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`.
+.DEFAULT_GOAL := help
+.PHONY: help setup sft prep show dry-run check test test-slow clean
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3
+RECIPE ?= tiny
+BASE   ?=
+RUN    ?=
+GPUS   ?= 1
+DEEPSPEED ?=
+ARGS   ?=
+DATASET ?= demo
+RAW    ?= data/raw/$(DATASET)
+OUT    ?= data/$(DATASET)
+
+OVERRIDES := $(if $(BASE),base=$(BASE)) $(if $(RUN),run=$(RUN)) $(if $(DEEPSPEED),train.deepspeed=$(DEEPSPEED)) $(ARGS)
+# DeepSpeed needs a process group even on one GPU, so it always goes through torchrun.
+LAUNCH := $(if $(or $(filter-out 1,$(GPUS)),$(findstring deepspeed,$(OVERRIDES))),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS),$(BIN)/python) -m skinvl
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready  ## install everything, pinned, into .venv
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "skinvl needs Python 3.11 or newer; set PYTHON=python3.12, say")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@uv="$$(command -v uv || echo $(BIN)/uv)"; "$$uv" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+data/demo/card.json: | setup
+	$(BIN)/skinvl prep demo data/raw/demo data/demo
+
+sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapter: RECIPE, BASE, RUN, GPUS, DEEPSPEED, ARGS
+	$(LAUNCH) sft $(RECIPE) $(OVERRIDES)
+
+dry-run: setup  ## show what a recipe would train on a base, without its weights
+	$(BIN)/skinvl sft $(RECIPE) $(OVERRIDES) --dry-run
+
+prep: setup  ## turn raw data into a source: DATASET, RAW, OUT
+	$(BIN)/skinvl prep $(DATASET) $(RAW) $(OUT)
+
+show: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## paint what is trained in a few conversations of a recipe
+	$(BIN)/skinvl show $(RECIPE) $(OVERRIDES)
+
+check: setup  ## ruff, mypy --strict and the layer test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+test: setup  ## the tests, at most 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(TESTS)
+
+test-slow: setup  ## the rest: distributed runs, whole trainings
+	$(BIN)/python -m pytest -m "slow and not gpu" $(TESTS)
+
+clean:  ## remove what was made here, data and runs excepted
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache bases

@@ -1,0 +1,1 @@
+"""Fine-tune vision-language models on dermatology image-question-answer data."""
