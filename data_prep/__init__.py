@@ -1,0 +1,166 @@
+"""Raw downloads → Examples: one module per dataset with `CARD`, `rows` and `convert`; the folder is the registry."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import importlib
+import pkgutil
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from skinvl.example import Dropped, Example
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# What some base takes for a control token. Text that holds one is only counted here: which of them matter is known
+# where a base is chosen.
+CONTROL_TOKENS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "<|image|>", "<image>", "<s>", "</s>"),
+)
+
+
+class PrepError(ValueError):
+    """Raw files, an output folder or a converter that cannot give a prepared source; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a person should know before they use a dataset; it travels with the prepared source."""
+
+    title: str
+    address: str
+    licence: str  # an SPDX identifier where there is one; every Example carries it
+    terms: str  # what the licence lets one do, in a sentence
+    citation: str
+    obtain: str  # how to get the raw files and how RAW has to look
+    splits: tuple[str, ...]
+    parts: tuple[str, ...]  # what of RAW can be converted; the first is the default
+    drawn: bool = False  # the converter makes RAW itself where it is absent
+
+
+class Converter(Protocol):
+    """What a module of this folder offers."""
+
+    CARD: Card
+
+    def rows(self, raw: Path, part: str) -> int:
+        """How many conversations the raw files could give, counted without `convert`."""
+
+    def convert(self, raw: Path, part: str) -> Iterator[Example | Dropped]:
+        """One Example or Dropped per row, in file order; image paths are relative to RAW."""
+
+
+def names() -> list[str]:
+    """The datasets that have a converter."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Converter:
+    """The converter of a dataset.
+
+    Raises:
+        PrepError: no module of that name; the message says which there are.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise PrepError(
+            f"dataset {name!r}: no such converter; {hint}skinvl has {', '.join(names())}. "
+            f"To add one write data_prep/{name}.py (see CONTRIBUTING.md)"
+        )
+    return cast(Converter, importlib.import_module(f"{__name__}.{name}"))
+
+
+def find(raw: Path, name: str, card: Card) -> Path:
+    """The one file called `name` in RAW or below it, checked not to be a Git LFS pointer.
+
+    Raises:
+        PrepError: no such file, several, or a pointer.
+    """
+    found = sorted(raw.rglob(name))
+    if not found:
+        raise PrepError(f"{raw}: no file {name} in it or below it. How to get {card.title}: {card.obtain}")
+    if len(found) > 1:
+        listed = ", ".join(str(path.relative_to(raw)) for path in found)
+        raise PrepError(f"{raw}: {len(found)} files are called {name} ({listed}); leave one or give a narrower RAW")
+    refuse_pointer(found[0])
+    return found[0]
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is the small text that Git leaves where Git LFS keeps the content elsewhere."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def refuse_pointer(path: Path) -> None:
+    """Nothing, if the file has its content.
+
+    Raises:
+        PrepError: it is a Git LFS pointer.
+    """
+    if is_pointer(path):
+        raise PrepError(
+            f"{path}: a Git LFS pointer of {path.stat().st_size} bytes, not the data; "
+            "run `git lfs pull` in its repository or download the file from where the authors publish it"
+        )
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`file:line` where the row starts, its fields by column) of every row of a UTF-8 CSV file, with or without a BOM.
+
+    Raises:
+        PrepError: a column is missing, a row has another number of fields than the header, or the text is not CSV.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        last = 0
+        header: list[str] = []
+        try:
+            header = next(lines, [])
+            if missing := [column for column in columns if column not in header]:
+                raise PrepError(
+                    f"{path}: no column {', '.join(missing)}; found {', '.join(header) or 'nothing'}; "
+                    f"expected {', '.join(columns)}"
+                )
+            last = lines.line_num
+            for values in lines:
+                where, last = f"{path.name}:{last + 1}", lines.line_num
+                if not values:  # a blank line is no row
+                    continue
+                if len(values) != len(header):
+                    raise PrepError(
+                        f"{path.parent / where}: {len(values)} fields; expected {len(header)} as in the header; "
+                        "put fields that hold commas or line breaks in double quotes"
+                    )
+                yield where, dict(zip(header, values, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise PrepError(f"{path}:{last + 1}: not UTF-8 CSV ({error}); save the file as UTF-8 CSV") from error
+
+
+def count_csv(path: Path) -> int:
+    """How many data rows a CSV file holds, by its records alone."""
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        return sum(1 for values in csv.reader(file) if values) - 1
+
+
+def seeded(*key: str) -> random.Random:
+    """A generator that depends on the words of the key alone, the same on every machine and in every order."""
+    return random.Random("\n".join(key))
+
+
+def digest(*key: str) -> str:
+    """16 hexadecimal digits that name the words of the key."""
+    return hashlib.blake2b("\0".join(key).encode(), digest_size=8).hexdigest()
+
+
+def choices(options: Sequence[str]) -> str:
+    """The options as one reads them out: `a, b or c`."""
+    return f"{', '.join(options[:-1])} or {options[-1]}"

@@ -1,0 +1,224 @@
+"""Drawn skin lesions with questions whose answers are in the pixels alone: a toy to learn from in a minute on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from data_prep import Card, PrepError, choices, seeded
+from skinvl.example import Dropped, Example, Facts, text
+
+CARD = Card(
+    title="drawn skin lesions",
+    address="drawn by skinvl itself",
+    licence="CC0-1.0",
+    terms="Any use. No patient is behind these drawings, and nothing medical can be learned from them.",
+    citation="none needed",
+    obtain="nothing to get: a new or empty RAW is filled with drawings.",
+    splits=("train", "test"),
+    parts=("all",),
+    drawn=True,
+)
+
+IMAGES = 480
+TEST_PAIRS = 48  # of IMAGES / 2
+KINDS_PER_IMAGE = 5
+SIDE = 112  # pixels: 4 × 4 image tokens of 28 pixels
+
+INKS = {"black": (25, 20, 25), "blue": (55, 75, 190), "brown": (115, 65, 30), "red": (200, 30, 45)}
+SKINS = ((245, 215, 190), (235, 195, 165), (222, 178, 145))
+PALE = (250, 250, 245)
+COUNTS = {"one": 1, "two": 2, "three": 3}
+RADII = {"small": 13, "large": 23}  # pixels
+TAGS = {"arm": (40, 150, 60), "back": (140, 60, 170), "face": (245, 245, 250), "leg": (240, 205, 40)}  # site → colour
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "colour": tuple(INKS),
+    "count": tuple(COUNTS),
+    "size": tuple(RADII),
+    "border": ("irregular", "smooth"),
+    "symmetry": ("asymmetric", "symmetric"),
+    "site": tuple(TAGS),
+}
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "colour": ("Which colour is seen: {options}?", "Name the lesion colour, {options}.", "Is the colour {options}?"),
+    "count": ("How many lesions are there: {options}?", "Count the lesions. Answer {options}."),
+    "size": ("Is the lesion size {options}?", "What size is it: {options}?", "Lesion size, {options}?"),
+    "border": ("Is the border {options}?", "How is the border: {options}?"),
+    "symmetry": ("Is the lesion shape {options}?", "What about symmetry: {options}?"),
+    "site": ("Which body site does the corner tag mean: {options}?", "Read the tag. Is the site {options}?"),
+    "description": ("Describe the lesion.", "What can be seen on the skin?", "Write a sentence on the findings."),
+    "comparison": (
+        "Which of the two images shows the larger lesion: the first or the second?",
+        "In which image is the lesion larger, the first or the second?",
+    ),
+}
+KINDS = tuple(kind for kind in QUESTIONS if kind != "comparison")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What one image shows; `pair` holds the number of the two images that are compared and never split."""
+
+    file: str
+    pair: int
+    colour: str
+    count: str
+    size: str
+    border: str
+    symmetry: str
+    site: str
+
+
+def rows(raw: Path, part: str) -> int:
+    """Questions of the drawings in RAW, which is filled first where it is new or empty."""
+    drawings = len(_drawings(raw))
+    return drawings * KINDS_PER_IMAGE + drawings // 2
+
+
+def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+    """The questions of each image, and after each pair the comparison of its two images.
+
+    >>> one = Drawing("images/000.png", 0, "red", "two", "large", "smooth", "symmetric", "leg")
+    >>> row = _example((one,), "colour", _answer(one, "colour"), "train")
+    >>> row.id, row.images, row.group, row.split, row.facts.kind
+    ('000-colour', ('images/000.png',), 'pair-000', 'train', 'colour')
+    >>> [turn["content"][-1]["text"] for turn in row.messages]
+    ['Is the colour black, blue, brown or red?', 'red']
+    >>> _answer(one, "description")
+    'Two large red lesions with a smooth border.'
+    """
+    drawings = _drawings(raw)
+    numbers = sorted({drawing.pair for drawing in drawings})
+    test = set(seeded("demo", "split").sample(numbers, min(TEST_PAIRS, len(numbers) // 2)))
+    for first, second in zip(drawings[::2], drawings[1::2], strict=True):
+        split = "test" if first.pair in test else "train"
+        for drawing in (first, second):
+            kinds = seeded("demo", drawing.file).sample(KINDS, KINDS_PER_IMAGE)
+            for kind in kinds:
+                yield _example((drawing,), kind, _answer(drawing, kind), split)
+        larger = "first" if RADII[first.size] > RADII[second.size] else "second"
+        yield _example((first, second), "comparison", larger, split)
+
+
+def _example(drawings: tuple[Drawing, ...], kind: str, answer: str, split: str) -> Example:
+    name = f"{'-'.join(Path(drawing.file).stem for drawing in drawings)}-{kind}"
+    question = seeded("demo", name).choice(QUESTIONS[kind])
+    return Example(
+        id=name,
+        source="demo",
+        images=tuple(drawing.file for drawing in drawings),
+        messages=(
+            text("user", question.format(options=choices(OPTIONS.get(kind, ("", "")))), images=len(drawings)),
+            text("assistant", answer),
+        ),
+        group=f"pair-{drawings[0].pair:03}",
+        split=split,
+        licence=CARD.licence,
+        facts=Facts(kind=kind),
+    )
+
+
+def _answer(drawing: Drawing, kind: str) -> str:
+    if kind != "description":
+        return str(getattr(drawing, kind))
+    noun = "lesion" if drawing.count == "one" else "lesions"
+    article = "an" if drawing.border == "irregular" else "a"
+    return (
+        f"{drawing.count.capitalize()} {drawing.size} {drawing.colour} {noun} with {article} {drawing.border} border."
+    )
+
+
+def _drawings(raw: Path) -> list[Drawing]:
+    """What the images of RAW show, in order; RAW is filled where it is new or empty."""
+    index = raw / "index.json"
+    if not raw.exists() or (raw.is_dir() and not any(raw.iterdir())):
+        _fill(raw)
+    if not index.is_file():
+        raise PrepError(f"{raw}: not empty, and no drawings of the demo (no index.json); give a new or empty RAW")
+    try:
+        return [Drawing(**entry) for entry in json.loads(index.read_text(encoding="utf-8"))]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise PrepError(f"{index}: not the demo's index ({error}); remove {raw} and it is drawn anew") from error
+
+
+def _fill(raw: Path) -> None:
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{raw.name}.", dir=raw.parent))
+    try:
+        (partial / "images").mkdir()
+        drawings = _plan()
+        for drawing in drawings:
+            draw(drawing).save(partial / drawing.file)
+        (partial / "index.json").write_text(
+            "[\n" + ",\n".join(json.dumps(asdict(drawing)) for drawing in drawings) + "\n]\n", encoding="utf-8"
+        )
+        partial.chmod(0o755)
+        partial.replace(raw)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _plan() -> list[Drawing]:
+    """Drawings in which every option of a feature is as frequent as the others, and each pair has both sizes."""
+    features: dict[str, list[str]] = {}
+    for kind, options in OPTIONS.items():
+        features[kind] = [options[number % len(options)] for number in range(IMAGES)]
+        seeded("demo", "plan", kind).shuffle(features[kind])
+    orders = [("small", "large"), ("large", "small")] * (IMAGES // 4)
+    seeded("demo", "plan", "pairs").shuffle(orders)
+    features["size"] = [size for order in orders for size in order]
+    return [
+        Drawing(f"images/{number:03}.png", number // 2, **{kind: values[number] for kind, values in features.items()})
+        for number in range(IMAGES)
+    ]
+
+
+def draw(drawing: Drawing) -> Image.Image:
+    """The picture, RGB of SIDE × SIDE pixels: the site's tag in one quarter, lesions in the others."""
+    scale = 2  # drawn larger and reduced, for soft edges
+    chance = seeded("demo", "draw", drawing.file)
+    picture = Image.new("RGB", (SIDE * scale, SIDE * scale), chance.choice(SKINS))
+    pen = ImageDraw.Draw(picture)
+    quarter = SIDE * scale // 2
+    pen.rectangle(
+        (0, 0, quarter * 4 // 5, quarter * 4 // 5), fill=TAGS[drawing.site], outline=(90, 90, 90), width=scale
+    )
+    places = chance.sample([(quarter, 0), (0, quarter), (quarter, quarter)], COUNTS[drawing.count])
+    for left, top in places:
+        x, y = (corner + quarter / 2 + chance.uniform(-1, 1) * scale for corner in (left, top))
+        _lesion(pen, chance, drawing, x, y, RADII[drawing.size] * scale)
+    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def _lesion(
+    pen: ImageDraw.ImageDraw, chance: random.Random, drawing: Drawing, x: float, y: float, radius: float
+) -> None:
+    ink = INKS[drawing.colour]
+    if drawing.border == "smooth":
+        corners = [(1.0, step / 60) for step in range(60)]
+    else:
+        corners = [(0.5 if step % 2 else 1.15, step / 16) for step in range(16)]
+    turn = chance.random()
+    pen.polygon(
+        [
+            (
+                x + radius * reach * math.cos(math.tau * (at + turn)),
+                y + radius * reach * math.sin(math.tau * (at + turn)),
+            )
+            for reach, at in corners
+        ],
+        fill=ink,
+    )
+    if drawing.symmetry == "asymmetric":
+        spot, away = radius * 0.4, radius * 0.45
+        side = chance.choice((-1, 1))
+        centre = (x + side * away, y)
+        pen.ellipse((centre[0] - spot, centre[1] - spot, centre[0] + spot, centre[1] + spot), fill=PALE)
