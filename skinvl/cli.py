@@ -1,0 +1,102 @@
+"""`skinvl VERB …`: reads the words, loads the recipe, and calls the verb's module, which is imported only then."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+VERBS = {
+    "prep": "turn a raw download into a prepared source",
+    "sft": "train a recipe: prepared sources and a base become an adapter",
+    "show": "paint what a recipe trains, conversation by conversation",
+    "bases": "build tiny bases with random weights",
+}
+OURS = {"skinvl", "data_prep"}
+HELP = f"""usage: skinvl VERB ...
+
+{chr(10).join(f"  {verb:<7}{text}" for verb, text in VERBS.items())}
+
+  skinvl VERB --help says what a verb takes; skinvl --version names the version.
+  SKINVL_TRACEBACK=1 shows where in the code an error came from.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: the verb's own, 2 for what the user can mend (one message on stderr), 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"skinvl {importlib.metadata.version('skinvl')}")
+        return 0
+    verb = words.pop(0)
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
+        print(f"skinvl {verb}: no such verb; {hint}", file=sys.stderr)
+        return 2
+    try:
+        return _run(verb, words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (such as head) has left; what Python would still flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        if os.environ.get("SKINVL_TRACEBACK"):
+            traceback.print_exc()
+        else:
+            print(f"skinvl {verb}: {_message(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(verb: str, words: list[str]) -> int:
+    if verb in ("prep", "bases"):
+        code: int = importlib.import_module(f"skinvl.{verb}").main(words)
+        return code
+    parser = argparse.ArgumentParser(prog=f"skinvl {verb}", description=VERBS[verb])
+    parser.add_argument("recipe", help="a name in recipes/, or a path to a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as base=qwen3-vl-8b train.max_steps=10")
+    if verb == "sft":
+        parser.add_argument("--dry-run", action="store_true", help="show what would train, without any weights")
+        parser.add_argument(
+            "--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder"
+        )
+    else:
+        parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="conversations of each source (default 4)")
+    given = parser.parse_intermixed_args(words)
+    if verb == "sft" and given.configs is not None and not given.dry_run:
+        parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
+
+    from skinvl import recipe
+
+    loaded = recipe.load(given.recipe, given.overrides)
+    module = importlib.import_module(f"skinvl.{verb}")
+    if verb == "sft":
+        code = module.main(loaded, dry_run=given.dry_run, configs=given.configs)
+    else:
+        code = module.main(loaded, count=given.n)
+    return code
+
+
+def _message(error: ValueError | OSError) -> str:
+    """What the error says; where it came from too, if it was another library that said it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        return text
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = str(frame.f_globals.get("__name__", ""))
+    if module.partition(".")[0] in OURS:
+        return text
+    return f"{' '.join(text.split())} (from {module}; SKINVL_TRACEBACK=1 shows the way there)"

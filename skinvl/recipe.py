@@ -1,0 +1,247 @@
+"""What to run: the typed tree that mirrors a recipe's YAML, loaded strictly, overridden, and written out resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from skinvl import sections, strict
+from skinvl.example import Facts
+from skinvl.shipped import find
+from skinvl.shipped import shipped as shipped
+from skinvl.strict import Fault
+from skinvl.strict import RecipeError as RecipeError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Base(_Strict):
+    """The model a run starts from."""
+
+    name: Name
+    """Short name, used in the name of the run's folder."""
+    model: Text | None = None
+    """Model id on the Hugging Face hub, or a local folder."""
+    random: Text | None = None
+    """Family whose tiny model with random weights is built into bases/<name>/, instead of `model`."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null is the newest, whose commit the run records."""
+    licence: str | None = None
+    """Licence of the weights; null is unknown."""
+    note: str | None = None
+    """What a user should know before choosing it."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.model is None) == (self.random is None):
+            raise ValueError("expected either model (an id or a folder) or random (a family), and not both")
+        return self
+
+    @property
+    def location(self) -> str:
+        """The model id or folder to load; a random base lies in bases/<name> once it is built."""
+        return self.model or f"bases/{self.name}"
+
+
+class SourceSpec(_Strict):
+    """One split of one prepared source."""
+
+    source: Text
+    """Name of a folder in data/, or a path."""
+    split: Text
+    """Split of the source: a Parquet file of that name."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """How often an epoch shows the source, in copies; 0.5 is half of its groups, drawn anew each epoch."""
+
+
+class Data(_Strict):
+    """What is trained and evaluated on, and how long a conversation may be."""
+
+    train: list[SourceSpec] = Field(min_length=1)
+    """Sources to train on."""
+    eval: list[SourceSpec] = []
+    """Sources to evaluate on, each on its own."""
+    image_tokens: int = Field(gt=0)
+    """Budget for one image, in positions of the language model; each family turns it into pixels or tiles."""
+    max_tokens: int = Field(gt=0)
+    """Longest conversation, in tokens with its images."""
+    too_long: Literal["ledger", "drop_turns"] = "ledger"
+    """What happens to a longer one: left out and recorded, or cut by whole question-answer turns from its end."""
+    balance: str | None = None
+    """Field of an Example's facts whose values are to be equally frequent in training; null leaves them as they are."""
+    allow_leak: bool = False
+    """Whether to go on when evaluation data shares groups or images with training data."""
+
+    @field_validator("balance")
+    @classmethod
+    def _a_fact(cls, value: str | None) -> str | None:
+        known = [field.name for field in fields(Facts)]
+        if value is not None and value not in known:
+            raise ValueError(strict.unknown(value, known))
+        return value
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The three limits on a conversation, by name."""
+        return {"image_tokens": self.image_tokens, "max_tokens": self.max_tokens, "too_long": self.too_long}
+
+
+class PartSpec(_Strict):
+    """How one part of the model trains."""
+
+    train: Literal["frozen", "lora", "full"] = "frozen"
+    """Not at all, through LoRA on its linear layers, or all of its weights."""
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Peak learning rate of this part, per step; null is train.learning_rate."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.train == "frozen" and self.learning_rate is not None:
+            raise ValueError("a frozen part has no learning_rate; leave it out, or set train to lora or full")
+        return self
+
+
+class Parts(_Strict):
+    """What trains: the language model, the projector between image and language, the vision tower."""
+
+    language: PartSpec = PartSpec()
+    """The language model without its embeddings and lm_head."""
+    projector: PartSpec = PartSpec()
+    """The layers that turn image features into positions of the language model."""
+    vision: PartSpec = PartSpec()
+    """The vision tower."""
+
+    @model_validator(mode="after")
+    def _an_adapter(self) -> Self:
+        if "lora" not in (self.language.train, self.projector.train, self.vision.train):
+            raise ValueError("no part trains with lora, and a run makes an adapter; set parts.language.train=lora")
+        return self
+
+
+class Recipe(_Strict):
+    """One training, complete: everything that decides its result is in here."""
+
+    name: Name
+    """Name of the recipe: the stem of its file."""
+    base: Base
+    """The model it starts from: a name in recipes/bases/, or any model id or local folder."""
+    data: Data
+    """Sources and lengths."""
+    parts: Parts
+    """What trains."""
+    lora: dict[str, Any] = {}
+    """Fields of peft.LoraConfig."""
+    quantization: dict[str, Any] | None = None
+    """Fields of transformers.BitsAndBytesConfig for a 4-bit base; null is bf16."""
+    train: dict[str, Any] = {}
+    """Fields of trl.SFTConfig."""
+    attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto is the fastest that is installed and that the family supports."""
+    init_adapter: Text | None = None
+    """Adapter folder to continue from; null starts a new adapter."""
+    run: Name | None = None
+    """Folder under runs/; null is <recipe>--<base>."""
+    resume: Literal["auto"] | None = None
+    """auto goes on from the last checkpoint of the run's folder, if there is one."""
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped name or a YAML file, with `key=value` overrides laid over it.
+
+    Raises:
+        RecipeError: every fault with its line, key and what was expected.
+        FileNotFoundError: no such recipe.
+    """
+    path = find(name_or_path, "recipes")
+    document = strict.read(path)
+    faults = strict.override(document, overrides)
+    data = document.data
+    data.setdefault("name", path.stem)
+    if isinstance(data.get("base"), str):
+        try:
+            data["base"] = load_base(data["base"]).model_dump()
+        except FileNotFoundError as error:
+            faults.append(Fault(("base",), str(error)))
+            data["base"] = {"name": "unknown", "model": "unknown"}  # so that the other faults are found as well
+    for section in ("lora", "quantization", "train"):
+        if isinstance(data.get(section), dict):
+            faults += sections.check(section, data[section])
+    faults += _settings(data)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        document.fail(faults + strict.faults(error, Recipe))
+        raise
+    document.fail(faults)
+    return recipe
+
+
+def load_base(name: str) -> Base:
+    """The base of a shipped name, a YAML file, a model id `owner/name` or a local folder.
+
+    Raises:
+        RecipeError: the YAML has faults.
+        FileNotFoundError: none of these; the message names the nearest.
+    """
+    if name not in bases() and not name.endswith(".yaml") and ("/" in name or Path(name).is_dir()):
+        local = Path(name).expanduser()
+        model, last = (str(local), local.resolve().name) if local.is_dir() else (name, name.rpartition("/")[2])
+        document = strict.Document(name, {"name": last.lower(), "model": model})
+    else:
+        path = find(name, "recipes/bases")
+        document = strict.read(path)
+        document.data.setdefault("name", path.stem)
+    try:
+        return Base.model_validate(document.data)
+    except ValidationError as error:
+        document.fail(strict.faults(error, Base))
+        raise
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved YAML, from which `load` makes an equal recipe."""
+    return strict.write(recipe.model_dump())
+
+
+def recipes() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(path.stem for path in shipped("recipes").glob("*.yaml"))
+
+
+def bases() -> list[str]:
+    """The names of the shipped bases."""
+    return sorted(path.stem for path in shipped("recipes/bases").glob("*.yaml"))
+
+
+def deepspeed_config(name: str) -> Path:
+    """The file of a `train.deepspeed` value: a name in ds_configs/ or a path.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    return find(name, "ds_configs", ".json")
+
+
+def _settings(data: dict[str, Any]) -> list[Fault]:
+    """Faults of single settings that hold only together with others or with files."""
+    train = data.get("train")
+    if not isinstance(train, dict):
+        return []
+    faults = []
+    if isinstance(train.get("deepspeed"), str):
+        try:
+            deepspeed_config(train["deepspeed"])
+        except FileNotFoundError as error:
+            faults.append(Fault(("train", "deepspeed"), str(error)))
+    if train.get("eval_strategy", "no") != "no" and isinstance(data.get("data"), dict) and not data["data"].get("eval"):
+        faults.append(Fault(("train", "eval_strategy"), "data.eval is empty; name a source there, or set it to no"))
+    return faults

@@ -1,0 +1,155 @@
+"""The command line: words reach the verbs, and what the user can mend is one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+from skinvl import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "skinvl", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "SKINVL_TRACEBACK": ""})
+
+
+def verb(monkeypatch: pytest.MonkeyPatch, name: str, main: Any) -> None:
+    module = ModuleType(f"skinvl.{name}")
+    module.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"skinvl.{name}", module)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def main(words: list[str]) -> int:
+        raise error
+
+    # The name of the module decides whose error it is, so the verb gets that of a verb.
+    named = FunctionType(main.__code__, {"__name__": "skinvl.prep"}, closure=main.__closure__)
+    verb(monkeypatch, "prep", named)
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = (
+        "import sys; from skinvl import cli\n"
+        "for words in (['--help'], ['--version'], ['stf']): cli.main(words)\n"
+        "assert not {'torch', 'datasets', 'pydantic'} & set(sys.modules), sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in cli.VERBS)
+    assert "skinvl 0." in done.stdout
+    assert "skinvl stf: no such verb; did you mean sft?" in done.stderr
+
+
+def test_exit_codes_of_the_process() -> None:
+    assert run("--help").returncode == 0
+    assert run("sft", "--help").stdout.startswith("usage: skinvl sft")
+    nothing = run()
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert run("stf").returncode == 2
+    missing = run("sft", "no-such-recipe")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert missing.stderr.startswith("skinvl sft: no-such-recipe: neither a name in recipes/")
+
+
+def test_words_reach_prep_and_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    for name in ("prep", "bases"):
+        verb(monkeypatch, name, lambda words: seen.append(words) or 7)  # type: ignore[func-returns-value]
+        assert cli.main([name, "a", "--help", "-x"]) == 7
+    assert seen == [["a", "--help", "-x"]] * 2
+
+
+def test_the_recipe_reaches_sft_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, dict[str, Any]]] = []
+
+    def main(recipe: Any, **options: Any) -> int:
+        seen.append((recipe, options))
+        return 0
+
+    verb(monkeypatch, "sft", main)
+    verb(monkeypatch, "show", main)
+    assert cli.main(["sft", "tiny", "train.max_steps=3", "--dry-run", "base=qwen3-vl-4b", "--configs", "x"]) == 0
+    assert cli.main(["sft", "tiny"]) == 0
+    assert cli.main(["show", "-n", "2", "tiny", "run=again"]) == 0
+    (dry, dry_options), (_, options), (shown, show_options) = seen
+    assert (dry.train["max_steps"], dry.base.name) == (3, "qwen3-vl-4b")
+    assert dry_options == {"dry_run": True, "configs": Path("x")}
+    assert options == {"dry_run": False, "configs": None}
+    assert (shown.run, show_options) == ("again", {"count": 2})
+
+
+def test_configs_without_dry_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["sft", "tiny", "--configs", "x"])
+    assert caught.value.code == 2
+    assert "add --dry-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("train: no such thing"), "train: no such thing"),
+        (FileNotFoundError("data/x: prepare it"), "data/x: prepare it"),
+        (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
+    failing(monkeypatch, error)
+    monkeypatch.delenv("SKINVL_TRACEBACK", raising=False)
+    assert cli.main(["prep"]) == 2
+    assert capsys.readouterr().err == f"skinvl prep: {message}\n"
+    monkeypatch.setenv("SKINVL_TRACEBACK", "1")
+    assert cli.main(["prep"]) == 2
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_a_message_of_another_library_says_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SKINVL_TRACEBACK", raising=False)
+    verb(monkeypatch, "prep", lambda words: json.loads("{"))
+    assert cli.main(["prep"]) == 2
+    error = capsys.readouterr().err
+    assert "(from json.decoder; SKINVL_TRACEBACK=1 shows the way there)" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AssertionError("x"), RuntimeError("x")])
+def test_a_fault_of_the_program_keeps_its_trace(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    failing(monkeypatch, error)
+    with pytest.raises(type(error)):
+        cli.main(["prep"])
+
+
+def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["prep"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_pipe_that_closes_early_is_quiet() -> None:
+    code = (
+        "import sys, types; from skinvl import cli\n"
+        "def main(words):\n    while True: print('x' * 1000)\n"
+        "sys.modules['skinvl.prep'] = module = types.ModuleType('skinvl.prep')\n"
+        "module.main = main\nsys.exit(cli.main(['prep']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
