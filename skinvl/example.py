@@ -7,7 +7,6 @@ Any library that reads the Hugging Face `messages` + `images` columns can use it
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -89,9 +88,7 @@ FEATURES = Features(
         "group": Value("string"),
         "split": Value("string"),
         "licence": Value("string"),
-        "facts": {
-            field.name: Value("float64" if field.name == "age" else "string") for field in fields(Facts)
-        },
+        "facts": {field.name: Value("float64" if field.name == "age" else "string") for field in fields(Facts)},
     }
 )
 
@@ -166,7 +163,7 @@ def write(folder: Path, split: str, examples: Iterable[Example]) -> int:
                     validate(example)
                 writer.write_table(pa.Table.from_pylist([_row(example) for example in batch], schema=schema))
                 count += len(batch)
-        os.replace(partial, folder / f"{split}.parquet")
+        partial.replace(folder / f"{split}.parquet")
     finally:
         partial.unlink(missing_ok=True)
     return count
@@ -191,7 +188,8 @@ def read(folder: Path, split: str) -> list[Example]:
         return [_example(row) for row in rows]
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ExampleError(
-            f"{path}: not a file of Examples ({type(error).__name__}: {error}); prepare the source again with skinvl prep"
+            f"{path}: not a file of Examples ({type(error).__name__}: {error}); "
+            "prepare the source again with skinvl prep"
         ) from error
 
 

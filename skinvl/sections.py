@@ -24,7 +24,9 @@ _QUANTIZATION: dict[str, Any] = {
 }
 _LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "init_lora_weights")
 _NARROWED: dict[str, Any] = {
-    "init_lora_weights": Literal[True, "gaussian", "orthogonal", "pissa"],  # others change base weights and do not reload exactly
+    "init_lora_weights": Literal[
+        True, "gaussian", "orthogonal", "pissa"
+    ],  # others change base weights and do not reload exactly
     "bf16": bool,  # null would mean true in TRL and false elsewhere
     "deepspeed": str,
 }

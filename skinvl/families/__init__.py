@@ -1,0 +1,131 @@
+"""What is peculiar to one architecture: one module per Hugging Face `model_type`, each with one `FAMILY`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+Size = tuple[int, int]  # height, width in pixels
+
+PARTS = ("language", "projector", "vision")
+
+
+class ShapeError(ValueError):
+    """An image that its family cannot bring within the budget without distorting it: too long for its width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What an image of a known size becomes: nothing here needs its pixels.
+
+    `grid` is the family's own: (t, h, w) in patches for the Qwen families, (rows, columns) of tiles for mllama.
+    """
+
+    grid: tuple[int, ...]
+    text_tokens: int  # positions the image takes in the language row
+    vision_tokens: int  # positions that the vision tower computes
+
+
+class Family(ABC):
+    """One architecture; `parts` maps each part of the model to the prefixes of its module names (longest wins)."""
+
+    model_type: str
+    image_token: str  # what the chat template writes for one image
+    turn_open: str  # what the chat template writes before an assistant's answer
+    turn_close: str  # the end-of-turn token after it, trained with the answer
+    flash_attention: bool  # whether the architecture can run on flash-attention kernels
+    tokens: tuple[str, ...]  # the control tokens a tokenizer of the family must have
+    roles: ClassVar[dict[str, str]]  # which of them is "bos", "eos" and "pad", where the family has one
+    parts: ClassVar[dict[str, tuple[str, ...]]]
+
+    @abstractmethod
+    def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:
+        """Arguments for the image processor that keep an image within `image_tokens` positions."""
+
+    @abstractmethod
+    def picture(self, processor: ProcessorMixin, size: Size, image_arguments: dict[str, Any]) -> Picture:
+        """What the image processor will make of an image of this size.
+
+        Raises:
+            ShapeError: the image is too elongated for this image processor, or for the budget.
+        """
+
+    @abstractmethod
+    def batch(
+        self,
+        processor: ProcessorMixin,
+        ids: torch.Tensor,
+        images: list[list[Any]],
+        image_arguments: dict[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        """The model inputs beside `input_ids` and `attention_mask`; none where no row has an image.
+
+        Args:
+            ids: int64[B, T], right-padded, image tokens already expanded.
+            images: the RGB PIL images of each of the B rows, in the order of their tokens; any row may have none.
+
+        Raises:
+            ValueError: a row's image tokens are not those of its images.
+        """
+
+    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
+        """Hook up whatever a loaded model needs so that the rows of a mixed batch do not touch one another.
+
+        Called once, right after loading. It adds no parameter, and a single row runs as in the bare model.
+        """
+
+    @abstractmethod
+    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+        """A config of a few million parameters in which every special path of the architecture exists."""
+
+    @abstractmethod
+    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+        """The processor beside `tiny`; 16 image tokens are a picture of about 112 x 112 px."""
+
+    def prepare_tiny(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
+        """Open what starts shut in a new model of the architecture, so that a random one reads its images."""
+
+    def part_of(self, name: str) -> str:
+        """The part that a parameter or module name belongs to.
+
+        Raises:
+            KeyError: no part claims the name.
+        """
+        best = max(
+            (
+                (len(prefix), part)
+                for part, prefixes in self.parts.items()
+                for prefix in prefixes
+                if name == prefix or name.startswith(prefix + ".")
+            ),
+            default=None,
+        )
+        if best is None:
+            raise KeyError(f"{self.model_type}: no part of skinvl/families/{self.model_type}.py claims {name!r}")
+        return best[1]
+
+
+def names() -> list[str]:
+    """The model types that have a family."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(model_type: str) -> Family:
+    """The family of a `config.model_type`.
+
+    Raises:
+        ValueError: no file for it; the message says which file to write.
+    """
+    if model_type not in names():
+        raise ValueError(
+            f"model type {model_type!r}: no such family; skinvl has {', '.join(names())}. "
+            f"To add it write skinvl/families/{model_type}.py with one FAMILY (see CONTRIBUTING.md)"
+        )
+    family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
+    return family

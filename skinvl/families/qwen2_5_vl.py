@@ -1,0 +1,50 @@
+"""Qwen2.5-VL: as Qwen2-VL, with most layers of the vision tower attending within windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    PretrainedConfig,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from skinvl.families.qwen2_vl import QwenVL
+
+
+class Qwen25VL(QwenVL):
+    """Qwen2.5-VL."""
+
+    model_type = "qwen2_5_vl"
+
+    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+        return Qwen2_5_VLConfig(
+            text_config=self.tiny_text(tokenizer),
+            vision_config={
+                "depth": 4,
+                "hidden_size": 96,
+                "out_hidden_size": 128,
+                "intermediate_size": 192,
+                "num_heads": 4,
+                "patch_size": 14,
+                "window_size": 56,  # px: a demo image is cut into four windows
+                "fullatt_block_indexes": [1, 3],
+            },
+            tie_word_embeddings=False,
+            **self.token_ids(tokenizer),
+        )
+
+    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+        return Qwen2_5_VLProcessor(
+            image_processor=Qwen2VLImageProcessor(),
+            tokenizer=tokenizer,
+            video_processor=Qwen2VLVideoProcessor(),
+            chat_template=chat_template,
+        )
+
+
+FAMILY = Qwen25VL()

@@ -1,0 +1,145 @@
+"""Qwen2-VL, and what Qwen2.5-VL and Qwen3-VL share with it: an image stands in the language row, patch by patch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from transformers import (
+    PretrainedConfig,
+    ProcessorMixin,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from skinvl.families import Family, Picture, ShapeError, Size
+
+LONGEST_ASPECT = 200  # smart_resize refuses what is more elongated
+
+
+class QwenVL(Family):
+    """The part that all Qwen-VL models share; a subclass brings its configs and processors."""
+
+    image_token = "<|image_pad|>"
+    turn_open = "<|im_start|>assistant\n"
+    turn_close = "<|im_end|>"
+    flash_attention = True
+    tokens = (
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    )
+    roles: ClassVar = {"eos": "<|im_end|>", "pad": "<|endoftext|>"}
+    parts: ClassVar = {
+        "language": ("model.language_model", "lm_head"),
+        "projector": ("model.visual.merger",),
+        "vision": ("model.visual",),
+    }
+
+    def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:
+        made: Any = processor.image_processor
+        longest = image_tokens * (made.patch_size * made.merge_size) ** 2
+        # Small images are enlarged to at least the shortest edge (an area, for all its name), each side rounded up:
+        # from a quarter of the budget that cannot overshoot unless the image is very elongated, and picture refuses it.
+        return {"size": {"shortest_edge": min(made.size["shortest_edge"], longest // 4), "longest_edge": longest}}
+
+    def picture(self, processor: ProcessorMixin, size: Size, image_arguments: dict[str, Any]) -> Picture:
+        made: Any = processor.image_processor
+        patch, merge = made.patch_size, made.merge_size
+        edges = image_arguments["size"]
+        if max(size) > LONGEST_ASPECT * min(size):
+            raise ShapeError(f"{size[1]} x {size[0]} px; expected sides of at most {LONGEST_ASPECT} to 1")
+        height, width = smart_resize(
+            *size, factor=patch * merge, min_pixels=edges["shortest_edge"], max_pixels=edges["longest_edge"]
+        )
+        grid = (1, height // patch, width // patch)
+        patches = grid[1] * grid[2]
+        tokens, budget = patches // merge**2, edges["longest_edge"] // (patch * merge) ** 2
+        if tokens > budget:
+            raise ShapeError(
+                f"{size[1]} x {size[0]} px takes {tokens} tokens; expected at most {budget} (data.image_tokens)"
+            )
+        return Picture(grid=grid, text_tokens=tokens, vision_tokens=patches)
+
+    def batch(
+        self,
+        processor: ProcessorMixin,
+        ids: torch.Tensor,
+        images: list[list[Any]],
+        image_arguments: dict[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        made: Any = processor.image_processor
+        image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.image_token)
+        flat = [image for row in images for image in row]
+        pixels: dict[str, torch.Tensor] = {}
+        counts = torch.zeros(len(images), dtype=torch.long)
+        if flat:
+            pixels = dict(made(images=flat, return_tensors="pt", **image_arguments))
+            tokens = pixels["image_grid_thw"].prod(-1) // made.merge_size**2
+            rows = torch.tensor([index for index, row in enumerate(images) for _ in row])
+            counts.index_add_(0, rows, tokens)
+        if (found := image_positions.sum(-1)).tolist() != counts.tolist():
+            raise ValueError(f"image tokens per row: {found.tolist()}; expected {counts.tolist()} for the rows' images")
+        return {**pixels, "mm_token_type_ids": image_positions.long()} if flat else {}
+
+    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+        return Qwen2VLConfig(
+            text_config=self.tiny_text(tokenizer),
+            vision_config={
+                "depth": 2,
+                "embed_dim": 96,
+                "hidden_size": 128,
+                "num_heads": 4,
+                "mlp_ratio": 2,
+                "patch_size": 14,
+            },
+            tie_word_embeddings=True,
+            **self.token_ids(tokenizer),
+        )
+
+    def tiny_text(self, tokenizer: Any) -> dict[str, Any]:
+        """The language part of `tiny`: grouped key-value heads of 32, turned by time, height and width (M-RoPE)."""
+        return {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+
+    def token_ids(self, tokenizer: Any) -> dict[str, Any]:
+        """The ids by which a config knows the vision tokens."""
+        names = ("image_pad", "video_pad", "vision_start", "vision_end")
+        keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        return {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in zip(keys, names, strict=True)}
+
+    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+        return Qwen2VLProcessor(
+            image_processor=Qwen2VLImageProcessor(),
+            tokenizer=tokenizer,
+            video_processor=Qwen2VLVideoProcessor(),
+            chat_template=chat_template,
+        )
+
+
+class Qwen2VL(QwenVL):
+    """Qwen2-VL."""
+
+    model_type = "qwen2_vl"
+
+
+FAMILY = Qwen2VL()

@@ -1,0 +1,145 @@
+"""How long every conversation will be, from its text and its images' sizes alone: nothing too long starts to train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from rich.table import Table
+
+from skinvl.chat import UNTRAINED, Chat, ChatError
+from skinvl.example import Dropped, Example
+from skinvl.families import Size
+
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
+
+
+class ImageError(ValueError):
+    """An image file that is not there or cannot be read; `rule` is missing-image or unreadable-image."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule, self.detail = rule, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The positions of one conversation; `index` is its place among the rows that were measured."""
+
+    index: int
+    tokens: int  # in the language row, image tokens included
+    image_tokens: int  # of these, those of images
+    trained: int  # of these, those with a label
+    vision_tokens: int  # positions that the vision tower computes for its images
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What will be trained on, and what not and why."""
+
+    kept: list[Length]
+    dropped: list[Dropped]
+
+    def table(self, title: str) -> Table:
+        """The counts and token statistics under a title, for the terminal."""
+        rows = len(self.kept) + len(self.dropped)
+        table = Table(
+            "tokens per conversation", "mean", "95 %", "max", "total", title=f"{title}: {len(self.kept)} of {rows} rows"
+        )
+        for name in ("tokens", "image_tokens", "trained", "vision_tokens"):
+            found = summary([getattr(one, name) for one in self.kept])
+            table.add_row(
+                name.replace("_", " "), f"{found.mean:.1f}", str(found.p95), str(found.max), f"{found.total:,}"
+            )
+        for rule in sorted({one.rule for one in self.dropped}):
+            table.add_row(f"dropped: {rule}", "", "", "", str(sum(one.rule == rule for one in self.dropped)))
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean, 95th percentile (nearest rank), maximum and sum of some counts; zeros where there are none."""
+
+    mean: float
+    p95: int
+    max: int
+    total: int
+
+
+def summary(counts: Sequence[int]) -> Summary:
+    """The statistics of some counts."""
+    if not counts:
+        return Summary(0.0, 0, 0, 0)
+    ordered = sorted(counts)
+    return Summary(sum(ordered) / len(ordered), ordered[math.ceil(0.95 * len(ordered)) - 1], ordered[-1], sum(ordered))
+
+
+def load_image(path: Path) -> Image.Image:
+    """The RGB pixels of an image file, turned upright as its EXIF data says; everything that reads pixels uses this.
+
+    Raises:
+        ImageError: no such file, or not an image.
+    """
+    image = _open(path)
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError("unreadable-image", f"{path}: {error}") from error
+    finally:
+        image.close()
+
+
+def sizes(root: Path, example: Example) -> tuple[Size, ...]:
+    """Height and width in pixels of each image of an Example, as `load_image` would give them; only headers are read.
+
+    Raises:
+        ImageError: an image is missing or cannot be read.
+    """
+    return tuple(_size(root / name) for name in example.images)
+
+
+def preflight(chat: Chat, rows: Sequence[tuple[Example, Path]]) -> Preflight:
+    """The lengths of the conversations that can be trained on, and the others with their reasons.
+
+    Args:
+        rows: each Example with the folder that its image paths start from.
+    """
+    kept, dropped = [], []
+    for index, (example, root) in enumerate(rows):
+        try:
+            encoded = chat.encode(example, sizes(root, example))
+        except (ChatError, ImageError) as error:
+            dropped.append(Dropped(f"{example.source}/{example.id}", error.rule, error.detail))
+            continue
+        kept.append(
+            Length(
+                index=index,
+                tokens=len(encoded.ids),
+                image_tokens=sum(picture.text_tokens for picture in encoded.pictures),
+                trained=len(encoded.labels) - encoded.labels.count(UNTRAINED),
+                vision_tokens=sum(picture.vision_tokens for picture in encoded.pictures),
+            )
+        )
+    return Preflight(kept, dropped)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise ImageError("missing-image", f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ImageError("unreadable-image", f"{path}: {error}") from error
+
+
+@lru_cache(maxsize=1 << 20)
+def _size(path: Path) -> Size:
+    with _open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    return (width, height) if turned else (height, width)

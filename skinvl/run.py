@@ -1,0 +1,95 @@
+"""The folder of one training: refused when taken, and the records in it that make a score reproducible."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from skinvl.recipe import Recipe
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used."""
+
+
+def folder(recipe: Recipe, runs: Path = Path("runs")) -> Path:
+    """Where a recipe's run lies: `runs/<recipe>--<base>`, or under the name that `run=` gives."""
+    name = recipe.run or f"{recipe.name}--{recipe.base.name}"
+    if Path(name).name != name:
+        raise RunError(f"run={name}: a run is named without folders; it lies in {runs}/")
+    return runs / name
+
+
+def claim(path: Path, resume: bool) -> None:
+    """Nothing; the folder exists and may be written to.
+
+    Raises:
+        RunError: it holds an earlier run and `resume` is false, or it cannot be written to.
+    """
+    if not resume and path.is_dir() and any(path.iterdir()):
+        raise RunError(
+            f"{path}: not empty; continue that run with resume=auto, start another with run=NAME, or remove the folder"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be created ({error.strerror}); run from a folder you may write to") from error
+    if not os.access(path, os.W_OK):
+        raise RunError(f"{path}: not writable; change its permissions or start from a folder you may write to")
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The checkpoint of the highest step, or None."""
+    steps = {int(path.name.removeprefix("checkpoint-")): path for path in checkpoints.glob("checkpoint-*[0-9]")}
+    return steps[max(steps)] if steps else None
+
+
+def environment(facts: dict[str, Any]) -> dict[str, Any]:
+    """The versions and the machine a run had, with the facts of the run itself."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "command": sys.argv[1:],
+        **facts,
+    }
+
+
+def plot_losses(log: Path, path: Path) -> None:
+    """Nothing; `path` shows the train loss and every eval loss of the log over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for key, value in entry.items():
+            if key == "loss" or (key.startswith("eval_") and key.endswith("_loss")):
+                curves.setdefault("train" if key == "loss" else key.removesuffix("_loss"), []).append(
+                    (entry["step"], value)
+                )
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, marker="." if name != "train" else None, label=name.replace("_", " "))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per supervised token)")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)

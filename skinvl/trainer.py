@@ -1,0 +1,243 @@
+"""The little that is ours on top of TRL's SFTTrainer: sampling, learning rates, loss, evaluation, the first steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from skinvl.families import PARTS, Family
+from skinvl.mixture import MixtureSampler, Row, Rows
+from skinvl.model import WRAPPER
+from skinvl.pack import IGNORE, Collator
+from skinvl.recipe import Recipe
+
+
+class TrainingError(ValueError):
+    """A run that would train nothing or the wrong thing."""
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer over Rows: the loss is the mean over all supervised tokens of a step, on every rank and accumulation.
+
+    Args:
+        evaluation: the eval rows of each source.
+        log: the JSON-lines file that every logged dictionary is appended to.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: SFTConfig,
+        recipe: Recipe,
+        family: Family,
+        train: Sequence[Row],
+        evaluation: Mapping[str, Sequence[Row]],
+        collator: Collator,
+        log: Path,
+    ) -> None:
+        self.recipe, self.family = recipe, family
+        masters = {p: p.data for p in model.parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=_numbers(train),
+            eval_dataset={name: _numbers(rows) for name, rows in evaluation.items()} or None,
+            processing_class=collator.chat.processor,
+        )
+        # TRL takes nothing but a datasets.Dataset, which would copy every conversation into Arrow; it only looks at it.
+        self.train_dataset = Rows(train)
+        self.eval_dataset = {name: Rows(rows) for name, rows in evaluation.items()}
+        for parameter, master in masters.items():
+            if parameter.dtype != master.dtype:  # TRL casts a QLoRA adapter to bf16
+                parameter.data = master.to(parameter.device)
+        # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
+        self.model_accepts_loss_kwargs = True
+        self.images_seen = False  # by this rank, in the current step
+        self.add_callback(_Log(log))
+        self.add_callback(_Gradients(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = (train_dataset or self.train_dataset).rows
+        return MixtureSampler(rows, self.args.seed, self.recipe.data.balance)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer with one group per part and weight decay, each at its part's learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        target: torch.nn.Module = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(target))
+        groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in target.named_parameters():
+            if parameter.requires_grad:
+                part = self.family.part_of(name.removeprefix("module.").removeprefix(WRAPPER))
+                groups.setdefault((part, name in decayed), []).append(parameter)
+        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
+        made: torch.optim.Optimizer = optimizer(
+            [
+                {
+                    "params": parameters,
+                    "lr": getattr(self.recipe.parts, part).learning_rate or self.args.learning_rate,
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                }
+                for (part, decay), parameters in groups.items()
+            ],
+            **settings,
+        )
+        self.optimizer = made
+        return made
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The summed token loss over the supervised tokens of the step, float32[].
+
+        `num_items_in_batch` counts those of all ranks and accumulated batches; ranks average their gradients, hence
+        the factor of their number.
+        """
+        assert not return_outputs
+        self.images_seen = self.images_seen or "pixel_values" in inputs
+        losses, _ = token_losses(model, inputs)
+        if num_items_in_batch is None:
+            return losses.mean()
+        ranks: int = self.accelerator.num_processes
+        return losses.sum() / num_items_in_batch * ranks
+
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, Rows] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Summed token losses over supervised tokens, for each source and for all, over all ranks."""
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics, total, started = {}, torch.zeros(2, dtype=torch.float64), time.monotonic()
+        for name, rows in sets.items():
+            sums = self.sums(rows.rows)
+            metrics[f"{metric_key_prefix}_{name}_loss"] = float(sums[0] / sums[1])
+            total += sums[:2]
+        metrics[f"{metric_key_prefix}_loss"] = float(total[0] / total[1])
+        metrics[f"{metric_key_prefix}_tokens"] = float(total[1])
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def sums(self, rows: Sequence[Row]) -> torch.Tensor:
+        """(token losses, supervised tokens, answer tokens, those that are the most likely ones), float64[4].
+
+        Answer tokens are the supervised ones without the end of turn. Each row counts once whatever the number of
+        ranks, and all ranks run the same number of forwards.
+        """
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = [rows[index % len(rows)] for index in range(rank, math.ceil(len(rows) / ranks) * ranks, ranks)]
+        real = len(range(rank, len(rows), ranks))
+        loader = DataLoader(
+            Rows(share),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        close = self.processing_class.tokenizer.convert_tokens_to_ids(self.family.turn_close)
+        sums, seen = torch.zeros(4, dtype=torch.float64), 0
+        self.model.eval()
+        for batch in loader:
+            inputs = self._prepare_inputs(batch)
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+                losses, right = token_losses(self.model, inputs)
+            targets = inputs["shift_labels"]
+            counted = torch.arange(len(targets), device=targets.device) < real - seen  # the rest is filling
+            supervised = targets != IGNORE
+            weight = counted[:, None].expand_as(targets)[supervised]
+            answer = weight & (targets[supervised] != close)
+            sums += (
+                torch.stack([losses[weight].sum(), weight.sum(), answer.sum(), (right & answer).sum()]).double().cpu()
+            )
+            seen += len(targets)
+        gathered: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+        return gathered
+
+
+def token_losses(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, whether the token is the most likely one) of each supervised token, float32[N] and bool[N], row by row.
+
+    Logits are computed only at positions where some row of the batch is supervised.
+    """
+    plain = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
+    targets = inputs["shift_labels"]
+    keep = (targets != IGNORE).any(0).nonzero().squeeze(1)
+    logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
+    targets = targets[:, keep]
+    supervised = targets != IGNORE
+    logits, targets = logits[supervised].float(), targets[supervised]
+    return cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+
+def _numbers(rows: Sequence[Row]) -> Dataset:
+    return Dataset.from_dict({"row": list(range(len(rows)))})
+
+
+class _Log(TrainerCallback):
+    """Appends every logged dictionary to a JSON-lines file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **event["logs"]}) + "\n")
+
+
+class _Gradients(TrainerCallback):
+    """Stops a run in which a part that should train has no gradient, once for each part.
+
+    lora_A has none in the first step, since lora_B starts at zero; so lora_B and full weights are looked at, from the
+    second step on, for projector and vision in the first step that shows an image.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.left = {part for part in PARTS if getattr(trainer.recipe.parts, part).train != "frozen"}
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.images_seen = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step == 0 or not self.left or self.trainer.is_deepspeed_enabled:
+            return
+        due = self.left if self.trainer.images_seen else self.left & {"language"}
+        alive: set[str] = set()
+        for name, parameter in self.trainer.model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                part = self.trainer.family.part_of(name.removeprefix(WRAPPER))
+                if part in due - alive and parameter.grad is not None and parameter.grad.any():
+                    alive.add(part)
+        if due - alive:
+            raise TrainingError(
+                f"parts.{min(due - alive)}: every gradient is zero in step {state.global_step + 1}; nothing reaches "
+                "this part of the base. A projector or tower without gradient belongs to a base that ignores images"
+            )
+        self.left -= alive

@@ -1,0 +1,109 @@
+"""A small prepared source and recipes over it, for tests that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tiny
+import yaml
+from transformers import AutoProcessor
+
+from skinvl import families, model, recipe
+from skinvl.chat import Chat
+from skinvl.example import Example, Facts, text, write
+from skinvl.mixture import Row
+from skinvl.pack import Collator
+from skinvl.recipe import Recipe
+
+QUESTIONS = (
+    ("What is the colour?", ("Brown.", "Red.", "Black.")),
+    ("Is the border smooth or jagged?", ("It is jagged all the way round.", "Smooth.")),
+    ("How many lesions are there?", ("One.", "Two.")),
+)
+
+
+def source(folder: Path, images: int = 8, split: str = "train", text_only: int = 0) -> Path:
+    """A prepared source: three questions about each image, and some conversations without an image."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    examples = []
+    for index in range(images):
+        name = f"images/{split}-{index}.png"
+        tiny.picture(index + 100 * (split == "test"), (112, 112 if index % 2 else 84)).save(folder / name)
+        for number, (question, answers) in enumerate(QUESTIONS):
+            answer = answers[index % len(answers)]
+            examples.append(_example(f"{split}-{index}-{number}", (name,), question, answer, split))
+    examples += [
+        _example(f"{split}-text-{index}", (), "Which colour has a lesion?", "Brown.", split)
+        for index in range(text_only)
+    ]
+    write(folder, split, examples)
+    return folder
+
+
+def _example(name: str, images: tuple[str, ...], question: str, answer: str, split: str) -> Example:
+    messages = (text("user", question, images=len(images)), text("assistant", answer))
+    group = images[0] if images else name
+    return Example(name, "drawn", images, messages, group, split, "CC0-1.0", Facts(kind="colour"))
+
+
+def make(tmp_path: Path, family: str, **changes: Any) -> Recipe:
+    """A recipe of a tiny base over a drawn source, trained in fp32; changes are `section__key=value`."""
+    data = source(tmp_path / "drawn")
+    source(data, images=3, split="test")
+    tree: dict[str, Any] = {
+        "base": str(tiny.base(family)),
+        "data": {
+            "train": [{"source": str(data), "split": "train"}],
+            "eval": [{"source": str(data), "split": "test"}],
+            "image_tokens": 16,
+            "max_tokens": 256,
+        },
+        "parts": {"language": {"train": "lora"}, "projector": {"train": "full", "learning_rate": 1e-3}},
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+        "train": {
+            "bf16": False,
+            "activation_checkpointing": False,
+            "per_device_train_batch_size": 4,
+            "max_steps": 3,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        },
+    }
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[key] = value
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return recipe.load(str(file))
+
+
+def chat(one: Recipe) -> Chat:
+    """The chat of a recipe's base."""
+    path = Path(one.base.location)
+    _, family = model.config(path)
+    return Chat(AutoProcessor.from_pretrained(path), family, **one.data.budget)
+
+
+def attached(one: Recipe) -> Any:
+    """The base of a recipe with a fresh adapter."""
+    path = Path(one.base.location)
+    _, family = model.config(path)
+    return model.attach(model.load(path, family, one), family, one)
+
+
+def batch(one: Recipe, rows: list[Row]) -> dict[str, Any]:
+    """The rows as one batch of the recipe's base."""
+    return Collator(chat(one))([{"row": row} for row in rows])
+
+
+def family_of(one: Recipe) -> families.Family:
+    """The family of a recipe's base."""
+    return model.config(Path(one.base.location))[1]

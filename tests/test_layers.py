@@ -1,0 +1,94 @@
+"""An arrow only points down: every module stands in one layer and imports only lower ones."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    ["cli"],
+    ["prep", "sft", "show", "bases"],  # the verbs, which never import one another
+    ["trainer", "dry"],
+    ["model", "run", "tiny"],
+    ["chat", "pack", "mixture", "lengths"],
+    ["families", "recipe", "hub"],
+    ["sections", "strict", "shipped"],
+    ["example", "labels"],
+]
+# Within a layer a module may import those named here, and no other.
+BESIDE = {
+    "model": ["tiny"],
+    "chat": [],
+    "lengths": ["chat"],
+    "pack": ["chat", "lengths", "mixture"],
+    "sections": ["strict"],
+}
+TORCHLESS = ["skinvl.example", "skinvl.labels", "skinvl.prep", "skinvl.recipe", "skinvl.cli", "data_prep"]
+
+
+def imports(path: Path) -> set[str]:
+    """The first-level modules of skinvl, and data_prep, that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head == "skinvl" and rest:
+                found.add(rest.split(".")[0])
+            elif head == "data_prep":
+                found.add("data_prep")
+    return found
+
+
+def violations(module: str, found: set[str]) -> list[str]:
+    """The imports of a module of skinvl that point up or sideways."""
+    depth = {name: level for level, names in enumerate(LAYERS) for name in names}
+    allowed = {name for name in depth if depth[name] > depth[module]} | set(BESIDE.get(module, ())) | {module}
+    if module in ("prep", "cli"):
+        allowed.add("data_prep")
+    return sorted(name for name in found if name not in allowed and name != "__version__")
+
+
+def modules() -> list[str]:
+    return sorted(
+        path.stem if path.suffix else path.name
+        for path in (ROOT / "skinvl").iterdir()
+        if not path.name.startswith("__") and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    )
+
+
+def test_every_module_stands_in_one_layer() -> None:
+    assert sorted(name for names in LAYERS for name in names) == modules()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_arrows_point_down(module: str) -> None:
+    path = ROOT / "skinvl" / module
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    for file in files:
+        assert violations(module, imports(file)) == [], file
+
+
+def test_an_upward_arrow_is_seen() -> None:
+    assert violations("families", {"chat", "example"}) == ["chat"]
+    assert violations("sft", {"prep"}) == ["prep"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.stem)
+def test_data_prep_knows_only_examples_and_labels(file: Path) -> None:
+    assert imports(file) <= {"example", "labels", "data_prep"}
+
+
+def test_light_modules_load_no_torch() -> None:
+    code = f"import sys\nfor name in {TORCHLESS}: __import__(name)\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

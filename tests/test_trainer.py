@@ -1,0 +1,157 @@
+"""The loss is the mean over all supervised tokens, however the batch is cut; parts learn at their own rates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import tiny
+import torch
+from transformers import set_seed
+
+from skinvl import mixture, sft
+from skinvl.pack import IGNORE, Collator
+from skinvl.recipe import Recipe
+from skinvl.trainer import Trainer, TrainingError, token_losses
+
+
+def trainer(one: Recipe, tmp_path: Path, **changes: Any) -> Trainer:
+    """A trainer over the recipe's rows."""
+    set_seed(0)
+    train, evaluation = mixture.load(one.data)
+    kind = runs.family_of(one)
+    args = sft.arguments(one, tmp_path / "run")
+    collator = Collator(runs.chat(one))
+    return Trainer(runs.attached(one), args, one, kind, train, evaluation, collator, tmp_path / "log.jsonl")
+
+
+def first_gradients(one: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, Any]]:
+    """The loss of the first optimizer step, and the gradients it saw."""
+    made = trainer(one, tmp_path)
+    torch.manual_seed(1)
+    for parameter in made.model.parameters():
+        if parameter.requires_grad:  # lora_B at zero would leave lora_A without a gradient
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    found: dict[str, torch.Tensor] = {}
+    step = made.create_optimizer().step
+
+    def look(*args: Any, **settings: Any) -> Any:
+        if not found:
+            found.update({n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None})
+        return step(*args, **settings)
+
+    monkeypatch.setattr(made.optimizer, "step", look)
+    made.train()
+    losses = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    return losses[0]["loss"], found
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_batch_8_is_4_accumulated_twice(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"train__max_steps": 1, "train__max_grad_norm": 0.0}
+    one = runs.make(tmp_path, family, train__per_device_train_batch_size=8, **settings)
+    (tmp_path / "whole").mkdir()
+    loss, gradients = first_gradients(one, tmp_path / "whole", monkeypatch)
+    two = runs.make(tmp_path, family, train__gradient_accumulation_steps=2, **settings)
+    (tmp_path / "halves").mkdir()
+    again, others = first_gradients(two, tmp_path / "halves", monkeypatch)
+    assert again == pytest.approx(loss, rel=1e-5)
+    assert gradients.keys() == others.keys()
+    for name, value in gradients.items():
+        difference = (value - others[name]).norm() / value.norm().clamp(min=1e-12)
+        assert difference < 1e-4, name
+
+
+def test_a_mean_of_batch_means_would_be_seen(tmp_path: Path) -> None:
+    made = trainer(runs.make(tmp_path, "qwen2_vl"), tmp_path)
+    rows = made.train_dataset.rows
+    batches = [made.data_collator([{"row": row} for row in rows[start : start + 4]]) for start in (0, 4)]
+    with torch.no_grad():
+        sums = [token_losses(made.model.eval(), batch)[0] for batch in batches]
+    true = torch.cat(sums).mean()
+    assert (
+        abs(torch.stack([one.mean() for one in sums]).mean() - true) / true > 1e-4
+    )  # lengths differ, so this can fail
+    parts = [
+        made.compute_loss(made.model, dict(batch), num_items_in_batch=torch.tensor(sum(map(len, sums))))
+        for batch in batches
+    ]
+    assert float(sum(parts)) == pytest.approx(float(true), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_loss_is_that_of_hugging_face_at_the_supervised_tokens(tmp_path: Path, family: str) -> None:
+    one = runs.make(tmp_path, family)
+    rows, _ = mixture.load(one.data)
+    inputs = runs.batch(one, rows[:4])
+    model = runs.attached(one).eval()
+    labels, shifted = inputs.pop("labels"), inputs.pop("shift_labels")
+    with torch.no_grad():
+        expected = model(**inputs, labels=labels).loss
+        losses, right = token_losses(model, {**inputs, "shift_labels": shifted})
+        wrong, _ = token_losses(model, {**inputs, "shift_labels": torch.roll(shifted, 1, 1)})
+    assert len(losses) == int((labels != IGNORE).sum()) == len(right)
+    assert float(losses.mean()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(wrong.mean()) != pytest.approx(float(expected), rel=1e-2)
+
+
+def test_every_part_and_decay_has_its_group(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", train__weight_decay=0.1)
+    made = trainer(one, tmp_path)
+    optimizer = made.create_optimizer()
+    names = {id(p): n for n, p in made.model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (1e-3 if "merger" in name else 1e-2), name
+            assert group["weight_decay"] == (0.0 if name.endswith("bias") or "ln_q" in name else 0.1), name
+    trained = {id(p) for p in made.model.parameters() if p.requires_grad}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == trained
+
+
+def test_eval_loss_is_a_sum_over_tokens_whatever_the_batch(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", train__per_device_eval_batch_size=1)
+    made = trainer(one, tmp_path)
+    rows = made.eval_dataset["drawn"].rows
+    single = made.sums(rows)
+    made.args.per_device_eval_batch_size = 5
+    torch.testing.assert_close(made.sums(rows), single, rtol=1e-5, atol=1e-5)
+    metrics = made.evaluate()
+    assert metrics["eval_drawn_loss"] == pytest.approx(float(single[0] / single[1]))
+    assert metrics["eval_tokens"] == single[1]
+    answers = sum(len(made.data_collator.chat.encode(r.example, ((112, 112),)).ids) for r in rows)
+    assert 0 < single[2] == single[1] - len(rows) < answers
+
+
+def test_a_part_that_nothing_reaches_stops_the_run(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl")
+    made = trainer(one, tmp_path)
+    for name, parameter in made.model.named_parameters():
+        if "merger" in name and parameter.requires_grad:
+            parameter.register_hook(torch.zeros_like)
+    with pytest.raises(TrainingError, match=r"parts\.projector: every gradient is zero in step 2"):
+        made.train()
+
+
+def test_text_only_batches_do_not_alarm(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "mllama")
+    source = runs.source(tmp_path / "texts", images=0, text_only=12)
+    one = one.model_copy(
+        update={"data": one.data.model_copy(update={"train": [mixture.SourceSpec(source=str(source), split="train")]})}
+    )
+    trainer(one, tmp_path).train()
+
+
+def test_a_qlora_adapter_keeps_its_fp32_masters_and_moves_alone(tmp_path: Path) -> None:
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    one = runs.make(tmp_path, "qwen2_vl", quantization=nf4)
+    made = trainer(one, tmp_path)
+    assert {p.dtype for p in made.model.parameters() if p.requires_grad} == {torch.float32}
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    made.train()
+    for name, parameter in made.model.named_parameters():
+        same = torch.equal(before[name], parameter)
+        assert same != parameter.requires_grad, name

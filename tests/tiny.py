@@ -1,0 +1,82 @@
+"""Tiny bases for tests: one of each family, built once per run, and the real processors on request."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast, ProcessorMixin
+
+from skinvl import families
+from skinvl.tiny import build
+
+FAMILIES = ("mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+TEXTS = (
+    "What is the colour of this lesion?",
+    "It is brown with a lighter rim.",
+    "How many lesions are there? One, two or three?",
+    "Is the border smooth or jagged?",
+    "Compare the two images: the first is larger.",
+    "You are a dermatology assistant. Answer briefly.",
+)
+TEMPLATES = {
+    "qwen2_vl": "qwen2_vl_and_qwen2_5_vl/chat_template.jinja",
+    "qwen2_5_vl": "qwen2_vl_and_qwen2_5_vl/chat_template.jinja",
+    "qwen3_vl": "qwen3_vl/chat_template.jinja",
+    "mllama": "llama3.2-vision/v2_current.jinja",
+}
+TOKENIZERS = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2-vl", "qwen3_vl": "qwen3-vl", "mllama": "llama3.2-vision"}
+_ROOT = tempfile.TemporaryDirectory(prefix="skinvl-tiny-")
+
+
+@cache
+def base(family: str) -> Path:
+    """The folder of a tiny base; shared by all tests, so nothing may write into it."""
+    return build(family, Path(_ROOT.name) / family, texts=TEXTS)
+
+
+def processor(family: str) -> ProcessorMixin:
+    """A fresh processor of the tiny base."""
+    loaded: ProcessorMixin = AutoProcessor.from_pretrained(base(family))
+    return loaded
+
+
+def model(family: str, dtype: torch.dtype = torch.float32, prepared: bool = True) -> Any:
+    """A fresh model of the tiny base, in eval mode; as training and inference see it, unless not `prepared`."""
+    loaded = AutoModelForImageTextToText.from_pretrained(base(family), dtype=dtype).eval()
+    if prepared:
+        families.load(family).prepare(loaded)
+    return loaded
+
+
+def real_processor(shared: Path, family: str, template: str | None = None) -> ProcessorMixin:
+    """The family's processor with a published tokenizer and chat template; `template` is a path in chat_templates."""
+    kind = families.load(family)
+    tokenizer = copy(_real_tokenizer(shared, family))  # a Chat pins its template in the tokenizer
+    text = (shared / "chat_templates" / (template or TEMPLATES[family])).read_text(encoding="utf-8")
+    return kind.tiny_processor(tokenizer, text)
+
+
+@cache
+def _real_tokenizer(shared: Path, family: str) -> PreTrainedTokenizerFast:
+    path = shared / "tokenizers" / "derived" / f"tokenizer.{TOKENIZERS[family]}.json"
+    roles = {f"{role}_token": token for role, token in families.load(family).roles.items()}
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), **roles)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (112, 112)) -> Image.Image:
+    """A drawn picture of (height, width) pixels; another seed, another picture."""
+    draw = random.Random(seed)
+    height, width = size
+    image = Image.new("RGB", (width, height), tuple(draw.randrange(256) for _ in range(3)))
+    canvas = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y = draw.randrange(width), draw.randrange(height)
+        canvas.ellipse((x, y, x + width // 2, y + height // 2), fill=tuple(draw.randrange(256) for _ in range(3)))
+    return image
