@@ -74,7 +74,7 @@ class Chat:
         close: int = self.tokenizer.convert_tokens_to_ids(family.turn_close)
         # Padded positions are masked and untrained: where a tokenizer has no padding token any id serves.
         self.pad_id: int = close if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()} | {family.image_token}
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         self._control = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         self._pictures: dict[Size, Picture] = {}
 
@@ -173,7 +173,8 @@ class Chat:
             if text[start:end] != answer + closing:
                 raise ChatError(
                     "template-refused",
-                    f"the chat template writes {text[start : start + 40]!r}; expected the answer as it is, {answer[:40]!r}",
+                    f"the chat template writes {text[start : start + 40]!r}; "
+                    f"expected the answer as it is, {answer[:40]!r}",
                 )
             yield text[cursor:start], False
             yield text[start:end], True

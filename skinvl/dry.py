@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoProcessor
 
-from skinvl import hub, mixture, model, tiny
+from skinvl import adapter, hub, mixture, model, tiny
 from skinvl.chat import Chat
 from skinvl.families import PARTS, Family
 from skinvl.lengths import preflight
@@ -34,17 +34,18 @@ def _show(say: Console, recipe: Recipe, path: Path) -> None:
     config, family = model.config(path)
     blank = model.blank(config)
     total = model.count_parameters(blank)
-    hits = model.plan(blank, family, recipe)
+    hits = adapter.plan(blank, family, recipe)
     # PiSSA would decompose weights that are not there.
     lora = {key: value for key, value in recipe.lora.items() if key != "init_lora_weights"}
-    peft_model = model.attach(blank, family, recipe.model_copy(update={"lora": lora, "init_adapter": None}))
-    counts = model.check(peft_model, family, recipe)
+    peft_model = adapter.attach(blank, family, recipe.model_copy(update={"lora": lora, "init_adapter": None}))
+    counts = adapter.check(peft_model, family, recipe)
     table = Table("part", "train", "trainable", "of", "what is hit")
     for part in PARTS:
         hit = hits[part]
         what = [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full)
-        trainable, every = counts[part]
-        table.add_row(part, getattr(recipe.parts, part).train, f"{trainable:,}", f"{every:,}", "\n".join(what))
+        found = counts[part]
+        mode = getattr(recipe.parts, part).train
+        table.add_row(part, mode, f"{found.trainable:,}", f"{found.parameters:,}", "\n".join(what))
     say.print(table)
     say.print(f"parameters of {recipe.base.name}: {total:,}")
     _lengths(say, recipe, family, path)

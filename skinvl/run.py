@@ -81,6 +81,8 @@ def plot_losses(log: Path, path: Path) -> None:
                 curves.setdefault("train" if key == "loss" else key.removesuffix("_loss"), []).append(
                     (entry["step"], value)
                 )
+    if len([name for name in curves if name != "train"]) == 2:  # one source, of which "eval" is the same again
+        curves.pop("eval")
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -9,16 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoProcessor, PretrainedConfig, set_seed
+from transformers import AutoProcessor, set_seed
 from trl import SFTConfig
 
-from skinvl import dry, mixture, model, run
+from skinvl import adapter, dry, mixture, model, run
+from skinvl.adapter import Trained
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
 from skinvl.lengths import preflight
@@ -45,11 +44,29 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
         return dry.main(recipe, configs)
     path = run.folder(recipe)
     args = arguments(recipe, path)
-    say = Console(quiet=args.process_index != 0)
+    first = args.process_index == 0
+    say = Console(quiet=not first)
     resume = run.last_checkpoint(path / "checkpoints") if recipe.resume else None
     with args.main_process_first(local=False):
-        if args.process_index == 0:
+        if first:
             run.claim(path, recipe.resume is not None)
+    trainer = prepare(recipe, args, path, say)
+    started = time.monotonic()
+    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    minutes = (time.monotonic() - started) / 60
+    save_adapter(trainer, path / "adapter")
+    losses = trainer.evaluate() if trainer.eval_dataset else {}
+    control = image_control(trainer, [row for rows in trainer.eval_dataset.values() for row in rows.rows])
+    if first:
+        run.plot_losses(path / "log.jsonl", path / "loss.png")
+        summary = {"train_loss": result.training_loss, **losses, **({"control": asdict(control)} if control else {})}
+        (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    show_result(say, result.training_loss, losses, control, minutes, path)
+    return 0
+
+
+def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Trainer:
+    """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
     set_seed(args.seed)
     train, evaluation = mixture.load(recipe.data)
     with args.main_process_first():  # one process of a machine downloads or builds
@@ -57,18 +74,14 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
     config, family = model.config(base.path)
     chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
     train, evaluation, dropped = checked(chat, train, evaluation, say)
-    peft_model = model.attach(
-        model.load(base.path, family, recipe, device_map=device_map(recipe, args)), family, recipe
-    )
+    loaded = model.load(base.path, family, recipe, device_map={"": args.device} if recipe.quantization else None)
+    peft_model = adapter.attach(loaded, family, recipe)
     settings = peft_model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
-    if args.process_index == 0:
-        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-        write_jsonl(path / "ledger.jsonl", dropped)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(path / "tensorboard"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, Collator(chat), path / "log.jsonl")
-    counts = model.check(peft_model, family, recipe)
-    kernel = config_kernel(peft_model)
+    counts = adapter.check(peft_model, family, recipe)
+    kernel = str(loaded.config.get_text_config()._attn_implementation)
     show_parts(say, recipe, args.learning_rate, counts, kernel)
     if args.process_index == 0:
         facts = {
@@ -83,19 +96,18 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
             "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
             "dropped": len(dropped),
         }
+        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (path / "env.json").write_text(json.dumps(run.environment(facts), indent=2) + "\n", encoding="utf-8")
-    started = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    minutes = (time.monotonic() - started) / 60
-    trainer.save_model(str(path / "adapter"))
-    control = image_control(trainer, [row for rows in evaluation.values() for row in rows])
-    losses = trainer.evaluate() if evaluation else {}
-    if args.process_index == 0:
-        run.plot_losses(path / "log.jsonl", path / "loss.png")
-        summary = {"train_loss": result.training_loss, **losses, **({"control": asdict(control)} if control else {})}
-        (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    show_result(say, result.training_loss, losses, control, minutes, path)
-    return 0
+        write_jsonl(path / "ledger.jsonl", dropped)
+    return trainer
+
+
+def save_adapter(trainer: Trainer, path: Path) -> None:
+    """Nothing; the folder holds the adapter with its fully trained parts, the processor and the template."""
+    trainer.save_model(str(path))
+    if trainer.is_world_process_zero():
+        for name in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing
+            (path / name).unlink(missing_ok=True)
 
 
 def arguments(recipe: Recipe, path: Path) -> SFTConfig:
@@ -146,17 +158,6 @@ def checked(
     return kept.pop("train"), kept, ledger
 
 
-def device_map(recipe: Recipe, args: SFTConfig) -> dict[str, Any] | None:
-    """Where a quantised base is put while it loads; others are moved by the Trainer."""
-    return {"": args.device} if recipe.quantization is not None else None
-
-
-def config_kernel(peft_model: PeftModel) -> str:
-    """The attention kernel that the language part runs."""
-    config: PretrainedConfig = peft_model.config
-    return str(config.get_text_config()._attn_implementation)
-
-
 def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
     """The control for learning from pixels; None where there are too few closed questions about different images.
 
@@ -182,15 +183,20 @@ def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
     return Control(float(own[3] / own[2]), float(permuted[3] / permuted[2]), len(sample))
 
 
-def show_parts(say: Console, recipe: Recipe, rate: float, counts: Mapping[str, tuple[int, int]], kernel: str) -> None:
-    """Nothing; prints what trains in each part, at which learning rate."""
-    table = Table("part", "train", "learning rate", "trainable", "of", title=f"{recipe.name} on {recipe.base.name}")
-    for part, (trainable, every) in counts.items():
-        spec = getattr(recipe.parts, part)
+def show_parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], kernel: str) -> None:
+    """Nothing; prints what trains in each part, where, and at which learning rate."""
+    table = Table(
+        "part", "train", "learning rate", "trainable", "of", "where", title=f"{recipe.name} on {recipe.base.name}"
+    )
+    for name, part in parts.items():
+        spec = getattr(recipe.parts, name)
         own = "" if spec.train == "frozen" else f"{spec.learning_rate or rate:g}"
-        table.add_row(part, spec.train, own, f"{trainable:,}", f"{every:,}")
+        where = ", ".join(f"{module} ×{count}" for module, count in part.lora.items()) or f"{part.full} modules"
+        table.add_row(
+            name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}", where if part.trainable else ""
+        )
     say.print(table)
-    say.print(f"attention {kernel}, trainable weights in fp32")
+    say.print(f"attention {kernel}; trainable weights in fp32; vision tower, projector and lm_head unquantised")
 
 
 def show_result(
@@ -199,9 +205,9 @@ def show_result(
     """Nothing; prints the run's losses, the image control and where the adapter lies."""
     table = Table("result", "value", title=str(path))
     table.add_row("train loss (mean of the run)", f"{train_loss:.4f}")
-    for name, value in losses.items():
-        if name.endswith("_loss"):
-            table.add_row(name.replace("_", " "), f"{value:.4f}")
+    shown = [name for name in losses if name.endswith("_loss")]
+    for name in shown[:1] if len(shown) == 2 else shown:  # of one source the overall loss is the same again
+        table.add_row(name.replace("_", " "), f"{losses[name]:.4f}")
     if control:
         table.add_row(f"closed answers right, own image (n={control.questions})", f"{control.own:.3f}")
         table.add_row("closed answers right, images permuted", f"{control.permuted:.3f}")

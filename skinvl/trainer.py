@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from skinvl.adapter import WRAPPER
 from skinvl.families import PARTS, Family
 from skinvl.mixture import MixtureSampler, Row, Rows
-from skinvl.model import WRAPPER
 from skinvl.pack import IGNORE, Collator
 from skinvl.recipe import Recipe
 

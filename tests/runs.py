@@ -9,7 +9,7 @@ import tiny
 import yaml
 from transformers import AutoProcessor
 
-from skinvl import families, model, recipe
+from skinvl import adapter, families, model, recipe
 from skinvl.chat import Chat
 from skinvl.example import Example, Facts, text, write
 from skinvl.mixture import Row
@@ -96,7 +96,7 @@ def attached(one: Recipe) -> Any:
     """The base of a recipe with a fresh adapter."""
     path = Path(one.base.location)
     _, family = model.config(path)
-    return model.attach(model.load(path, family, one), family, one)
+    return adapter.attach(model.load(path, family, one), family, one)
 
 
 def batch(one: Recipe, rows: list[Row]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Real photos with the real tokenizers, from the raw folder to an adapter that reloads; and the package as users get it."""
+"""Real photos with real tokenizers, from the raw folder to an adapter that reloads; and the package as users get it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def test_the_wheel_works_from_any_folder(tmp_path: Path) -> None:
         "import skinvl, sys; assert skinvl.__file__.startswith(sys.argv[1])\n"
         "from skinvl import recipe, shipped\n"
         "assert str(shipped.shipped('recipes')).startswith(sys.argv[1])\n"
-        "from skinvl import cli\nsys.exit(cli.main(['prep', 'demo', 'raw', 'demo']) or cli.main(['sft', 'tiny', '--dry-run']))"
+        "from skinvl import cli\n"
+        "sys.exit(cli.main(['prep', 'demo', 'raw', 'demo']) or cli.main(['sft', 'tiny', '--dry-run']))"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(site)],

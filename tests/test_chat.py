@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import pytest
 import tiny
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer
 
 from skinvl import families
@@ -122,6 +123,7 @@ def test_the_saved_template_prints_the_same_date_by_itself(shared: Path, tmp_pat
     chat = real_chat(shared, "mllama", template)
     chat.processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert chat.tokenizer.chat_template == chat.template
     assert loaded.chat_template == chat.template == AutoTokenizer.from_pretrained(tmp_path).chat_template
     plain = [{"role": "user", "content": [{"type": "text", "text": "What is eczema?"}]}]
     rendered = loaded.apply_chat_template(plain, add_generation_prompt=True)
@@ -262,7 +264,20 @@ def test_a_base_without_a_template_is_refused() -> None:
 def test_a_system_turn_beside_an_image_is_refused_by_the_first_llama_template_alone(shared: Path) -> None:
     example = conversation(text("system", "Be brief."), *ONE.messages)
     assert "incompatible with system messages" in refused(real_chat(shared, "mllama", LLAMA_V1), example).detail
-    check(real_chat(shared, "mllama", LLAMA_V2), example, encode(real_chat(shared, "mllama", LLAMA_V2), example))
+    current = real_chat(shared, "mllama", LLAMA_V2)
+    check(current, example, encode(current, example))
+    assert "\n\nBe brief.<|eot_id|>" in current.render(list(example.messages))
+
+
+def test_a_tokenizer_that_adds_its_own_beginning_adds_none_here() -> None:
+    processor = tiny.processor("mllama")
+    bos = processor.tokenizer.bos_token
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, processor.tokenizer.bos_token_id)]
+    )
+    assert processor.tokenizer("a")["input_ids"][0] == processor.tokenizer.bos_token_id
+    chat = Chat(processor, families.load("mllama"), 16, 512)
+    assert encode(chat, ROWS["three turns"]).ids.count(processor.tokenizer.bos_token_id) == 1
 
 
 def test_elongated_images_and_rows_without_answers_are_refused() -> None:

@@ -114,6 +114,8 @@ def test_an_image_of_usual_shape_uses_its_budget_and_never_more(family: str) -> 
         arguments = kind.image_arguments(processor, budget)
         for size in ((1536, 2044), (2000, 2000), (4000, 2000)):
             assert 0.6 * budget <= kind.picture(processor, size, arguments).text_tokens <= budget
+        for size in ((100, 101), (30, 40), (90, 20), (1, 1)):  # enlarged to the least area, each side rounded up
+            assert kind.picture(processor, size, arguments).text_tokens <= budget
 
 
 @pytest.mark.parametrize("family", QWEN)

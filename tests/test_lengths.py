@@ -15,7 +15,6 @@ from skinvl import families
 from skinvl.chat import Chat
 from skinvl.example import Dropped, Example, text
 from skinvl.lengths import ImageError, Preflight, load_image, preflight, sizes, summary
-from skinvl.show import show
 
 
 def example(name: str, *images: str, answer: str = "brown") -> Example:
@@ -112,13 +111,3 @@ def test_a_real_set_takes_well_under_a_minute_per_ten_thousand(shared: Path) -> 
     found = preflight(chat, [(row, shared) for row in rows])
     assert len(found.kept) == len(rows) == 5452
     assert len(rows) / (time.process_time() - start) > 10_000 / 60
-
-
-def test_show_prints_what_is_trained_and_why_not(tmp_path: Path, chat: Chat) -> None:
-    console = Console(record=True, width=100)
-    show(chat, [(example("7", "a.png"), [(112, 112)]), (example("8", answer="<|im_end|>"), [])], console)
-    printed = console.export_text()
-    assert "s/7" in printed
-    assert "⟨image ×16⟩" in printed
-    assert "s/8: not trained on" in printed
-    assert "control-token: <|im_end|> in the text of a assistant turn" in printed

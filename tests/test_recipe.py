@@ -173,7 +173,7 @@ def test_an_override_with_a_fault(write: Callable[[str], str], override: str, ex
         ("train.num_train_epochs=true", "found true; expected a number"),
         ("train.report_to=[1]", "found [1]; expected null, text or a list of text"),
         ("lora.target_modules=all-linear", "not taken: parts decide, for every base alike"),
-        ("lora.init_lora_weights=pissa_niter_4", "found 'pissa_niter_4'; expected true, gaussian or orthogonal"),
+        ("lora.init_lora_weights=pissa_niter_4", "found 'pissa_niter_4'; expected true, gaussian, orthogonal or pissa"),
         ("lora.loftq_config={}", "unknown; expected one of init_lora_weights, lora_alpha"),
         ("quantization.load_in_8bit=true", "not taken: skinvl trains on bf16 or 4-bit bases; use load_in_4bit"),
         ("quantization.llm_int8_skip_modules=[a]", "not taken: parts decide"),

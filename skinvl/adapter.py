@@ -1,0 +1,241 @@
+"""What trains on a base: LoRA in the parts that want it, parts trained in full, everything else frozen, all checked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from skinvl import families
+from skinvl.families import Family
+from skinvl.recipe import Recipe
+
+WRAPPER = "base_model.model."  # what PEFT puts before every name of the base
+
+
+class AdapterError(ValueError):
+    """An adapter that does not fit the recipe, or a model that does not train what the recipe says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What trains in one part: the LoRA patterns with how many modules each hit, and the modules trained in full."""
+
+    patterns: dict[str, int]
+    full: tuple[str, ...]
+
+
+def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
+    """What would train in each part of the model.
+
+    Linear layers of a LoRA part become patterns anchored at the root of the model, with layer numbers left open.
+    A part trained in full is named by its largest modules that hold nothing else; embeddings and lm_head stay frozen.
+    """
+    modules = dict(model.named_modules())
+    frozen = _embeddings(model)
+    hits = {}
+    for part in families.PARTS:
+        mode = getattr(recipe.parts, part).train
+        linear = [
+            name
+            for name, module in modules.items()
+            if isinstance(module, nn.Linear) and module not in frozen and family.part_of(name) == part
+        ]
+        full = _whole_modules(model, family, part) if mode == "full" else ()
+        hits[part] = Hits(_patterns(linear, modules) if mode == "lora" else {}, tuple(full))
+    return hits
+
+
+def attach(model: PreTrainedModel, family: Family, recipe: Recipe) -> PeftModel:
+    """The model with a fresh LoRA adapter, its fully trained parts copied, everything else frozen.
+
+    Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
+    modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
+    runs without autograd from here on.
+
+    Raises:
+        AdapterError: a part that is to train has nothing to train, or `init_adapter` does not fit.
+    """
+    hits = plan(model, family, recipe)
+    for part, hit in hits.items():
+        if getattr(recipe.parts, part).train != "frozen" and not (hit.patterns or hit.full):
+            raise AdapterError(
+                f"parts.{part}: {family.model_type} has no module there that can train; set it to frozen"
+            )
+    lora = LoraConfig(
+        **recipe.lora,
+        target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
+        modules_to_save=[name for hit in hits.values() for name in hit.full] or None,
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, lora, low_cpu_mem_usage=model.device.type == "meta")
+    assert isinstance(peft_model, PeftModel)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if recipe.init_adapter is not None:
+        continue_from(peft_model, Path(recipe.init_adapter), family)
+    if recipe.parts.vision.train == "frozen":
+        _run_tower_without_grad(model, family)
+    return peft_model
+
+
+def continue_from(model: PeftModel, path: Path, family: Family) -> list[str]:
+    """The parts whose weights were taken from an earlier adapter folder.
+
+    Raises:
+        AdapterError: the adapter does not cover a part whole, or holds weights that the recipe would not train.
+    """
+    if not (path / "adapter_config.json").is_file():
+        raise AdapterError(f"init_adapter {path}: no adapter_config.json there; give the adapter/ folder of a run")
+    weights = load_peft_weights(str(path), device="cpu")
+    ours = {_saved_name(name): value for name, value in model.named_parameters() if value.requires_grad}
+    unknown = sorted(set(weights) - set(ours))
+    if unknown:
+        raise AdapterError(
+            f"init_adapter {path}: {len(unknown)} of its {len(weights)} weights are not trained by this recipe "
+            f"(first: {unknown[0]}); set parts as in the run that made it"
+        )
+    for name, value in weights.items():
+        if value.shape != ours[name].shape:
+            raise AdapterError(
+                f"init_adapter {path}: {name} has shape {tuple(value.shape)}, "
+                f"the recipe makes {tuple(ours[name].shape)}; set lora.r as in the run that made it"
+            )
+    parts = {family.part_of(name.removeprefix(WRAPPER)) for name in weights}
+    missing = [n for n in ours if n not in weights and family.part_of(n.removeprefix(WRAPPER)) in parts]
+    if missing:
+        raise AdapterError(
+            f"init_adapter {path}: lacks {len(missing)} weights of the parts it trains (first: {missing[0]}); "
+            "it was made for another base or another list of modules"
+        )
+    for name, value in weights.items():
+        ours[name].data.copy_(value)
+    return sorted(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one part of a built model trains: parameters, and the modules that carry them."""
+
+    trainable: int  # parameters
+    parameters: int  # all of the part, copies of fully trained modules included
+    lora: dict[str, int]  # last name of the adapted modules → how many
+    full: int  # modules trained in full
+
+
+def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained]:
+    """What each part trains, once everything that the recipe promised is found to hold.
+
+    Raises:
+        AdapterError: a LoRA layer outside its part, a quantised tower, projector or lm_head, a trainable parameter that
+            is not fp32, or a part that trains where the recipe froze it, or does not where the recipe trains it.
+    """
+    modes = {part: getattr(recipe.parts, part).train for part in families.PARTS}
+    lora: dict[str, Counter[str]] = {part: Counter() for part in modes}
+    full: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        plain = name.removeprefix(WRAPPER)
+        if isinstance(module, LoraLayer):
+            if modes[family.part_of(plain)] != "lora":
+                raise AdapterError(f"{plain}: a LoRA layer in {family.part_of(plain)}, which the recipe does not adapt")
+            lora[family.part_of(plain)][plain.rpartition(".")[2]] += 1
+        elif isinstance(module, ModulesToSaveWrapper):
+            full[family.part_of(plain)] += 1
+        elif type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            part = "lm_head" if plain == "lm_head" else family.part_of(plain)
+            if part != "language":
+                raise AdapterError(f"{plain}: quantised, but {part} must not be")
+    trainable: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = family.part_of(name.removeprefix(WRAPPER))
+        every[part] += parameter.numel()
+        if parameter.requires_grad:
+            trainable[part] += parameter.numel()
+            if modes[part] == "frozen":
+                raise AdapterError(f"{name}: trainable, but the recipe freezes {part}")
+            if parameter.dtype != torch.float32:
+                raise AdapterError(f"{name}: trainable in {parameter.dtype}, without an fp32 master")
+    for part, mode in modes.items():
+        if mode != "frozen" and not trainable[part]:
+            raise AdapterError(f"parts.{part}: the recipe trains it ({mode}), but nothing in it is trainable")
+    return {part: Trained(trainable[part], every[part], dict(lora[part]), full[part]) for part in modes}
+
+
+def _patterns(names: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    others = set(modules) - set(names)
+    for name in names:
+        literal = re.escape(name)
+        open_ = re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", literal)
+        # In nn.Sequential the numbers also count activations, which cannot be adapted.
+        found[literal if any(re.fullmatch(open_, other) for other in others) else open_] += 1
+    return dict(found)
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    assert isinstance(model, PreTrainedModel)
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
+def _whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:
+    skipped = _embeddings(model)
+    found: list[str] = []
+
+    def descend(name: str, module: nn.Module) -> None:
+        parameters = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
+        if module in skipped or not any(family.part_of(key) == part for key in parameters):
+            return
+        pure = all(family.part_of(key) == part for key in parameters)
+        if pure and not isinstance(module, nn.ModuleList) and not any(m in skipped for m in module.modules()):
+            found.append(name)
+            return
+        if any(family.part_of(f"{name}.{key}") == part for key, _ in module.named_parameters(recurse=False)):
+            raise AdapterError(f"parts.{part}=full: {name} holds weights of its own beside other parts; use lora there")
+        for key, child in module.named_children():
+            descend(f"{name}.{key}" if name else key, child)
+
+    descend("", model)
+    return found
+
+
+def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
+    # Checkpointing makes even a frozen tower's output require grad. Its projector, where it lies inside, may train:
+    # from there on the caller's mode holds, since what Qwen2.5-VL does after its merger must be recorded too.
+    for name in family.parts["vision"]:
+        tower = model.get_submodule(name)
+        callers = [True]
+
+        def run(*args: Any, _forward: Any = tower.forward, _callers: list[bool] = callers, **settings: Any) -> Any:
+            _callers[0] = torch.is_grad_enabled()
+            with torch.no_grad():
+                return _forward(*args, **settings)
+
+        tower.forward = run
+        for inner in family.parts["projector"]:
+            if inner.startswith(name + "."):
+                module = model.get_submodule(inner)
+                for one in module if isinstance(module, nn.ModuleList) else [module]:
+
+                    def project(
+                        *args: Any, _forward: Any = one.forward, _callers: list[bool] = callers, **settings: Any
+                    ) -> Any:
+                        torch.set_grad_enabled(_callers[0])
+                        return _forward(*args, **settings)
+
+                    one.forward = project
+
+
+def _saved_name(name: str) -> str:
+    return re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name)
