@@ -84,20 +84,31 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe) -> PeftModel:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if recipe.init_adapter is not None:
-        continue_from(peft_model, Path(recipe.init_adapter), family)
+        continue_from(peft_model, Path(recipe.init_adapter), family, lora)
     if recipe.parts.vision.train == "frozen":
         _run_tower_without_grad(model, family)
     return peft_model
 
 
-def continue_from(model: PeftModel, path: Path, family: Family) -> list[str]:
+def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> list[str]:
     """The parts whose weights were taken from an earlier adapter folder.
 
     Raises:
-        AdapterError: the adapter does not cover a part whole, or holds weights that the recipe would not train.
+        AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
+            made with settings under which the same weights mean something else.
     """
     if not (path / "adapter_config.json").is_file():
         raise AdapterError(f"init_adapter {path}: no adapter_config.json there; give the adapter/ folder of a run")
+    earlier = LoraConfig.from_pretrained(str(path))
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        there, here = getattr(earlier, key), getattr(lora, key)
+        if there != here:
+            raise AdapterError(f"init_adapter {path}: made with {key}={there}, the recipe has {here}; set lora.{key}")
+    if (earlier.init_lora_weights == "pissa") != (lora.init_lora_weights == "pissa"):
+        raise AdapterError(
+            f"init_adapter {path}: made with init_lora_weights={earlier.init_lora_weights}, the recipe has "
+            f"{lora.init_lora_weights}; PiSSA changes the base, so that both or neither must have it"
+        )
     weights = load_peft_weights(str(path), device="cpu")
     ours = {_saved_name(name): value for name, value in model.named_parameters() if value.requires_grad}
     unknown = sorted(set(weights) - set(ours))
@@ -109,8 +120,8 @@ def continue_from(model: PeftModel, path: Path, family: Family) -> list[str]:
     for name, value in weights.items():
         if value.shape != ours[name].shape:
             raise AdapterError(
-                f"init_adapter {path}: {name} has shape {tuple(value.shape)}, "
-                f"the recipe makes {tuple(ours[name].shape)}; set lora.r as in the run that made it"
+                f"init_adapter {path}: {name} has shape {tuple(value.shape)}, here it is {tuple(ours[name].shape)}; "
+                "it was made for another base"
             )
     parts = {family.part_of(name.removeprefix(WRAPPER)) for name in weights}
     missing = [n for n in ours if n not in weights and family.part_of(n.removeprefix(WRAPPER)) in parts]
@@ -238,4 +249,6 @@ def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
 
 
 def _saved_name(name: str) -> str:
+    # PEFT saves a DoRA magnitude without the ".weight" that it has in the model.
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
     return re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name)

@@ -87,6 +87,7 @@ def load(path: Path, family: Family, recipe: Recipe, *, device_map: dict[str, An
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype,
+        use_safetensors=True,
         quantization_config=quantization,
         attn_implementation=attention_kernel(recipe.attention, family),
         device_map=device_map,

@@ -78,6 +78,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Traine
     peft_model = adapter.attach(loaded, family, recipe)
     settings = peft_model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, Collator(chat), path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)

@@ -141,26 +141,35 @@ def test_a_saved_adapter_loads_with_peft_alone(tmp_path: Path, family: str, sett
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_earlier_adapter_is_continued_or_refused(tmp_path: Path) -> None:
-    one = runs.make(tmp_path, "qwen2_vl")
+@pytest.mark.parametrize("settings", [{}, {"lora__use_dora": True}, {"lora__init_lora_weights": "pissa"}])
+def test_an_earlier_adapter_is_continued(tmp_path: Path, settings: dict[str, Any]) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", **settings)
     first = runs.attached(one)
     for parameter in first.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1
-    saved = tmp_path / "adapter"
-    first.save_pretrained(saved)
-    again = runs.attached(one.model_copy(update={"init_adapter": str(saved)}))
+    first.save_pretrained(tmp_path / "adapter")
+    again = runs.attached(one.model_copy(update={"init_adapter": str(tmp_path / "adapter")}))
     before = {n: p for n, p in first.named_parameters() if p.requires_grad}
     after = {n: p for n, p in again.named_parameters() if p.requires_grad}
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
 
+
+def test_an_earlier_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl")
+    saved = tmp_path / "adapter"
+    runs.attached(one).save_pretrained(saved)
+
     def refused(changes: dict[str, Any], message: str) -> None:
         with pytest.raises(AdapterError, match=message):
             runs.attached(runs.make(tmp_path, "qwen2_vl", init_adapter=str(saved), **changes))
 
-    refused({"lora__r": 8}, r"shape .* the recipe makes .*lora\.r")
+    refused({"lora__r": 8}, r"made with r=4, the recipe has 8; set lora\.r")
+    refused({"lora__lora_alpha": 16}, "made with lora_alpha=8, the recipe has 16")
+    refused({"lora__use_rslora": True}, "made with use_rslora=False, the recipe has True")
+    refused({"lora__init_lora_weights": "pissa"}, "PiSSA changes the base")
     refused({"parts__projector": {"train": "frozen"}}, "are not trained by this recipe")
     with pytest.raises(AdapterError, match=r"no adapter_config\.json there"):
         runs.attached(one.model_copy(update={"init_adapter": str(tmp_path)}))

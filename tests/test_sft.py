@@ -84,7 +84,7 @@ def test_the_adapter_is_that_of_the_best_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"train__save_strategy": "steps", "train__save_steps": 2, "train__max_steps": 4}
+    settings = {"train__save_strategy": "steps", "train__save_steps": 2, "train__max_steps": 10}  # 6 an epoch
     lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
     one = runs.make(tmp_path, "qwen2_vl", lora=lora, **settings)
     whole = sft.main(one.model_copy(update={"run": "whole"}))
@@ -101,10 +101,10 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
 
         step = Trainer.training_step
 
-        def stop_at_3(self: Any, *args: Any, **named: Any) -> Any:
-            return interrupt() if self.state.global_step == 3 else step(self, *args, **named)
+        def stop_at_9(self: Any, *args: Any, **named: Any) -> Any:
+            return interrupt() if self.state.global_step == 9 else step(self, *args, **named)
 
-        patch.setattr(Trainer, "training_step", stop_at_3)
+        patch.setattr(Trainer, "training_step", stop_at_9)
         with pytest.raises(Stop):
             sft.main(cut)
     assert whole == sft.main(cut.model_copy(update={"resume": "auto"})) == 0

@@ -155,3 +155,15 @@ def test_a_qlora_adapter_keeps_its_fp32_masters_and_moves_alone(tmp_path: Path) 
     for name, parameter in made.model.named_parameters():
         same = torch.equal(before[name], parameter)
         assert same != parameter.requires_grad, name
+
+
+def test_workers_change_no_number(tmp_path: Path) -> None:
+    losses = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        trainer(runs.make(folder, "qwen2_vl", train__dataloader_num_workers=workers), folder).train()
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
