@@ -47,8 +47,21 @@ def claim(path: Path, resume: bool) -> None:
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
     """The checkpoint of the highest step, or None."""
-    steps = {int(path.name.removeprefix("checkpoint-")): path for path in checkpoints.glob("checkpoint-*[0-9]")}
-    return steps[max(steps)] if steps else None
+    return max(checkpoints.glob("checkpoint-*[0-9]"), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps done when a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def rewind(log: Path, step: int) -> None:
+    """Nothing; the log holds no entry after `step`, from which a resumed run writes on."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+    partial = log.with_suffix(".partial")
+    partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+    partial.replace(log)
 
 
 def environment(facts: dict[str, Any]) -> dict[str, Any]:

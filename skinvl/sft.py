@@ -50,6 +50,8 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
     with args.main_process_first(local=False):
         if first:
             run.claim(path, recipe.resume is not None)
+            if recipe.resume:
+                run.rewind(path / "log.jsonl", run.step_of(resume) if resume else 0)
     trainer = prepare(recipe, args, path, say)
     started = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -110,6 +110,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
     assert whole == sft.main(cut.model_copy(update={"resume": "auto"})) == 0
     first, second = (tmp_path / "runs" / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut"))
     assert first.read_bytes() == second.read_bytes()
+    logs = [(tmp_path / "runs" / name / "log.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    whole_losses, cut_losses = ([json.loads(line).get("loss") for line in log] for log in logs)
+    assert whole_losses == cut_losses
 
 
 def test_a_run_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
