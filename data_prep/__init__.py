@@ -8,13 +8,19 @@ import hashlib
 import importlib
 import pkgutil
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from skinvl.example import Dropped, Example
+from skinvl.questions import Missing
+from skinvl.questions import choices as choices
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+TEST_SHARE = 0.15  # of the groups of a dataset that has no split of its own
+SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # What some base takes for a control token. Text that holds one is only counted here: which of them matter is known
 # where a base is chosen.
@@ -161,6 +167,63 @@ def digest(*key: str) -> str:
     return hashlib.blake2b("\0".join(key).encode(), digest_size=8).hexdigest()
 
 
-def choices(options: Sequence[str]) -> str:
-    """The options as one reads them out: `a, b or c`."""
-    return f"{', '.join(options[:-1])} or {options[-1]}"
+def photos(raw: Path) -> dict[str, list[str]]:
+    """The paths in RAW of the image files at any depth, by their names without the ending."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(raw.rglob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
+    return found
+
+
+def photo(name: str, found: Mapping[str, Sequence[str]]) -> str:
+    """The path of an image: the very name where it lies in RAW, else one that only ends otherwise, else the name."""
+    same_stem = found.get(Path(name).stem, [])
+    return next((path for path in same_stem if Path(path).name == Path(name).name), same_stem[0] if same_stem else name)
+
+
+def lookup(
+    where: str, row: Mapping[str, str], column: str, values: Mapping[str, str], unknown: Collection[str] = ("",)
+) -> str | Missing:
+    """What the column's value stands for, or Missing where it is one of `unknown`.
+
+    Raises:
+        PrepError: a value that is neither; the message names it.
+    """
+    found = row[column]
+    if found in unknown:
+        return Missing(f"{column} is {found!r}")
+    if found not in values:
+        expected = sorted({*values, *unknown}, key=lambda value: (not value, value))
+        listed = choices([value or "nothing" for value in expected])
+        raise PrepError(f"{where} {column}: found {found!r}; expected {listed}")
+    return values[found]
+
+
+def known(value: str | Missing) -> str | None:
+    """The value, None where it is missing."""
+    return None if isinstance(value, Missing) else value
+
+
+def years(where: str, row: Mapping[str, str], column: str, unknown: Collection[str] = ("",)) -> float | None:
+    """An age, None where it is one of `unknown`.
+
+    Raises:
+        PrepError: not a number.
+    """
+    try:
+        return None if row[column] in unknown else float(row[column])
+    except ValueError as error:
+        raise PrepError(f"{where} {column}: found {row[column]!r}; expected a number of years or nothing") from error
+
+
+def person(age: str, sex: str) -> tuple[float | None, str | None]:
+    """Years, and `female` or `male`, of free text such as `45 years old` and `F`; None where it says anything else."""
+    years = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)(?:[ -]?(?:years?|y)(?:[ -]old)?)?", age.strip(), re.IGNORECASE)
+    return float(years[1]) if years else None, SEXES.get(sex.strip().casefold())
+
+
+def split_of(group: str) -> str:
+    """`test` for about 15 % of all groups, chosen by the group's name alone, else `train`."""
+    share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < TEST_SHARE else "train"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_prep import Card, PrepError, refuse_pointer
 from skinvl.example import Dropped, Example, Message, Part, Role
@@ -28,9 +32,24 @@ PLACEHOLDER = "<image>"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One entry: its images and turns, with image parts where the placeholders stood, and its `id` (may repeat)."""
+
+    images: tuple[str, ...]
+    messages: tuple[Message, ...]
+    id: str | None
+
+
 def rows(raw: Path, part: str) -> int:
     """The entries of the list, or the lines that are not blank."""
-    path = _file(raw)
+    return count(_file(raw))
+
+
+def count(path: Path) -> int:
+    """How many entries a JSON list, lines that are not blank a JSON-lines file, or records a Parquet file holds."""
+    if path.suffix == ".parquet":
+        return int(_parquet(path).metadata.num_rows)
     if _is_list(path):
         return len(_list(path))
     with path.open("rb") as file:
@@ -51,9 +70,20 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     ['Look:', None, 'Is it red?']
     """
     path = _file(raw)
-    for number, (where, entry) in enumerate(_entries(path), start=1):
-        outcome = _row(entry, number)
-        yield Dropped(where, *outcome) if isinstance(outcome, tuple) else outcome
+    for number, (where, entry) in enumerate(entries(path), start=1):
+        talk = conversation(entry)
+        if isinstance(talk, tuple):
+            yield Dropped(where, *talk)
+            continue
+        yield Example(
+            id=str(number),  # ids repeat in many files, so a row's number names it
+            source="llava",
+            images=talk.images,
+            messages=talk.messages,
+            group=" + ".join(talk.images) or talk.id or str(number),
+            split="train",
+            licence=CARD.licence,
+        )
 
 
 def _file(raw: Path) -> Path:
@@ -74,18 +104,25 @@ def _is_list(path: Path) -> bool:
 
 def _list(path: Path) -> list[Any]:
     try:
-        entries: list[Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        found: list[Any] = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise PrepError(
             f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); repair it there"
         ) from error
     except UnicodeDecodeError as error:
         raise PrepError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-    return entries
+    except (RecursionError, ValueError) as error:
+        raise PrepError(f"{path}: JSON that cannot be read ({error}); expected a flat list of entries") from error
+    return found
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """(`file:line` in JSON lines or `file[index]` in a list, entry) of each entry."""
+def entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """(`file:line` in JSON lines, else `file[index]`; entry) of each entry of a JSON list, JSON lines or Parquet."""
+    if path.suffix == ".parquet":
+        batches = _parquet(path).iter_batches()
+        records = (record for batch in batches for record in batch.to_pylist())
+        yield from ((f"{path.name}[{index}]", record) for index, record in enumerate(records))
+        return
     if _is_list(path):
         for index, entry in enumerate(_list(path)):
             yield f"{path.name}[{index}]", entry
@@ -96,14 +133,21 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
                 continue
             try:
                 yield f"{path.name}:{number}", json.loads(line.decode("utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise PrepError(
                     f"{path}:{number}: not JSON in UTF-8 ({error}); expected a JSON list, or one JSON object a line"
                 ) from error
 
 
-def _row(entry: Any, number: int) -> Example | tuple[str, str]:
-    """The entry's Example, or the rule and the detail of why it is none."""
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PrepError(f"{path}: not a Parquet file ({error}); download it again") from error
+
+
+def conversation(entry: Any) -> Conversation | tuple[str, str]:
+    """The entry's images and turns, or the rule and the detail of why it has none that could be trained on."""
     if not isinstance(entry, dict) or not isinstance(turns := entry.get("conversations"), list) or not turns:
         return "malformed", "no list of turns under 'conversations'"
     if LONE_SURROGATE.search(json.dumps(entry, ensure_ascii=False)):
@@ -136,16 +180,8 @@ def _row(entry: Any, number: int) -> Example | tuple[str, str]:
         messages[spoken.index("user")]["content"][:0] = pictures
     elif placeholders != len(images):
         return "image-count", f"{placeholders} placeholders and {len(images)} images"
-    given = str(entry.get("id") or number)
-    return Example(
-        id=str(number),  # ids repeat in many files, so a row's number names it
-        source="llava",
-        images=tuple(images),
-        messages=tuple(messages),
-        group=" + ".join(images) or given,
-        split="train",
-        licence=CARD.licence,
-    )
+    given = entry.get("id")
+    return Conversation(tuple(images), tuple(messages), str(given) if given else None)
 
 
 def _content(value: str) -> list[Part]:

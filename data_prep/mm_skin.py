@@ -1,13 +1,22 @@
-"""MM-Skin: questions, answers and captions about figures of dermatology textbooks."""
+"""MM-Skin: questions, answers and captions about textbook figures, and the class lists of its classification sets.
+
+Parts and their files, at any depth below RAW: `vqa` VQA.csv and `test` MM-Skin_test.csv (image, question, answer);
+`caption` caption.csv (CAPTION_COLUMNS); `json` every vqa_*.json, a LLaVA list (vqa_PubMM.json repeats the other two);
+`classification` every CSV file in a folder of that name (image, categories, and set where it is known).
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
-from data_prep import Card, PrepError, count_csv, digest, find, read_csv, seeded
-from skinvl.example import Dropped, Example, Facts, text
+from data_prep import Card, PrepError, count_csv, digest, find, llava, person, read_csv, refuse_pointer, seeded
+from skinvl.example import Dropped, Example, Facts, Message, text, words
+from skinvl.labels import diagnosis, is_known, malignancy
+from skinvl.questions import PICTURES, choices
 
 CARD = Card(
     title="MM-Skin",
@@ -17,27 +26,23 @@ CARD = Card(
     citation="Zeng et al., MM-Skin: Enhancing Dermatology Vision-Language Model with an Image-Text Dataset Derived "
     "from Textbooks, 2025",
     obtain="follow the address to the CSV files (VQA.csv, caption.csv, MM-Skin_test.csv) and the figures; RAW holds "
-    "the CSV files, at any depth, and the figures as dataset/bk….png or bk….png.",
-    splits=("train", "test"),
-    parts=("vqa", "test", "caption"),
+    "the CSV files, at any depth, and the figures as dataset/bk….png or bk….png; for json the vqa_*.json files, for "
+    "classification their folder classification, and the images under the paths that these files give.",
+    splits=("train", "validation", "test"),
+    parts=("vqa", "test", "caption", "json", "classification"),
 )
 
+# A pattern may match several files, a plain name only one.
 FILES = {"vqa": "VQA.csv", "test": "MM-Skin_test.csv", "caption": "caption.csv"}
-
+FILES |= {"json": "vqa_*.json", "classification": "classification/*.csv"}
+CAPTION_COLUMNS = ("image", "caption", "modality", "sex", "age", "cleaned_caption")
+Outcome = Example | tuple[str, str]  # or the rule that drops the row, and what was found
 # Only `skin` is certain to occur; the others are the spellings of the three kinds that the authors describe.
 MODALITIES = {
-    "skin": "clinical",
-    "clinical": "clinical",
-    "dermoscopy": "dermoscopy",
-    "dermoscopic": "dermoscopy",
-    "dermatoscopy": "dermoscopy",
-    "pathology": "pathology",
-    "pathological": "pathology",
-    "histopathology": "pathology",
+    **dict.fromkeys(("skin", "clinical"), "clinical"),
+    **dict.fromkeys(("dermoscopy", "dermoscopic", "dermatoscopy"), "dermoscopy"),
+    **dict.fromkeys(("pathology", "pathological", "histopathology"), "pathology"),
 }
-SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
-
-PICTURES = {"clinical": "clinical photograph", "dermoscopy": "dermoscopic image", "pathology": "histopathology image"}
 INSTRUCTIONS = (
     "Describe this {picture}.",
     "Write a caption for this {picture}.",
@@ -46,15 +51,28 @@ INSTRUCTIONS = (
     "How would a textbook describe this {picture}?",
     "Please explain to a colleague what this {picture} shows.",
 )
+QUESTIONS = (
+    "Which of these classes fits the image: {options}?",
+    "Classify the image. The classes are {options}.",
+    "Choose the one class that the image belongs to: {options}.",
+)
+SETS = {"train": "train", "training": "train", "val": "validation", "validation": "validation", "test": "test"}
+# What the first word of a classification file's name says about all of its images; ISIC, HIBA and MSKCC say nothing.
+SET_MODALITIES = {
+    **dict.fromkeys(("ddi", "dermnet", "fitzpatrick", "pad"), "clinical"),
+    **{"bcn20000": "dermoscopy", "ham10000": "dermoscopy", "patch16": "pathology"},
+}
+GRADES = {"benign": "benign", "malignant": "malignant", "non-malignant": None, "non-neoplastic": None}
+LONGEST_LIST = 1_000  # characters; a longer field is no list of one class, and need not be parsed
 
 
 def rows(raw: Path, part: str) -> int:
-    """The records of the part's CSV file."""
-    return count_csv(find(raw, FILES[part], CARD))
+    """The records of the part's files."""
+    return sum((llava.count if part == "json" else count_csv)(path) for path in _files(raw, part))
 
 
 def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
-    """One conversation per record of the part's CSV file; modality, age and sex come from caption.csv where it is.
+    """One conversation per record of the part's files; modality, age and sex come from caption.csv where it is.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -62,63 +80,123 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     ...     _ = (Path(folder) / "VQA.csv").write_text(table)
     ...     row = next(convert(Path(folder), "vqa"))
     >>> row.id, row.images, row.group, row.split, row.facts.kind
-    ('vqa-be15a0ec9961e5d8', ('dataset/bk1_2.png',), 'dataset/bk1_2', 'train', 'closed')
+    ('vqa-be15a0ec9961e5d8', ('dataset/bk1_2.png',), 'bk1_2', 'train', 'closed')
     >>> [(turn["role"], turn["content"][-1]["text"]) for turn in row.messages]
     [('user', 'Is it raised?'), ('assistant', 'Yes, it is a papule.')]
     """
-    path = find(raw, FILES[part], CARD)
-    return _captions(raw, path) if part == "caption" else _questions(raw, path, part)
+    first: dict[str, str] = {}
+    for path in _files(raw, part):
+        for where, outcome in READERS[part](raw, path):
+            if isinstance(outcome, tuple):
+                yield Dropped(where, *outcome)
+            elif outcome.id in first:
+                yield Dropped(where, "duplicate", f"repeats {first[outcome.id]}")
+            else:
+                first[outcome.id] = where
+                yield outcome
 
 
-def _questions(raw: Path, path: Path, part: str) -> Iterator[Example | Dropped]:
+def _files(raw: Path, part: str) -> list[Path]:
+    """The part's files, in the order of their paths; each has its content."""
+    if "*" not in FILES[part]:
+        return [find(raw, FILES[part], CARD)]
+    found = sorted(raw.rglob(FILES[part]))
+    if not found:
+        raise PrepError(f"{raw}: no file {FILES[part]} in it or below it. How to get {CARD.title}: {CARD.obtain}")
+    for path in found:
+        refuse_pointer(path)
+    return found
+
+
+def _known(raw: Path) -> dict[str, Facts]:
     known: dict[str, Facts] = {}
     if any(raw.rglob(FILES["caption"])):
-        for where, row in _read_captions(find(raw, FILES["caption"], CARD)):
+        for where, row in read_csv(find(raw, FILES["caption"], CARD), CAPTION_COLUMNS):
             known.setdefault(_figure(row["image"]), _facts(where, row))
-    first: dict[tuple[str, str], str] = {}
+    return known
+
+
+def _questions(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+    known = _known(raw)
+    part = "test" if path.name == FILES["test"] else "vqa"
     for where, row in read_csv(path, ("image", "question", "answer")):
         image, question, answer = (row[column].strip() for column in ("image", "question", "answer"))
         if gap := [column for column in ("image", "question", "answer") if not row[column].strip()]:
-            yield Dropped(where, "empty", f"no {' and no '.join(gap)}")
+            yield where, ("empty", f"no {' and no '.join(gap)}")
             continue
-        if (image, question) in first:
-            yield Dropped(where, "duplicate", f"the image and question of {first[image, question]}")
-            continue
-        first[image, question] = where
-        facts = known.get(_figure(image), Facts())
-        kind = "closed" if re.match(r"(yes|no)\b", answer, re.IGNORECASE) else "open"
-        yield _example(
-            raw,
-            f"{part}-{digest(image, question)}",
-            image,
-            question,
-            answer,
-            "test" if part == "test" else "train",
-            Facts(modality=facts.modality, age=facts.age, sex=facts.sex, kind=kind),
-        )
+        facts = _answered(known.get(_figure(image), Facts()), answer)
+        name, split = f"{part}-{digest(image, question)}", "test" if part == "test" else "train"
+        yield where, _example(raw, name, (image,), _asked(question, answer), split, facts)
 
 
-def _captions(raw: Path, path: Path) -> Iterator[Example | Dropped]:
-    first: dict[tuple[str, str], str] = {}
-    for where, row in _read_captions(path):
+def _captions(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+    for where, row in read_csv(path, CAPTION_COLUMNS):
         facts = _facts(where, row)
         image = row["image"].strip()
         caption = row["cleaned_caption"].strip() or row["caption"].strip()
         if not image or not caption:
-            yield Dropped(where, "empty", "no caption" if image else "no image")
+            yield where, ("empty", "no caption" if image else "no image")
             continue
-        if (image, caption) in first:
-            yield Dropped(where, "duplicate", f"the image and caption of {first[image, caption]}")
-            continue
-        first[image, caption] = where
         name = f"caption-{digest(image, caption)}"
         instruction = seeded("mm_skin", name).choice(INSTRUCTIONS)
         question = instruction.format(picture=PICTURES[facts.modality or "clinical"])
-        yield _example(raw, name, image, question, caption, "train", facts)
+        yield where, _example(raw, name, (image,), _asked(question, caption), "train", facts)
 
 
-def _read_captions(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    return read_csv(path, ("image", "caption", "modality", "sex", "age", "cleaned_caption"))
+def _conversations(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+    known = _known(raw)
+    split = "test" if "test" in path.stem.casefold() else "train"
+    for where, entry in llava.entries(path):
+        talk = llava.conversation(entry)
+        if isinstance(talk, tuple):
+            yield where, talk
+            continue
+        spoken = [words(message) for message in talk.messages]
+        name = f"json-{split}-{digest(*talk.images, *spoken)}"
+        facts = known.get(_group(talk.images), Facts())
+        yield where, _example(raw, name, talk.images, talk.messages, split, _answered(facts, spoken[-1]))
+
+
+def _classes(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+    """A question per image with the classes of its file as choices, in a seeded order."""
+    read = [(where, row, _label(row["categories"])) for where, row in read_csv(path, ("image", "categories"))]
+    options = sorted({label for _, _, label in read if isinstance(label, str)})
+    if len(options) == 1:
+        raise PrepError(f"{path} categories: only the class {options[0]!r} occurs; expected two or more to choose from")
+    kind = "malignancy" if all(option.casefold() in GRADES for option in options) else "diagnosis"
+    modality = SET_MODALITIES.get(path.stem.split("_")[0].casefold())
+    for where, row, label in read:
+        image, given = row["image"].strip(), row.get("set", "test")
+        if given.strip().casefold() not in SETS:
+            raise PrepError(f"{where} set: found {given!r}; expected {choices(sorted(SETS))}, in any case")
+        if isinstance(label, tuple) or not image:
+            yield where, label if isinstance(label, tuple) else ("empty", "no image")
+            continue
+        name = f"classification-{digest(path.stem, image)}"
+        draw = seeded("mm_skin", name)
+        question = draw.choice(QUESTIONS).format(options=choices(draw.sample(options, len(options))))
+        plain = diagnosis(label)
+        grade = malignancy(plain) if is_known(plain) else GRADES.get(plain)
+        facts = Facts(modality=modality, diagnosis=plain if is_known(plain) else None, malignancy=grade, kind=kind)
+        split = SETS[given.strip().casefold()]
+        yield where, _example(raw, name, (image,), _asked(question, label), split, facts)
+
+
+def _label(categories: str) -> str | tuple[str, str]:
+    """The one class of a field such as `['melanoma']`, or the rule and the detail of why there is none."""
+    try:
+        found = ast.literal_eval(categories.strip()) if len(categories) <= LONGEST_LIST else None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(
+        isinstance(label, str) and label.strip() and label.isprintable() for label in found
+    ):
+        return "malformed", f"categories is {categories!r:.120}; expected a list of one class"
+    if not found:
+        return "unknown-value", "categories is an empty list"
+    if len(found) > 1:
+        return "several-classes", f"categories is {categories!r:.120}; one answer is expected"
+    return " ".join(found[0].split())
 
 
 def _facts(where: str, row: dict[str, str]) -> Facts:
@@ -129,26 +207,23 @@ def _facts(where: str, row: dict[str, str]) -> Facts:
             f"{where} modality: found {row['modality']!r}; expected one of {', '.join(sorted(MODALITIES))}. "
             "Add it to MODALITIES in data_prep/mm_skin.py with what it means"
         )
-    age = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)(?:[ -]?(?:years?|y)(?:[ -]old)?)?", row["age"].strip(), re.IGNORECASE)
-    return Facts(
-        modality=modality,
-        age=float(age[1]) if age else None,
-        sex=SEXES.get(row["sex"].strip().casefold()),
-        kind="open",
-    )
+    age, sex = person(row["age"], row["sex"])
+    return Facts(modality=modality, age=age, sex=sex, kind="open")
 
 
-def _example(raw: Path, name: str, image: str, question: str, answer: str, split: str, facts: Facts) -> Example:
-    return Example(
-        id=name,
-        source="mm_skin",
-        images=(_placed(raw, image),),
-        messages=(text("user", question, images=1), text("assistant", answer)),
-        group=str(PurePosixPath(image).with_suffix("")),
-        split=split,
-        licence=CARD.licence,
-        facts=facts,
-    )
+def _answered(facts: Facts, answer: str) -> Facts:
+    return replace(facts, kind="closed" if re.match(r"(yes|no)\b", answer, re.IGNORECASE) else "open")
+
+
+def _asked(question: str, answer: str) -> tuple[Message, ...]:
+    return text("user", question, images=1), text("assistant", answer)
+
+
+def _example(
+    raw: Path, name: str, images: tuple[str, ...], messages: tuple[Message, ...], split: str, facts: Facts
+) -> Example:
+    placed = tuple(_placed(raw, image) for image in images)
+    return Example(name, "mm_skin", placed, messages, _group(images) or name, split, CARD.licence, facts)
 
 
 def _placed(raw: Path, image: str) -> str:
@@ -158,4 +233,16 @@ def _placed(raw: Path, image: str) -> str:
 
 
 def _figure(image: str) -> str:
-    return str(PurePosixPath(image.strip().removeprefix("dataset/")).with_suffix(""))
+    """What an image shows, under one name in all files: a figure, an image of the ISIC archive, a slide of Patch16."""
+    name = re.sub(r"\.\w+$", "", image.strip().removeprefix("dataset/"))
+    archive = re.search(r"(?:^|/)(ISIC_\d{7})$", name)
+    slide = re.fullmatch(r"Patch16/.+_ws_(\d+)_\d+", name)
+    return archive[1] if archive else f"Patch16/ws_{slide[1]}" if slide else name
+
+
+def _group(images: tuple[str, ...]) -> str:
+    return " + ".join(_figure(image) for image in images)
+
+
+READERS = {"vqa": _questions, "test": _questions, "caption": _captions}
+READERS |= {"json": _conversations, "classification": _classes}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, PrepError, choices, count_csv, find, read_csv, seeded
-from skinvl.example import Dropped, Example, Facts, text
+from data_prep import Card, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
+from skinvl import questions
+from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import PAD_CODES, malignancy
+from skinvl.questions import Case, Kind
 
 CARD = Card(
     title="PAD-UFES-20",
@@ -23,22 +23,7 @@ CARD = Card(
     parts=("vqa",),
 )
 
-TEST_SHARE = 0.15  # of the patients
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-UNKNOWN = {"", "UNK"}
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One question about a photo: the open forms ask for a sentence, the closed ones for the bare value."""
-
-    fact: str  # Facts.kind
-    column: str
-    values: Mapping[str, str]  # what the column says → the answer to a closed question
-    open: tuple[str, ...]
-    closed: tuple[str, ...]  # `{options}` becomes the values in a seeded order
-    sentences: tuple[str, ...] | Mapping[str, tuple[str, ...]]  # answers to open questions, of `{value}` or by value
-
+UNKNOWN = ("", "UNK")
 
 YES_NO = {"True": "yes", "False": "no"}
 SITES = (
@@ -52,34 +37,9 @@ def _symptom(column: str, open_: tuple[str, ...], closed: str, yes: tuple[str, .
 
 
 KINDS: dict[str, Kind] = {
-    "diagnosis": Kind(
-        "diagnosis",
-        "diagnostic",
-        PAD_CODES,
-        (
-            "What is the most likely diagnosis of this skin lesion?",
-            "Which skin condition does the photo show?",
-            "How would you diagnose this lesion?",
-        ),
-        ("Which diagnosis fits the photo best: {options}?", "Choose the diagnosis: {options}."),
-        ("The photo shows {value}.", "This lesion is most consistent with {value}.", "The diagnosis is {value}."),
-    ),
-    "malignancy": Kind(
-        "malignancy",
-        "diagnostic",
-        {code: malignancy(name) for code, name in PAD_CODES.items()},
-        ("How dangerous is this kind of lesion?", "How would you grade the lesion's potential to be a cancer?"),
-        ("Is the lesion {options}?", "Classify the lesion as {options}."),
-        ("The lesion is {value}.", "It is a {value} lesion."),
-    ),
-    "site": Kind(
-        "site",
-        "region",
-        {name: name.lower() for name in SITES},
-        ("Where on the body is the lesion?", "On which part of the body was this photo taken?"),
-        ("Name the body site in one word.", "Body site, in one word?"),
-        ("The lesion is on the {value}.", "The photo was taken of the {value}."),
-    ),
+    "diagnosis": questions.diagnosis("diagnostic", PAD_CODES),
+    "malignancy": questions.malignancy("diagnostic", {code: malignancy(name) for code, name in PAD_CODES.items()}),
+    "site": questions.site("region", {name: name.lower() for name in SITES}),
     "itch": _symptom(
         "itch",
         ("Has the patient noticed itching?", "What does the patient say about itching?"),
@@ -115,13 +75,8 @@ KINDS: dict[str, Kind] = {
         ("The patient reports bleeding.", "Yes, the lesion has bled."),
         ("The patient reports no bleeding.", "No, the lesion has not bled."),
     ),
-    "skin_type": Kind(
-        "skin_type",
-        "fitspatrick",
-        {"1.0": "I", "2.0": "II", "3.0": "III", "4.0": "IV", "5.0": "V", "6.0": "VI"},
-        ("What is the patient's Fitzpatrick skin type?", "How would you classify the skin on the Fitzpatrick scale?"),
-        ("Fitzpatrick skin type, as a Roman numeral?", "Give the Fitzpatrick type as a Roman numeral only."),
-        ("The skin is of Fitzpatrick type {value}.", "Fitzpatrick type {value}."),
+    "skin_type": questions.skin_type(
+        "fitspatrick", {"1.0": "I", "2.0": "II", "3.0": "III", "4.0": "IV", "5.0": "V", "6.0": "VI"}
     ),
     "elevation": Kind(
         "elevation",
@@ -154,72 +109,23 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[4]
     Dropped(row='metadata.csv:2 grew', rule='unknown-value', detail="grew is 'UNK'")
     """
-    photos: dict[str, list[str]] = {}
-    for path in sorted(raw.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            photos.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
+    yield from questions.converse("pad_ufes_20", KINDS, _cases(raw))
+
+
+def _cases(raw: Path) -> Iterator[Case]:
+    found = photos(raw)
     for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS):
-        image = _photo(row["img_id"], photos)
-        facts = _facts(where, row)
-        for name, kind in KINDS.items():
-            if row[kind.column] in UNKNOWN:
-                yield Dropped(f"{where} {name}", "unknown-value", f"{kind.column} is {row[kind.column]!r}")
-            else:
-                yield _example(where, name, row, image, facts)
-
-
-def _photo(name: str, photos: Mapping[str, list[str]]) -> str:
-    """The photo's path in RAW: the very name where it lies there, else one that only ends otherwise, else the name."""
-    same_stem = photos.get(Path(name).stem, [])
-    return next((path for path in same_stem if Path(path).name == name), same_stem[0] if same_stem else name)
-
-
-def _value(where: str, row: Mapping[str, str], column: str, values: Mapping[str, str]) -> str | None:
-    found = row[column]
-    if found in UNKNOWN:
-        return None
-    if found not in values:
-        raise PrepError(f"{where} {column}: found {found!r}; expected {choices(sorted(values))}, UNK or nothing")
-    return values[found]
-
-
-def _facts(where: str, row: Mapping[str, str]) -> dict[str, str | float | None]:
-    try:
-        age = None if row["age"] in UNKNOWN else float(row["age"])
-    except ValueError as error:
-        raise PrepError(f"{where} age: found {row['age']!r}; expected a number of years, UNK or nothing") from error
-    known = {name: KINDS[name] for name in ("diagnosis", "malignancy", "skin_type", "site")}
-    return {
-        **{name: _value(where, row, kind.column, kind.values) for name, kind in known.items()},
-        "modality": "clinical",
-        "age": age,
-        "sex": _value(where, row, "gender", {"FEMALE": "female", "MALE": "male"}),
-    }
-
-
-def _example(where: str, name: str, row: Mapping[str, str], image: str, facts: Mapping[str, object]) -> Example:
-    kind = KINDS[name]
-    value = _value(where, row, kind.column, kind.values) or ""
-    identity = f"{Path(row['img_id']).stem}-{name}"
-    draw = seeded("pad_ufes_20", identity)
-    if draw.random() < 0.5:
-        options = draw.sample(sorted(set(kind.values.values())), len(set(kind.values.values())))
-        question, answer = draw.choice(kind.closed).format(options=choices(options)), value
-    else:
-        sentences = kind.sentences if isinstance(kind.sentences, tuple) else kind.sentences[value]
-        question, answer = draw.choice(kind.open), draw.choice(sentences).format(value=value)
-    return Example(
-        id=identity,
-        source="pad_ufes_20",
-        images=(image,),
-        messages=(text("user", question, images=1), text("assistant", answer)),
-        group=row["patient_id"],
-        split=_split(row["patient_id"]),
-        licence=CARD.licence,
-        facts=Facts(**facts, kind=kind.fact),  # type: ignore[arg-type]
-    )
-
-
-def _split(patient: str) -> str:
-    share = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
-    return "test" if share < TEST_SHARE else "train"
+        answers = {name: lookup(where, row, kind.column, kind.values, UNKNOWN) for name, kind in KINDS.items()}
+        facts = Facts(
+            modality="clinical",
+            diagnosis=known(answers["diagnosis"]),
+            malignancy=known(answers["malignancy"]),
+            skin_type=known(answers["skin_type"]),
+            age=years(where, row, "age", UNKNOWN),
+            sex=known(lookup(where, row, "gender", {"FEMALE": "female", "MALE": "male"}, UNKNOWN)),
+            site=known(answers["site"]),
+        )
+        group = row["patient_id"]
+        image = photo(row["img_id"], found)
+        name = Path(row["img_id"]).stem
+        yield Case(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)

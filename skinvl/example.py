@@ -40,7 +40,7 @@ class Facts:
     modality: str | None = None  # clinical, dermoscopy, pathology, …
     diagnosis: str | None = None  # a canonical name of skinvl.labels where there is one
     malignancy: str | None = None  # benign, premalignant or malignant
-    skin_type: str | None = None  # Fitzpatrick type, I to VI
+    skin_type: str | None = None  # Fitzpatrick type, I to VI, or a pair such as I-II where no more is known
     age: float | None = None  # years
     sex: str | None = None  # female or male
     site: str | None = None  # body site

@@ -1,4 +1,4 @@
-"""Diagnoses: one canonical name each, the spellings that datasets use for it, and its malignancy."""
+"""Diagnoses: one canonical name each, the spellings that datasets use for it, its malignancy; classes of benchmarks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _MALIGNANCY: dict[str, Malignancy] = {
     "seborrheic keratosis": "benign",
     "solar lentigo": "benign",
     "squamous cell carcinoma": "malignant",
+    "squamous cell carcinoma in situ": "malignant",
     "vascular lesion": "benign",
 }
 
@@ -28,7 +29,16 @@ _SYNONYMS: dict[str, str] = {
     "actinic keratoses": "actinic keratosis",
     "benign keratosis": "seborrheic keratosis",
     "benign keratosis-like lesions": "seborrheic keratosis",
+    "benign soft tissue proliferations - vascular": "vascular lesion",
     "lentigo nos": "lentigo",
+    "melanocytic nevi": "nevus",
+    "melanoma in situ": "melanoma",
+    "melanoma invasive": "melanoma",
+    "melanoma, nos": "melanoma",
+    "pigmented benign keratosis": "seborrheic keratosis",
+    "solar or actinic keratosis": "actinic keratosis",
+    "squamous cell carcinoma, invasive": "squamous cell carcinoma",
+    "squamous cell carcinoma, nos": "squamous cell carcinoma",
     "vascular lesions": "vascular lesion",
 }
 
@@ -42,6 +52,79 @@ PAD_CODES: dict[str, str] = {
 }
 
 
+# Codes stand for what the dataset calls the class: "benign keratosis" is canonical only through its synonym above.
+HAM_CODES: dict[str, str] = {
+    "akiec": "actinic keratosis",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "nevus",
+    "vasc": "vascular lesion",
+}
+
+ISIC_2019_CODES: dict[str, str] = {
+    "MEL": "melanoma",
+    "NV": "nevus",
+    "BCC": "basal cell carcinoma",
+    "AK": "actinic keratosis",
+    "BKL": "benign keratosis",
+    "DF": "dermatofibroma",
+    "VASC": "vascular lesion",
+    "SCC": "squamous cell carcinoma",
+}
+
+# The classes of the benchmarks, spelt as in their files, runs of spaces apart.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "bcn20000": (
+        *("nevus", "melanoma", "basal cell carcinoma", "seborrheic keratosis", "actinic keratosis", "other"),
+        *("melanoma metastasis", "squamous cell carcinoma", "solar lentigo", "scar", "dermatofibroma"),
+        "vascular lesion",
+    ),
+    "ddi": ("Non-Malignant", "Malignant"),
+    "dermnet": (
+        "Acne and Rosacea Photos",
+        "Actinic Keratosis Basal Cell Carcinoma and other Malignant Lesions",
+        "Atopic Dermatitis Photos",
+        "Bullous Disease Photos",
+        "Cellulitis Impetigo and other Bacterial Infections",
+        "Eczema Photos",
+        "Exanthems and Drug Eruptions",
+        "Hair Loss Photos Alopecia and other Hair Diseases",
+        "Herpes HPV and other STDs Photos",
+        "Light Diseases and Disorders of Pigmentation",
+        "Lupus and other Connective Tissue diseases",
+        "Melanoma Skin Cancer Nevi and Moles",
+        "Nail Fungus and other Nail Disease",
+        "Poison Ivy Photos and other Contact Dermatitis",
+        "Psoriasis pictures Lichen Planus and related diseases",
+        "Scabies Lyme Disease and other Infestations and Bites",
+        "Seborrheic Keratoses and other Benign Tumors",
+        "Systemic Disease",
+        "Tinea Ringworm Candidiasis and other Fungal Infections",
+        "Urticaria Hives",
+        "Vascular Tumors",
+        "Vasculitis Photos",
+        "Warts Molluscum and other Viral Infections",
+    ),
+    "fitzpatrick17k": ("non-neoplastic", "benign", "malignant"),
+    "ham10000": (
+        *("Nevus", "Benign Keratosis", "Melanoma", "Basal Cell Carcinoma", "Dermatofibroma", "Actinic Keratoses"),
+        "Vascular lesions",
+    ),
+    "hiba": ("benign", "malignant"),
+    "isic2019": (
+        *("Nevus", "Melanoma", "Basal Cell Carcinoma", "Benign Keratosis-like Lesions", "Actinic Keratosis"),
+        *("Squamous Cell Carcinoma", "Vascular Lesions", "Dermatofibroma"),
+    ),
+    "pad_ufes_20": (
+        *("Actinic Keratosis", "Basal Cell Carcinoma", "Melanoma", "Nevus", "Seborrheic Keratosis"),
+        "Squamous Cell Carcinoma",
+    ),
+    "patch16": ("nontumor", "tumor"),
+}
+
+
 def canonical(name: str) -> str:
     """The canonical name of a diagnosis, whatever its case and spacing.
 
@@ -51,8 +134,7 @@ def canonical(name: str) -> str:
     Raises:
         ValueError: unknown; the message gives the nearest known names.
     """
-    plain = " ".join(name.casefold().split())
-    plain = _SYNONYMS.get(plain, plain)
+    plain = diagnosis(name)
     if plain not in _MALIGNANCY:
         near = difflib.get_close_matches(plain, [*_MALIGNANCY, *_SYNONYMS], n=3, cutoff=0.5) or sorted(_MALIGNANCY)
         raise ValueError(
@@ -60,6 +142,21 @@ def canonical(name: str) -> str:
             "Correct it, or add the name or a synonym to skinvl/labels.py"
         )
     return plain
+
+
+def diagnosis(name: str) -> str:
+    """The canonical name of a diagnosis where there is one, else the name itself in lower case with single spaces.
+
+    >>> diagnosis("Melanoma, NOS"), diagnosis("Pityriasis  rosea")
+    ('melanoma', 'pityriasis rosea')
+    """
+    plain = " ".join(name.casefold().split())
+    return _SYNONYMS.get(plain, plain)
+
+
+def is_known(name: str) -> bool:
+    """Whether a diagnosis has a canonical name."""
+    return diagnosis(name) in _MALIGNANCY
 
 
 def malignancy(diagnosis: str) -> Malignancy:

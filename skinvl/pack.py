@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from skinvl.chat import Chat
+from skinvl.chat import UNTRAINED, Chat
 from skinvl.lengths import load_image, sizes
 from skinvl.mixture import Row
-
-IGNORE = -100  # the label of a position that is not trained, as everywhere in PyTorch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Collator:
         encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in rows]
         length = max(len(one.ids) for one in encoded)
         ids = torch.full((len(rows), length), self.chat.pad_id)
-        labels = torch.full((len(rows), length), IGNORE)
+        labels = torch.full((len(rows), length), UNTRAINED)
         mask = torch.zeros((len(rows), length), dtype=torch.long)
         for index, one in enumerate(encoded):
             count = len(one.ids)
@@ -50,6 +48,6 @@ class Collator:
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
-            "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE),
+            "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED),
             **self.chat.family.batch(self.chat.processor, ids, images, self.chat.image_arguments),
         }

@@ -18,9 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig, SFTTrainer
 
 from skinvl.adapter import WRAPPER
+from skinvl.chat import UNTRAINED
 from skinvl.families import PARTS, Family
 from skinvl.mixture import MixtureSampler, Row, Rows
-from skinvl.pack import IGNORE, Collator
+from skinvl.pack import Collator
 from skinvl.recipe import Recipe
 
 
@@ -167,7 +168,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 losses, right = token_losses(self.model, inputs)
             targets = inputs["shift_labels"]
             counted = torch.arange(len(targets), device=targets.device) < real - seen  # the rest is filling
-            supervised = targets != IGNORE
+            supervised = targets != UNTRAINED
             weight = counted[:, None].expand_as(targets)[supervised]
             answer = weight & (targets[supervised] != close)
             sums += (
@@ -185,10 +186,10 @@ def token_losses(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> 
     """
     plain = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
     targets = inputs["shift_labels"]
-    keep = (targets != IGNORE).any(0).nonzero().squeeze(1)
+    keep = (targets != UNTRAINED).any(0).nonzero().squeeze(1)
     logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
     targets = targets[:, keep]
-    supervised = targets != IGNORE
+    supervised = targets != UNTRAINED
     logits, targets = logits[supervised].float(), targets[supervised]
     return cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 

@@ -16,6 +16,8 @@ from skinvl import labels
         ("Vascular lesions", "vascular lesion"),
         ("  Basal  Cell Carcinoma ", "basal cell carcinoma"),
         ("lentigo NOS", "lentigo"),
+        ("Melanoma, NOS", "melanoma"),
+        ("Solar or actinic keratosis", "actinic keratosis"),
     ],
 )
 def test_spellings_of_the_benchmarks_have_one_name(spelling: str, name: str) -> None:
@@ -35,3 +37,25 @@ def test_malignancy_knows_every_name_and_synonym() -> None:
     ]
     assert {labels.canonical(name) for name in labels._SYNONYMS} <= set(labels._MALIGNANCY)
     assert {labels.canonical(name) for name in labels.PAD_CODES.values()} <= set(labels._MALIGNANCY)
+    for codes in (labels.HAM_CODES, labels.ISIC_2019_CODES):
+        assert {labels.canonical(name) for name in codes.values()} <= set(labels._MALIGNANCY)
+
+
+def test_class_lists_are_those_of_the_benchmarks() -> None:
+    sizes = {"bcn20000": 12, "ddi": 2, "dermnet": 23, "fitzpatrick17k": 3, "ham10000": 7, "hiba": 2, "isic2019": 8}
+    assert {name: len(set(names)) for name, names in labels.CLASSES.items()} == sizes | {"pad_ufes_20": 6, "patch16": 2}
+    for codes, name in (
+        (labels.HAM_CODES, "ham10000"),
+        (labels.ISIC_2019_CODES, "isic2019"),
+        (labels.PAD_CODES, "pad_ufes_20"),
+    ):
+        assert {labels.canonical(value) for value in codes.values()} == {
+            labels.canonical(value) for value in labels.CLASSES[name]
+        }
+    assert {name for name in labels.CLASSES["bcn20000"] if not labels.is_known(name)} == {"other"}
+
+
+def test_a_name_without_a_canonical_one_stays_as_it_is() -> None:
+    assert labels.diagnosis(" Pityriasis  Rosea") == "pityriasis rosea"
+    assert not labels.is_known("pityriasis rosea")
+    assert labels.is_known("NEVUS")

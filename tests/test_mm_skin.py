@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from data_prep import PrepError, mm_skin
 from skinvl import prep
 from skinvl.example import Dropped, Example, Facts, read, words
 
-CAPTIONS = ("image", "caption", "modality", "sex", "age", "cleaned_caption")
+CAPTIONS, COLUMNS = (
+    ("image", "caption", "modality", "sex", "age", "cleaned_caption"),
+    ("image", "atributes", "categories"),
+)
 
 
 def table(path: Path, *rows: tuple[str, ...]) -> None:
@@ -35,7 +39,7 @@ def test_empty_and_repeated_rows_go_to_the_ledger(tmp_path: Path) -> None:
     ]
     found = questions(tmp_path, *rows)
     assert found[1] == Dropped("VQA.csv:3", "empty", "no question")
-    assert found[2] == Dropped("VQA.csv:4", "duplicate", "the image and question of VQA.csv:2")
+    assert found[2] == Dropped("VQA.csv:4", "duplicate", "repeats VQA.csv:2")
     assert isinstance(found[3], Example)
 
 
@@ -110,3 +114,137 @@ def test_the_released_test_file(shared: Path, tmp_path: Path, capsys: pytest.Cap
     assert not any(row.images for row in rows)
     assert len({row.group for row in rows}) == 4391
     assert Counter(row.facts.kind for row in rows) == {"open": 4126, "closed": 1323}
+
+
+def talk(*turns: str, **entry: object) -> dict[str, object]:
+    said = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(turns)]
+    return {**entry, "conversations": said}
+
+
+def test_llava_lists_are_read_together(tmp_path: Path) -> None:
+    table(tmp_path / "caption.csv", CAPTIONS, ("dataset/a.png", "c", "pathology", "", "", ""))
+    one = talk("<image>\nIs it raised?", "Yes.", id="7", image="a.png")
+    pair = talk("<image><image> Compare.", "Alike.", "Sure?", "No.", image=["dataset/a.png", "b.png"])
+    lists = {
+        "vqa_MM.json": [one, pair, talk("What is acne?", "A disease.")],
+        "vqa_PubMM.json": [pair, talk("<image> x", "y"), one],
+        "deep/vqa_test.json": [one],
+    }
+    for name, entries in lists.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(entries))
+    found = list(mm_skin.convert(tmp_path, "json"))
+    assert mm_skin.rows(tmp_path, "json") == len(found) == 7
+    assert [row for row in found if isinstance(row, Dropped)] == [
+        Dropped("vqa_PubMM.json[0]", "duplicate", "repeats vqa_MM.json[1]"),
+        Dropped("vqa_PubMM.json[1]", "image-count", "1 placeholders and 0 images"),
+        Dropped("vqa_PubMM.json[2]", "duplicate", "repeats vqa_MM.json[0]"),
+    ]
+    test, first, two, plain = (row for row in found if isinstance(row, Example))
+    assert (test.split, test.group, test.facts.kind) == ("test", "a", "closed")
+    assert (first.split, first.images, first.facts) == ("train", ("a.png",), Facts(modality="pathology", kind="closed"))
+    assert (two.images, two.group, len(two.messages)) == (("dataset/a.png", "b.png"), "a + b", 4)
+    assert (plain.images, plain.group) == ((), plain.id)
+
+
+def test_a_llava_list_in_lfs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PrepError, match=r"no file vqa_\*\.json in it or below it\. How to get MM-Skin"):
+        mm_skin.rows(tmp_path, "json")
+    (tmp_path / "vqa_MM.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(PrepError, match=r"vqa_MM\.json: a Git LFS pointer of 63 bytes"):
+        mm_skin.rows(tmp_path, "json")
+
+
+def classes(raw: Path, name: str, columns: tuple[str, ...], *rows: tuple[str, ...]) -> list[Example | Dropped]:
+    table(raw / "classification" / name, columns, *rows)
+    found = list(mm_skin.convert(raw, "classification"))
+    assert mm_skin.rows(raw, "classification") == len(found)
+    return found
+
+
+def test_classes_are_asked_with_the_list_of_their_file(tmp_path: Path) -> None:
+    rows = [
+        (f"BCN20000/ISIC_{number:07}.jpg", "[]", f"['{'nevus' if number % 2 else 'other'}']") for number in range(30)
+    ]
+    found = classes(tmp_path, "BCN20000_test.csv", COLUMNS, *rows)
+    made = [row for row in found if isinstance(row, Example)]
+    assert [words(row.messages[1]) for row in made] == ["other", "nevus"] * 15
+    asked = {words(row.messages[0]) for row in made}
+    assert asked == {
+        question.format(options=options)
+        for question in mm_skin.QUESTIONS
+        for options in ("nevus or other", "other or nevus")
+    }
+    assert made[0].group == "ISIC_0000000"
+    assert [row.facts for row in made[:2]] == [
+        Facts(modality="dermoscopy", kind="diagnosis"),
+        Facts(modality="dermoscopy", diagnosis="nevus", malignancy="benign", kind="diagnosis"),
+    ]
+    table(tmp_path / "classification" / "BCN20000_test.csv", COLUMNS, *((*row[:2], "['scar']") for row in rows))
+    with pytest.raises(PrepError, match=r"BCN20000_test\.csv categories: only the class 'scar' occurs"):
+        list(mm_skin.convert(tmp_path, "classification"))
+
+
+def test_a_question_of_classes_does_not_depend_on_its_answer(tmp_path: Path) -> None:
+    labels = ("nevus", "other")
+    rest = [(f"{label}.jpg", "[]", f"['{label}']") for label in labels]
+    for number in range(20):
+        tables = [((f"{number}.jpg", "[]", f"['{label}']"), *rest) for label in labels]
+        made = (classes(tmp_path, "ISIC_test.csv", COLUMNS, *rows)[0] for rows in tables)
+        one, two = (row.messages for row in made if isinstance(row, Example))
+        assert one[0] == two[0]
+        assert one[1] != two[1]
+
+
+def test_fields_of_classes_are_parsed_and_never_run(tmp_path: Path) -> None:
+    path = "Dermnet/Light Diseases and Disorders of Pigmentation/a b.jpg"
+    found = classes(
+        tmp_path,
+        "Dermnet_test.csv",
+        COLUMNS,
+        (path, "[]", "['Urticaria  Hives']"),
+        ("b.jpg", "[]", "[]"),
+        ("c.jpg", "[]", "['scar', 'nevus']"),
+        ("d.jpg", "[]", "[__import__('os').remove('x')]"),
+        ("e.jpg", "[]", "[" * 900),
+        ("f.jpg", "[]", "['\\ud800']"),
+        (" ", "[]", "['nevus']"),
+        (path, "[]", "['nevus']"),
+    )
+    assert isinstance(found[0], Example)
+    assert (found[0].images, words(found[0].messages[1])) == ((path,), "Urticaria Hives")
+    rules = [(row.row, row.rule) for row in found if isinstance(row, Dropped)]
+    assert rules == [
+        ("Dermnet_test.csv:3", "unknown-value"),
+        ("Dermnet_test.csv:4", "several-classes"),
+        ("Dermnet_test.csv:5", "malformed"),
+        ("Dermnet_test.csv:6", "malformed"),
+        ("Dermnet_test.csv:7", "malformed"),
+        ("Dermnet_test.csv:8", "empty"),
+        ("Dermnet_test.csv:9", "duplicate"),
+    ]
+
+
+def test_patch16_gives_its_sets_and_slides(tmp_path: Path) -> None:
+    columns = ("image", "attributes", "categories", "set")
+    tiles = [f"Patch16/{kind}_skin/{kind}_skin_ws_92_{number}.jpg" for number, kind in enumerate(("tumor", "nontumor"))]
+    rows = [(tiles[0], "[]", "['tumor']", "Validation"), (tiles[1], "[]", "['nontumor']", "Test")]
+    found = classes(tmp_path, "Patch16_2class_val.csv", columns, *rows)
+    assert [(row.split, row.group, row.facts.modality) for row in found if isinstance(row, Example)] == [
+        ("validation", "Patch16/ws_92", "pathology"),
+        ("test", "Patch16/ws_92", "pathology"),
+    ]
+    with pytest.raises(PrepError, match=r"Patch16_2class_val\.csv:2 set: found 'Third'; expected test, train"):
+        classes(tmp_path, "Patch16_2class_val.csv", columns, (tiles[0], "[]", "['tumor']", "Third"), *rows)
+
+
+def test_the_released_classification_files(shared: Path, tmp_path: Path) -> None:
+    account = prep.prepare("mm_skin", shared / "mm_skin", tmp_path / "out", ["classification"], images_optional=True)
+    assert (account.rows, account.kept) == (3790 + 132 + 1511, 5433)
+    rows = read(tmp_path / "out", "test")
+    assert Counter(words(row.messages[1]) for row in rows if row.facts.kind == "malignancy") == {
+        "Non-Malignant": 98,
+        "Malignant": 34,
+    }
+    assert Counter(row.facts.diagnosis for row in rows)["nevus"] == 1170 + 908
+    assert Counter(row.facts.modality for row in rows) == {"dermoscopy": 5301, "clinical": 132}

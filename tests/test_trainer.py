@@ -13,7 +13,8 @@ import torch
 from transformers import set_seed
 
 from skinvl import mixture, sft
-from skinvl.pack import IGNORE, Collator
+from skinvl.chat import UNTRAINED
+from skinvl.pack import Collator
 from skinvl.recipe import Recipe
 from skinvl.trainer import Trainer, TrainingError, token_losses
 
@@ -93,7 +94,7 @@ def test_the_loss_is_that_of_hugging_face_at_the_supervised_tokens(tmp_path: Pat
         expected = model(**inputs, labels=labels).loss
         losses, right = token_losses(model, {**inputs, "shift_labels": shifted})
         wrong, _ = token_losses(model, {**inputs, "shift_labels": torch.roll(shifted, 1, 1)})
-    assert len(losses) == int((labels != IGNORE).sum()) == len(right)
+    assert len(losses) == int((labels != UNTRAINED).sum()) == len(right)
     assert float(losses.mean()) == pytest.approx(float(expected), rel=1e-5)
     assert float(wrong.mean()) != pytest.approx(float(expected), rel=1e-2)
 

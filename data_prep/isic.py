@@ -1,0 +1,215 @@
+"""ISIC archive: images of skin lesions with the archive's metadata → questions in our own words.
+
+Part `archive` expects one metadata file: a CSV with the column isic_id, and diagnosis or diagnosis_1 to diagnosis_5
+(and, where known, age_approx, sex, anatom_site_general, benign_malignant, image_type, fitzpatrick_skin_type, lesion_id,
+patient_id, copyright_license); or JSON records, a list or one a line, with name or isic_id and the same fields in
+meta or metadata, below clinical and acquisition. BCN20000, HIBA, MSKCC and DERM12345 come so. Part `2019` expects
+ISIC_2019_Training_GroundTruth.csv (image, and a column of 0 and 1 per class) and ISIC_2019_Training_Metadata.csv
+(image, age_approx, anatom_site_general, lesion_id, sex). Images are named by their id, at any depth.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep import (
+    Card,
+    PrepError,
+    count_csv,
+    find,
+    photo,
+    photos,
+    read_csv,
+    refuse_pointer,
+    split_of,
+    years,
+)
+from skinvl import labels, questions
+from skinvl.example import Dropped, Example, Facts
+from skinvl.labels import ISIC_2019_CODES
+from skinvl.questions import PICTURES, Case, Missing
+
+CARD = Card(
+    title="ISIC archive (any collection, and the ISIC 2019 challenge)",
+    address="https://www.isic-archive.com",
+    licence="by image (CC0-1.0, CC-BY-4.0 or CC-BY-NC-4.0)",
+    terms="Every image has its own licence, in the column copyright_license; ISIC 2019 is non-commercial as a whole.",
+    citation="The ISIC Archive, https://www.isic-archive.com, and the attribution of each image there",
+    obtain="download a collection with its metadata from the address, or the training images, ground truth and "
+    "metadata of https://challenge.isic-archive.com/data/#2019; RAW holds the CSV (or JSON) and the images at any "
+    "depth below it, or is the metadata file, with the images beside it.",
+    splits=("train", "test"),
+    parts=("archive", "2019"),
+)
+
+TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
+LICENCES = {"CC-0": "CC0-1.0", "CC-BY": "CC-BY-4.0", "CC-BY-NC": "CC-BY-NC-4.0"}
+LEVELS = ("diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis_2")
+TYPES = {"dermoscopic": "dermoscopy", "clinical": "clinical", "overview": "clinical", "tbp tile": "clinical"}
+SITES = {
+    **{name: name for name in ("anterior torso", "posterior torso", "lateral torso")},
+    **{name: name for name in ("lower extremity", "upper extremity")},
+    "head/neck": "head or neck",
+    "oral/genital": "oral or genital area",
+    "palms/soles": "palms or soles",
+}
+UNKNOWN = ("", "unknown")
+KINDS = {
+    "diagnosis": questions.diagnosis("diagnosis", ISIC_2019_CODES),
+    "malignancy": questions.malignancy("benign_malignant"),
+    "modality": questions.modality("image_type"),
+    "site": questions.site("anatom_site_general", SITES),
+    "skin_type": questions.skin_type(
+        "fitzpatrick_skin_type", {name: name for name in ("I", "II", "III", "IV", "V", "VI")}
+    ),
+}
+PARTS = {"archive": tuple(KINDS), "2019": ("diagnosis", "malignancy", "modality", "site")}
+
+
+def rows(raw: Path, part: str) -> int:
+    """Images in the metadata times the kinds of question."""
+    path = _file(raw) if part == "archive" else find(raw, TRUTH, CARD)
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip()) * len(PARTS[part])
+    return (len(_load(path)) if path.suffix == ".json" else count_csv(path)) * len(PARTS[part])
+
+
+def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+    """One question and answer per image and kind of question.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = "isic_id,copyright_license,diagnosis_1,diagnosis_3,lesion_id,image_type,sex\\n"
+    ...     _ = (Path(folder) / "metadata.csv").write_text(
+    ...         table + 'ISIC_0000001,CC-0,Malignant,"Melanoma, NOS",IL_7,dermoscopic,female\\n')
+    ...     made = list(convert(Path(folder), "archive"))
+    >>> made[0].id, made[0].group, made[0].licence, made[0].facts.diagnosis, made[0].facts.malignancy
+    ('ISIC_0000001-diagnosis', 'IL_7', 'CC0-1.0', 'melanoma', 'malignant')
+    >>> made[3]
+    Dropped(row='metadata.csv:2 site', rule='unknown-value', detail="anatom_site_general is ''")
+    """
+    records = _archive(_file(raw)) if part == "archive" else _challenge(raw)
+    kinds = {name: KINDS[name] for name in PARTS[part]}
+    return questions.converse("isic", kinds, _cases(raw.parent if raw.is_file() else raw, records))
+
+
+def _file(raw: Path) -> Path:
+    if raw.is_file():
+        refuse_pointer(raw)
+        return raw
+    found = sorted(path for path in raw.rglob("*") if path.suffix in (".json", ".jsonl"))
+    for path in sorted(raw.rglob("*.csv")):
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            found += [path] if "isic_id" in next(csv.reader(file), []) else []
+    if len(found) != 1:
+        listed = ", ".join(str(path.relative_to(raw)) for path in found) or "none"
+        raise PrepError(
+            f"{raw}: expected one metadata file, a CSV with the column isic_id or JSON records; found {listed}. "
+            f"Give the file itself as RAW, or see how to get it: {CARD.obtain}"
+        )
+    refuse_pointer(found[0])
+    return found[0]
+
+
+def _archive(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    if path.suffix not in (".json", ".jsonl"):
+        for where, row in read_csv(path, ("isic_id",)):
+            if not {"diagnosis", "diagnosis_1"} & row.keys():
+                raise PrepError(f"{path}: no column diagnosis or diagnosis_1; found {', '.join(row)}")
+            yield where, row
+        return
+    if path.suffix == ".json":
+        for number, record in enumerate(_load(path), 1):
+            yield f"{path.name} record {number}", _flat(f"{path} record {number}", record)
+        return
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path.name}:{number}", _flat(f"{path}:{number}", _parse(f"{path}:{number}", line))
+
+
+def _parse(where: str, words: str) -> Any:
+    try:
+        return json.loads(words)
+    except (ValueError, RecursionError) as error:
+        raise PrepError(f"{where}: not JSON ({error}); download the file again") from error
+
+
+def _load(path: Path) -> list[Any]:
+    records = _parse(str(path), path.read_text(encoding="utf-8-sig", errors="replace"))
+    if not isinstance(records, list):
+        raise PrepError(f"{path}: found {type(records).__name__}; expected a list of records")
+    return records
+
+
+def _flat(where: str, record: Any) -> dict[str, str]:
+    """The fields of a record as a row of the archive's CSV has them."""
+    fields: dict[str, object] = {}
+    if isinstance(record, dict):
+        meta = record.get("meta") or record.get("metadata")
+        for part in (record, *(meta.values() if isinstance(meta, dict) else ())):
+            fields |= part if isinstance(part, dict) else {}
+        fields["isic_id"] = record.get("isic_id") or record.get("name")
+    if not fields.get("isic_id"):
+        raise PrepError(f"{where}: found no name or isic_id; expected a record of the ISIC archive")
+    return {name: "" if value is None else str(value) for name, value in fields.items()}
+
+
+def _challenge(raw: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    path = find(raw, METADATA, CARD)
+    more = {
+        row["image"]: row
+        for _, row in read_csv(path, ("image", "age_approx", "anatom_site_general", "lesion_id", "sex"))
+    }
+    for where, row in read_csv(find(raw, TRUTH, CARD), ("image", *ISIC_2019_CODES)):
+        if row["image"] not in more:
+            raise PrepError(f"{where}: image {row['image']!r} has no row in {path.name}; expected one for each image")
+        hot = [name for code, name in ISIC_2019_CODES.items() if row[code] in ("1", "1.0")]
+        fixed = {"isic_id": row["image"], "image_type": "dermoscopic", "copyright_license": "CC-BY-NC"}
+        yield where, {**more[row["image"]], **fixed, "diagnosis": hot[0] if len(hot) == 1 else ""}
+
+
+def _diagnosis(row: Mapping[str, str]) -> str:
+    """The finest diagnosis that has a canonical name, else the finest one, else nothing."""
+    given = [value for level in LEVELS if (value := row.get(level, "").strip())]
+    best = next((value for value in given if labels.is_known(value)), given[0] if given else "")
+    return labels.diagnosis(best)
+
+
+def _cases(raw: Path, records: Iterator[tuple[str, dict[str, str]]]) -> Iterator[Case]:
+    found = photos(raw)
+    for where, record in records:
+        row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **record}
+        name = _diagnosis(row)
+        flag = (row["benign_malignant"] or row.get("diagnosis_1", "")).casefold()
+        if flag not in ("benign", "malignant"):
+            flag = labels.malignancy(name) if labels.is_known(name) else ""
+        view = TYPES.get(row["image_type"].casefold().partition(":")[0])
+        # The archive's lists grow, so a value that is not known here is no reason to stop.
+        site = SITES.get(row["anatom_site_general"], row["anatom_site_general"])
+        tone = KINDS["skin_type"].values.get(row["fitzpatrick_skin_type"])
+        facts = Facts(
+            modality=view,
+            diagnosis=name or None,
+            malignancy=flag or None,
+            skin_type=tone,
+            age=years(where, row, "age_approx", UNKNOWN),
+            sex=row["sex"] if row["sex"] in ("female", "male") else None,
+            site=None if site in UNKNOWN else site,
+        )
+        # Among its classes the challenge calls this one so; the canonical name is narrower.
+        spoken = row["diagnosis"] if row["diagnosis"] in ISIC_2019_CODES.values() else name
+        said = {"diagnosis": spoken, "malignancy": flag, "modality": view and PICTURES[view]}
+        said |= {"site": facts.site, "skin_type": tone}
+        answers = {
+            kind: said[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
+        }
+        group = row.get("lesion_id") or row.get("patient_id") or row["isic_id"]
+        licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
+        image = photo(f"{row['isic_id']}.jpg", found)
+        yield Case(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)
