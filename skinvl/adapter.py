@@ -140,7 +140,7 @@ class Trained:
     """What one part of a built model trains: parameters, and the modules that carry them."""
 
     trainable: int  # parameters
-    parameters: int  # all of the part, copies of fully trained modules included
+    parameters: int  # those of the base
     lora: dict[str, int]  # last name of the adapted modules → how many
     full: int  # modules trained in full
 
@@ -171,7 +171,9 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
     every: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         part = family.part_of(name.removeprefix(WRAPPER))
-        every[part] += parameter.numel()
+        if "lora_" not in name and ".modules_to_save." not in name:
+            state = getattr(parameter, "quant_state", None)  # of a 4-bit weight, two of which share a byte
+            every[part] += parameter.numel() if state is None else state.shape.numel()
         if parameter.requires_grad:
             trainable[part] += parameter.numel()
             if modes[part] == "frozen":

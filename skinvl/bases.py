@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from skinvl import families, recipe, tiny
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _list(say: Console) -> None:
-    table = Table("base", "model", "licence", "note")
+    table = Table(Column("base", no_wrap=True), Column("model", overflow="fold"), "licence", "note")
     for name in recipe.bases():
         base = recipe.load_base(name)
         table.add_row(name, base.model or f"random {base.random}", base.licence, base.note)

@@ -39,14 +39,14 @@ def _show(say: Console, recipe: Recipe, path: Path) -> None:
     lora = {key: value for key, value in recipe.lora.items() if key != "init_lora_weights"}
     peft_model = adapter.attach(blank, family, recipe.model_copy(update={"lora": lora, "init_adapter": None}))
     counts = adapter.check(peft_model, family, recipe)
-    table = Table("part", "train", "trainable", "of", "what is hit")
+    table = Table("part", "train", "trainable", "of")
     for part in PARTS:
-        hit = hits[part]
-        what = [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full)
-        found = counts[part]
         mode = getattr(recipe.parts, part).train
-        table.add_row(part, mode, f"{found.trainable:,}", f"{found.parameters:,}", "\n".join(what))
+        table.add_row(part, mode, f"{counts[part].trainable:,}", f"{counts[part].parameters:,}")
     say.print(table)
+    for part, hit in hits.items():
+        for what in [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full):
+            say.print(f"{part}: {what}", markup=False, highlight=False, soft_wrap=True)
     say.print(f"parameters of {recipe.base.name}: {total:,}")
     _lengths(say, recipe, family, path)
 

@@ -34,7 +34,7 @@ def test_a_part_trains_as_told_and_no_other(tmp_path: Path, family: str, part: s
         assert bool(found.lora) == (parts[name]["train"] == "lora"), name
         assert bool(found.full) == (parts[name]["train"] == "full"), name
         if found.full and name != "language":
-            assert found.trainable == found.parameters - found.trainable  # the copy, beside the frozen original
+            assert found.trainable == found.parameters
     trained = {n for n, p in peft_model.named_parameters() if p.requires_grad}
     assert not any("embed_tokens" in name or name.endswith("lm_head.weight") for name in trained)
 
@@ -73,9 +73,11 @@ def test_only_the_language_part_is_quantised(tmp_path: Path, family: str) -> Non
     one = runs.make(tmp_path, family, quantization=NF4)
     kind = runs.family_of(one)
     peft_model = runs.attached(one)
-    adapter.check(peft_model, kind, one)
+    found = adapter.check(peft_model, kind, one)
     quantised = [n for n, m in peft_model.named_modules() if type(m).__name__ == "Linear4bit"]
     assert quantised
+    plain = model.blank(AutoConfig.from_pretrained(one.base.location))
+    assert sum(part.parameters for part in found.values()) == model.count_parameters(plain)
     assert all("language_model" in name for name in quantised)
 
 

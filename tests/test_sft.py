@@ -171,6 +171,13 @@ def test_a_qlora_run_leaves_the_base_untouched(tmp_path: Path, family: str) -> N
     assert json.loads((path / "env.json").read_text())["quantization"]["load_in_4bit"] is True
 
 
+def test_a_run_without_an_eval_set_ends_with_its_adapter(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", data__eval=[])
+    assert sft.main(one) == 0
+    assert (run.folder(one) / "adapter" / "adapter_model.safetensors").is_file()
+    assert "control" not in json.loads((run.folder(one) / "summary.json").read_text())
+
+
 def test_a_wrong_kernel_stops_before_the_weights(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="attention=flash_attention_2: there is no CUDA device"):
         sft.main(runs.make(tmp_path, "qwen2_vl", attention="flash_attention_2"))
