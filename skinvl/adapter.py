@@ -16,7 +16,7 @@ from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from skinvl import families
+from skinvl import families, hub
 from skinvl.families import Family
 from skinvl.recipe import Recipe
 
@@ -65,6 +65,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe) -> PeftModel:
 
     Raises:
         AdapterError: a part that is to train has nothing to train, or `init_adapter` does not fit.
+        BaseError: `init_adapter` cannot be had.
     """
     hits = plan(model, family, recipe)
     for part, hit in hits.items():
@@ -84,21 +85,20 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe) -> PeftModel:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if recipe.init_adapter is not None:
-        continue_from(peft_model, Path(recipe.init_adapter), family, lora)
+        earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
+        continue_from(peft_model, earlier.path, family, lora)
     if recipe.parts.vision.train == "frozen":
         _run_tower_without_grad(model, family)
     return peft_model
 
 
-def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> list[str]:
-    """The parts whose weights were taken from an earlier adapter folder.
+def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> None:
+    """Nothing; the model holds the weights of an earlier adapter folder, which may lack whole parts.
 
     Raises:
         AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
             made with settings under which the same weights mean something else.
     """
-    if not (path / "adapter_config.json").is_file():
-        raise AdapterError(f"init_adapter {path}: no adapter_config.json there; give the adapter/ folder of a run")
     earlier = LoraConfig.from_pretrained(str(path))
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         there, here = getattr(earlier, key), getattr(lora, key)
@@ -132,7 +132,6 @@ def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig
         )
     for name, value in weights.items():
         ours[name].data.copy_(value)
-    return sorted(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ class Recipe(_Strict):
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is the fastest that is installed and that the family supports."""
     init_adapter: Text | None = None
-    """Adapter folder to continue from; null starts a new adapter."""
+    """Adapter to continue from, a folder or a model id; null starts a new one."""
     run: Name | None = None
     """Folder under runs/; null is <recipe>--<base>."""
     resume: Literal["auto"] | None = None
