@@ -43,8 +43,8 @@ class Rows(Dataset[dict[str, Any]]):
 
 
 def folder(source: str, data: Path = Path("data")) -> Path:
-    """Where a source of a recipe lies: a path as given, a bare name under `data/`."""
-    return Path(source) if "/" in source or Path(source).is_dir() else data / source
+    """Where a source of a recipe lies: a path, which has a slash, as given; a bare name under `data/`."""
+    return Path(source) if "/" in source else data / source
 
 
 def label(spec: SourceSpec, specs: Sequence[SourceSpec]) -> str:
@@ -66,9 +66,13 @@ def load(data: Data) -> tuple[list[Row], dict[str, list[Row]]]:
     Raises:
         FileNotFoundError: a source is not prepared.
         LeakError: an eval set shares a group with the train set and `data.allow_leak` is false.
+        ValueError: no conversation to train on, or two eval sets of one name.
     """
     train = [row for spec in data.train for row in rows(spec)]
-    evaluation = {label(spec, data.eval): rows(spec) for spec in data.eval}
+    labels = [label(spec, data.eval) for spec in data.eval]
+    if twice := {name for name in labels if labels.count(name) > 1}:
+        raise ValueError(f"data.eval: two sets are called {min(twice)}; their losses need names, rename a folder")
+    evaluation = dict(zip(labels, map(rows, data.eval), strict=True))
     if not train:
         raise ValueError("data.train: the sources hold no conversation; nothing can be trained")
     shared = leaks(train, [row for some in evaluation.values() for row in some])

@@ -148,17 +148,17 @@ def checked(
     Raises:
         ValueError: a set has no row left; the message gives the commonest reason.
     """
-    kept: dict[str, list[Row]] = {}
+    kept: list[list[Row]] = []
     ledger: list[Dropped] = []
-    for name, rows in {"train": train, **evaluation}.items():
+    for name, rows in [("train", train), *evaluation.items()]:
         report = preflight(chat, [(row.example, row.root) for row in rows])
-        kept[name] = [rows[length.index] for length in report.kept]
+        kept.append([rows[length.index] for length in report.kept])
         ledger += report.dropped
         say.print(report.table(name))
-        if not kept[name]:
-            first = report.dropped[0]
-            raise ValueError(f"{name}: none of {len(rows)} rows can be used; the first: {first.rule}: {first.detail}")
-    return kept.pop("train"), kept, ledger
+        if not kept[-1]:
+            reason = f"; the first: {report.dropped[0].rule}: {report.dropped[0].detail}" if rows else ""
+            raise ValueError(f"{name}: none of {len(rows)} rows can be used{reason}")
+    return kept[0], dict(zip(evaluation, kept[1:], strict=True)), ledger
 
 
 def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from skinvl.example import Example, Facts, text, write
-from skinvl.mixture import LeakError, MixtureSampler, Row, leaks, load
+from skinvl.mixture import LeakError, MixtureSampler, Row, folder, leaks, load
 from skinvl.recipe import Data, SourceSpec
 
 
@@ -108,6 +108,26 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     train = prepared(tmp_path / "one", "train", [example("a", "g1")])
     with pytest.raises(FileNotFoundError, match="it has the splits: train"):
         load(data(train, train))
+
+
+def test_two_eval_sets_of_one_name_are_refused_and_two_splits_told_apart(tmp_path: Path) -> None:
+    train = prepared(tmp_path / "one", "train", [example("a", "g1")])
+    for place in ("x", "y"):
+        prepared(tmp_path / place / "two", "test", [example("b", f"{place}2")])
+    prepared(tmp_path / "x" / "two", "dev", [example("c", "g3")])
+    specs = [SourceSpec(source=str(tmp_path / place / "two"), split="test") for place in ("x", "y")]
+    both = data(train, train).model_copy(update={"eval": specs})
+    with pytest.raises(ValueError, match=r"data\.eval: two sets are called two_test"):
+        load(both)
+    splits = [specs[0], SourceSpec(source=specs[0].source, split="dev")]
+    assert set(load(both.model_copy(update={"eval": splits}))[1]) == {"two_test", "two_dev"}
+
+
+def test_a_bare_name_lies_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert folder("demo") == Path("data/demo")
+    assert folder("./demo") == Path("demo")
 
 
 def test_leaks_finds_nothing_between_strangers() -> None:
