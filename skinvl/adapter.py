@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,27 +226,31 @@ def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
     # Checkpointing makes even a frozen tower's output require grad. Its projector, where it lies inside, may train:
     # from there on the caller's mode holds, since what Qwen2.5-VL does after its merger must be recorded too.
     for name in family.parts["vision"]:
+        callers = [True]  # whether the tower's caller records gradients
         tower = model.get_submodule(name)
-        callers = [True]
-
-        def run(*args: Any, _forward: Any = tower.forward, _callers: list[bool] = callers, **settings: Any) -> Any:
-            _callers[0] = torch.is_grad_enabled()
-            with torch.no_grad():
-                return _forward(*args, **settings)
-
-        tower.forward = run
+        tower.forward = _unrecorded(tower.forward, callers)
         for inner in family.parts["projector"]:
             if inner.startswith(name + "."):
                 module = model.get_submodule(inner)
                 for one in module if isinstance(module, nn.ModuleList) else [module]:
+                    one.forward = _recorded_again(one.forward, callers)
 
-                    def project(
-                        *args: Any, _forward: Any = one.forward, _callers: list[bool] = callers, **settings: Any
-                    ) -> Any:
-                        torch.set_grad_enabled(_callers[0])
-                        return _forward(*args, **settings)
 
-                    one.forward = project
+def _unrecorded(forward: Callable[..., Any], callers: list[bool]) -> Callable[..., Any]:
+    def run(*args: Any, **settings: Any) -> Any:
+        callers[0] = torch.is_grad_enabled()
+        with torch.no_grad():
+            return forward(*args, **settings)
+
+    return run
+
+
+def _recorded_again(forward: Callable[..., Any], callers: list[bool]) -> Callable[..., Any]:
+    def run(*args: Any, **settings: Any) -> Any:
+        torch.set_grad_enabled(callers[0])  # until the tower's own forward ends
+        return forward(*args, **settings)
+
+    return run
 
 
 def _saved_name(name: str) -> str:
