@@ -1,6 +1,6 @@
 # Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`.
 .DEFAULT_GOAL := help
-.PHONY: help setup sft prep show dry-run check test test-slow clean
+.PHONY: help setup sft prep show dry-run check test test-slow bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -57,6 +57,10 @@ test: setup  ## the tests, at most 10 minutes on 2 cores
 
 test-slow: setup  ## the rest: distributed runs, whole trainings
 	$(BIN)/python -m pytest -m "slow and not gpu" $(TESTS)
+
+bench: setup  ## the speed claims, each beside its alternative
+	$(BIN)/python benchmarks/prep.py
+	$(BIN)/python benchmarks/hashes.py
 
 clean:  ## remove what was made here, data and runs excepted
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache bases

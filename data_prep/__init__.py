@@ -9,27 +9,24 @@ import importlib
 import pkgutil
 import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 from skinvl.example import Dropped, Example
 from skinvl.questions import Missing
 from skinvl.questions import choices as choices
 
+T = TypeVar("T")
+BLOCK = 2_000  # records that are converted, and kept, together
+# A field may be as long as it likes: the rule `oversized` judges it, where Python's limit would stop the whole table.
+csv.field_size_limit(1 << 30)
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # which no UTF-8 text can hold
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 TEST_SHARE = 0.15  # of the groups of a dataset that has no split of its own
 SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# What some base takes for a control token. Text that holds one is only counted here: which of them matter is known
-# where a base is chosen.
-CONTROL_TOKENS = (
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
-    *("<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "<|image|>", "<image>", "<s>", "</s>"),
-)
 
 
 class PrepError(ValueError):
@@ -48,7 +45,29 @@ class Card:
     obtain: str  # how to get the raw files and how RAW has to look
     splits: tuple[str, ...]
     parts: tuple[str, ...]  # what of RAW can be converted; the first is the default
+    released: Literal["none", "sound", "leaky"] = "none"  # the authors' own split; a leaky one is kept only on request
+    alike: bool = True  # whether images that look the same show the same; false for drawings that share a style
     drawn: bool = False  # the converter makes RAW itself where it is absent
+
+
+@dataclass(slots=True)
+class Shard:
+    """Which records of the raw files are converted: whole blocks, every `count`-th of them and none that is `done`.
+
+    A record is what the raw files hold one after another: a row of a table, an entry of a list, a file of its own.
+    """
+
+    index: int = 0
+    count: int = 1
+    block: int = BLOCK  # records
+    done: Container[int] = ()  # numbers of blocks
+    record: int = -1  # number of the record that was read last, over all files of the part
+
+    def takes(self) -> bool:
+        """Whether the next record is converted; asked once for every record, in the order of the files."""
+        self.record += 1
+        number = self.record // self.block
+        return number % self.count == self.index and number not in self.done
 
 
 class Converter(Protocol):
@@ -59,8 +78,12 @@ class Converter(Protocol):
     def rows(self, raw: Path, part: str) -> int:
         """How many conversations the raw files could give, counted without `convert`."""
 
-    def convert(self, raw: Path, part: str) -> Iterator[Example | Dropped]:
-        """One Example or Dropped per row, in file order; image paths are relative to RAW."""
+    def convert(self, raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
+        """One Example or Dropped per row of the records that the shard takes, in file order; None takes all.
+
+        All that comes of a record is given before the next is read. What is known of other records may not change it:
+        `skinvl prep` finds what repeats. Image paths are relative to RAW.
+        """
 
 
 def names() -> list[str]:
@@ -119,8 +142,13 @@ def refuse_pointer(path: Path) -> None:
         )
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(`file:line` where the row starts, its fields by column) of every row of a UTF-8 CSV file, with or without a BOM.
+def taken(records: Iterable[T], shard: Shard | None) -> Iterator[T]:
+    """The records that the shard takes; None takes all."""
+    return (record for record in records if shard is None or shard.takes())
+
+
+def read_csv(path: Path, columns: Sequence[str], shard: Shard | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`file:line` where the row starts, its fields by column) of the shard's rows of a UTF-8 CSV file; a BOM may lead.
 
     Raises:
         PrepError: a column is missing, a row has another number of fields than the header, or the text is not CSV.
@@ -146,7 +174,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
                         f"{path.parent / where}: {len(values)} fields; expected {len(header)} as in the header; "
                         "put fields that hold commas or line breaks in double quotes"
                     )
-                yield where, dict(zip(header, values, strict=True))
+                if shard is None or shard.takes():
+                    yield where, dict(zip(header, values, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
             raise PrepError(f"{path}:{last + 1}: not UTF-8 CSV ({error}); save the file as UTF-8 CSV") from error
 
@@ -171,7 +200,8 @@ def photos(raw: Path) -> dict[str, list[str]]:
     """The paths in RAW of the image files at any depth, by their names without the ending."""
     found: dict[str, list[str]] = {}
     for path in sorted(raw.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
+        # No table in UTF-8 can name a file whose name is not.
+        if path.suffix.lower() in SUFFIXES and not LONE_SURROGATE.search(str(path)):
             found.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
     return found
 
@@ -206,15 +236,16 @@ def known(value: str | Missing) -> str | None:
 
 
 def years(where: str, row: Mapping[str, str], column: str, unknown: Collection[str] = ("",)) -> float | None:
-    """An age, None where it is one of `unknown`.
+    """An age, None where it is one of `unknown` or "nan".
 
     Raises:
         PrepError: not a number.
     """
-    try:
-        return None if row[column] in unknown else float(row[column])
-    except ValueError as error:
-        raise PrepError(f"{where} {column}: found {row[column]!r}; expected a number of years or nothing") from error
+    if row[column] in unknown or row[column].strip().casefold() == "nan":
+        return None
+    if not re.fullmatch(r"\s*\d{1,3}(\.\d*)?\s*", row[column]):
+        raise PrepError(f"{where} {column}: found {row[column]!r:.80}; expected a number of years or nothing")
+    return float(row[column])
 
 
 def person(age: str, sex: str) -> tuple[float | None, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, count_csv, find, known, lookup, photo, photos, read_csv, split_of
+from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import diagnosis, is_known, malignancy
@@ -43,7 +43,7 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, FILE, CARD)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per photo and kind of question; which photos share a patient is not known.
 
     >>> import tempfile
@@ -53,12 +53,12 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[0].id, made[0].images, made[0].group, made[0].facts.diagnosis, made[0].facts.skin_type
     ('000001-diagnosis', ('000001.png',), '000001.png', 'melanoma', 'V-VI')
     """
-    return questions.converse("ddi", KINDS, _cases(raw))
+    return questions.converse("ddi", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
     found = photos(raw)
-    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS):
+    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         disease = diagnosis(row["disease"].replace("-", " "))
         answers = {
             "diagnosis": disease or Missing("disease is ''"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data_prep import Card, PrepError, choices, seeded
+from data_prep import Card, PrepError, Shard, choices, seeded, taken
 from skinvl.example import Dropped, Example, Facts, text
 
 CARD = Card(
@@ -25,6 +25,8 @@ CARD = Card(
     obtain="nothing to get: a new or empty RAW is filled with drawings.",
     splits=("train", "test"),
     parts=("all",),
+    released="sound",
+    alike=False,
     drawn=True,
 )
 
@@ -83,8 +85,8 @@ def rows(raw: Path, part: str) -> int:
     return drawings * KINDS_PER_IMAGE + drawings // 2
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
-    """The questions of each image, and after each pair the comparison of its two images.
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
+    """The questions of each image, and after each pair, which is one record, the comparison of its two images.
 
     >>> one = Drawing("images/000.png", 0, "red", "two", "large", "smooth", "symmetric", "leg")
     >>> row = _example((one,), "colour", _answer(one, "colour"), "train")
@@ -98,7 +100,7 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     drawings = _drawings(raw)
     numbers = sorted({drawing.pair for drawing in drawings})
     test = set(seeded("demo", "split").sample(numbers, min(TEST_PAIRS, len(numbers) // 2)))
-    for first, second in zip(drawings[::2], drawings[1::2], strict=True):
+    for first, second in taken(zip(drawings[::2], drawings[1::2], strict=True), shard):
         split = "test" if first.pair in test else "train"
         for drawing in (first, second):
             kinds = seeded("demo", drawing.file).sample(KINDS, KINDS_PER_IMAGE)
@@ -143,10 +145,14 @@ def _drawings(raw: Path) -> list[Drawing]:
         _fill(raw)
     if not index.is_file():
         raise PrepError(f"{raw}: not empty, and no drawings of the demo (no index.json); give a new or empty RAW")
-    try:
-        return [Drawing(**entry) for entry in json.loads(index.read_text(encoding="utf-8"))]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise PrepError(f"{index}: not the demo's index ({error}); remove {raw} and it is drawn anew") from error
+    drawings = _plan()
+    if index.read_bytes() != _index(drawings):
+        raise PrepError(f"{index}: not the index of this version's drawings; remove {raw} and it is drawn anew")
+    return drawings
+
+
+def _index(drawings: list[Drawing]) -> bytes:
+    return ("[\n" + ",\n".join(json.dumps(asdict(drawing)) for drawing in drawings) + "\n]\n").encode()
 
 
 def _fill(raw: Path) -> None:
@@ -157,11 +163,13 @@ def _fill(raw: Path) -> None:
         drawings = _plan()
         for drawing in drawings:
             draw(drawing).save(partial / drawing.file)
-        (partial / "index.json").write_text(
-            "[\n" + ",\n".join(json.dumps(asdict(drawing)) for drawing in drawings) + "\n]\n", encoding="utf-8"
-        )
+        (partial / "index.json").write_bytes(_index(drawings))
         partial.chmod(0o755)
-        partial.replace(raw)
+        try:
+            partial.replace(raw)
+        except OSError:  # another process may have filled RAW in the meantime, with the same drawings
+            if not (raw / "index.json").is_file():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

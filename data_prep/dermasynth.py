@@ -5,21 +5,25 @@ has one JSON object per image: image_id, image_path, and q1_general_ and q2_data
 response is a model's own text, mostly a fenced JSON object with `answer`, and with `question` for the question type
 Creativity; the types stand in request files api_requests*.json, where these lie in RAW. `vqa` has one JSON object per
 figure: image_id, image_path, api_response (text as above, or an object) with `qa_pairs` of numbered keys, or with one
-`qa_pair`, which is of the authors' benchmark: split test. `self_instruct` and `knowledge` are tables with COLUMNS, as
-Parquet, JSON list or JSON lines. The hub set eval1 is left out: RAW must hold images as files, not within a table.
+`qa_pair`, which is of the authors' benchmark: split test. The other parts are tables with COLUMNS, as Parquet, JSON
+list or JSON lines: `self_instruct`, `knowledge` and `mcq` of text alone, and `eval1`, Parquet only, with the images
+within, named `FILE.parquet#ROW`. `mcq` and `eval1` are benchmarks: split test, whatever the hub calls theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from operator import eq
 from pathlib import Path, PurePosixPath
+from string import ascii_uppercase
 from typing import Any
 
-from data_prep import Card, PrepError, digest, llava, photos, refuse_pointer
+from data_prep import Card, PrepError, Shard, digest, llava, photos, refuse_pointer, taken
 from skinvl.example import Dropped, Example, Facts, text
 from skinvl.labels import diagnosis
 
@@ -30,21 +34,28 @@ CARD = Card(
     terms="Research and other non-commercial use, with attribution; the images keep the licences of their own sets.",
     citation="Yilmaz et al., DermaSynth: Rich Synthetic Image-Text Pairs Using Open Access Dermatology Datasets, 2025, "
     "arXiv 2502.00196",
-    obtain="RAW holds a folder for each part (response, vqa, self_instruct, knowledge) with the files of that part, "
-    "or is itself the folder of one part; the images lie in RAW at any depth, under their names in image_path.",
+    obtain="RAW holds a folder for each part (response, vqa, self_instruct, knowledge, eval1, mcq) with the files of "
+    "that part, or is itself the folder of one part; the images lie in RAW at any depth, under their names in "
+    "image_path, but those of eval1 within its Parquet files.",
     splits=("train", "test"),
-    parts=("response", "vqa", "self_instruct", "knowledge"),
+    parts=("response", "vqa", "self_instruct", "knowledge", "eval1", "mcq"),
+    released="sound",
 )
 
 SLOTS = {"q1_general": "q1_general", "q2_dataset": "q2_dataset_specific"}  # prefix in a response, key in a request
 COLUMNS = {
     "self_instruct": ("instruction", "input", "output", "is_classification"),
     "knowledge": ("disease_name", "question", "answer"),
+    "eval1": ("question", "answer", "img_path"),
+    "mcq": ("question", "choices", "answer"),
 }
+ENDINGS = {"response": (".json",), "vqa": (".json",), "eval1": (".parquet",)}  # the other parts are tables of any kind
 REQUESTS = "api_requests"  # how the names of request files begin
 NO_INPUT = ("", "<noinput>")
+LETTERED = re.compile(r"\(?([A-Z])[.):]+\s*")  # how a choice or an answer may begin
 FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL | re.IGNORECASE)
 ASKS_FOR_QUESTION = '"<question>"'  # stands in the prompts of the type Creativity, which show the form of the response
+OPEN, CLOSED = Facts(kind="open"), Facts(kind="closed")
 Fault = tuple[str, str]  # the rule that drops a row, and what was found
 
 
@@ -58,7 +69,7 @@ class Pair:
     group: str
     image: str | None = None
     split: str = "train"
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = OPEN
 
 
 def rows(raw: Path, part: str) -> int:
@@ -69,7 +80,7 @@ def rows(raw: Path, part: str) -> int:
     return sum(len(_figure(_object(path))) if part == "vqa" else llava.count(path) for path in files)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One conversation per question.
 
     >>> import tempfile
@@ -87,50 +98,64 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     """
     images = photos(raw) if part in ("response", "vqa") else {}
     types = _types(raw) if part == "response" else {}
-    first: dict[str, str] = {}
-    for path in _files(raw, part):
-        for where, pair in _read(path, path.relative_to(raw).as_posix(), part, types):
-            name = f"{part}-{digest(*pair.key)}" if isinstance(pair, Pair) else ""
-            if isinstance(pair, Pair) and not (pair.question and pair.answer):
-                pair = "empty", "no question" if pair.answer else "no answer"
-            elif name in first:
-                pair = "duplicate", f"repeats {first[name]}"
-            if isinstance(pair, tuple):
-                yield Dropped(where, *pair)
-                continue
-            first[name] = where
-            shown = (_placed(pair.image, images),) if pair.image else ()
-            turns = text("user", pair.question, images=len(shown)), text("assistant", pair.answer)
-            yield Example(name, "dermasynth", shown, turns, pair.group, pair.split, CARD.licence, pair.facts)
+    for where, pair in _pairs(raw, part, types, shard or Shard()):
+        if isinstance(pair, Pair) and not (pair.question and pair.answer):
+            pair = "empty", "no question" if pair.answer else "no answer"
+        if isinstance(pair, tuple):
+            yield Dropped(where, *pair)
+            continue
+        name = f"{part}-{digest(*pair.key)}"
+        shown = (pair.image if part == "eval1" else _placed(pair.image, images),) if pair.image else ()
+        turns = text("user", pair.question, images=len(shown)), text("assistant", pair.answer)
+        yield Example(name, "dermasynth", shown, turns, pair.group, pair.split, CARD.licence, pair.facts)
 
 
 def _files(raw: Path, part: str) -> list[Path]:
-    """The part's files, in the order of their paths; each has its content."""
+    """The part's files, in the order of their paths."""
     folders = [name for name in CARD.parts if (raw / name).is_dir()]
     if folders and part not in folders:
         raise PrepError(f"{raw}: no folder {part}; found {', '.join(folders)}. How to get {CARD.title}: {CARD.obtain}")
-    suffixes = {".json"} if part in ("response", "vqa") else {".json", ".jsonl", ".parquet"}
+    endings = ENDINGS.get(part, (".json", ".jsonl", ".parquet"))
     within = sorted((raw / part if folders else raw).rglob("*"))
-    found = [path for path in within if path.suffix in suffixes and not path.name.startswith(REQUESTS)]
+    found = [path for path in within if path.suffix in endings and not path.name.startswith(REQUESTS)]
     if not found:
-        raise PrepError(f"{raw}: no {' or '.join(sorted(suffixes))} file of {part}. How to get them: {CARD.obtain}")
-    for path in found:
-        refuse_pointer(path)
+        raise PrepError(f"{raw}: no {' or '.join(endings)} file of {part}. How to get them: {CARD.obtain}")
     return found
 
 
-def _read(path: Path, where: str, part: str, types: Mapping[Any, str]) -> Iterator[tuple[str, Pair | Fault]]:
-    if part == "response":
-        entry = _object(path)
-        yield from ((f"{where} {prefix}", _response(entry, prefix, types)) for prefix in SLOTS)
-    elif part == "vqa":
-        yield from ((f"{where} {number}", pair) for number, pair in enumerate(_figure(_object(path)), start=1))
-    else:
-        yield from ((place, _told(place, record, part)) for place, record in llava.entries(path))
+def _pairs(raw: Path, part: str, types: Mapping[Any, str], shard: Shard) -> Iterator[tuple[str, Pair | Fault]]:
+    """(where, what was read there) of the records that the shard takes."""
+    if part in ("response", "vqa"):
+        for path in taken(_files(raw, part), shard):
+            entry, where = _object(path), path.relative_to(raw).as_posix()
+            if part == "response":
+                yield from ((f"{where} {prefix}", _response(entry, prefix, types)) for prefix in SLOTS)
+            else:
+                yield from ((f"{where} {number}", pair) for number, pair in enumerate(_figure(entry), start=1))
+        return
+    expected = frozenset(COLUMNS[part])
+    for path in _files(raw, part):
+        refuse_pointer(path)
+        before = shard.record + 1
+        for place, record in llava.entries(path, shard):
+            if not isinstance(record, dict) or not expected <= record.keys():
+                raise _no_record(place, record, COLUMNS[part])
+            if part == "eval1":
+                yield place, _pictured(record, f"{path.relative_to(raw).as_posix()}#{shard.record - before}")
+            else:
+                yield place, TOLD[part](record)
+
+
+def _no_record(place: str, record: object, columns: Sequence[str]) -> PrepError:
+    found = list(record) if isinstance(record, dict) else []
+    missing = ", ".join(name for name in columns if name not in found)
+    listed = ", ".join(name if name.isprintable() else ascii(name) for name in found) or f"{record!r:.60}"
+    return PrepError(f"{place}: no {missing}; found {listed}; expected {', '.join(columns)}")
 
 
 def _object(path: Path) -> Mapping[str, Any] | Fault:
     """The JSON object in a file, with a text for image_id and for image_path."""
+    refuse_pointer(path)
     try:
         entry = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -142,7 +167,7 @@ def _object(path: Path) -> Mapping[str, Any] | Fault:
 
 def _text(value: object) -> str:
     """The text, or nothing; half of a surrogate pair is no text, since no file can hold it."""
-    return value.strip() if isinstance(value, str) and not llava.LONE_SURROGATE.search(value) else ""
+    return value.strip() if isinstance(value, str) and llava.is_text(value) else ""
 
 
 def _reply(said: object) -> Mapping[str, Any]:
@@ -213,12 +238,38 @@ def _numbered(entry: Mapping[str, Any], pair: object) -> Pair | Fault:
 def _benchmark(entry: Mapping[str, Any], pair: Mapping[str, Any]) -> Pair | Fault:
     if (options := pair.get("options")) is None:
         return _of_figure(entry, pair.get("question"), pair.get("answer"), "open", "test")
-    letter = _text(pair.get("correct_answer")).rstrip(".):").upper()
-    if not isinstance(options, dict) or letter not in options or not all(map(_text, options.values())):
+    if (answer := _lettered(options, pair.get("correct_answer"))) is None:
         return "malformed", f"{pair!r:.200}; expected options by letter, and one of the letters as correct_answer"
-    listed = "\n".join(f"{key}. {_text(option)}" for key, option in options.items())
-    question = f"{_text(pair.get('question'))}\n{listed}" if _text(pair.get("question")) else ""
-    return _of_figure(entry, question, f"{letter}. {_text(options[letter])}", "closed", "test")
+    return _of_figure(entry, _listed(pair.get("question"), answer[0]), answer[1], "closed", "test")
+
+
+def _listed(question: object, choices: str) -> str:
+    return f"{_text(question)}\n{choices}" if _text(question) else ""
+
+
+def _lettered(choices: object, answer: object) -> tuple[str, str] | None:
+    """The choices as lines `A. text`, and that of the answer, which is a letter, a text, both, or a number from 0."""
+    if isinstance(choices, list) and len(choices) <= len(ascii_uppercase):
+        choices = dict(zip(ascii_uppercase, choices, strict=False))
+    # Parquet gives every record the keys of all records.
+    given = {key: option for key, option in choices.items() if option is not None} if isinstance(choices, dict) else {}
+    options = {str(key).strip(" ().:").upper(): _text(option) for key, option in given.items()}
+    if not 2 <= len(options) == len(given) or not all(options) or not all(options.values()):
+        return None
+    marks = {key: LETTERED.match(option) for key, option in options.items()}
+    if all(mark and mark[1] == key for key, mark in marks.items()):  # all of them: one alone may be "C. albicans"
+        options = {key: LETTERED.sub("", option, count=1) for key, option in options.items()}
+    lines = [f"{key}. {option}" for key, option in options.items()]
+    said = str(answer) if isinstance(answer, int) else _text(answer)
+    forms = {said.casefold(), LETTERED.sub(r"\1. ", said, count=1).casefold()}
+    found = [
+        line
+        for line, (key, option) in zip(lines, options.items(), strict=True)
+        if forms & {line.casefold(), option.casefold()} or said.strip(" ().:").upper() == key
+    ]
+    if not found and re.fullmatch("[0-9]{1,2}", said):
+        found = lines[int(said) :][:1]
+    return ("\n".join(lines), found[0]) if len(found) == 1 else None
 
 
 def _of_figure(entry: Mapping[str, Any], question: object, answer: object, kind: str, split: str) -> Pair:
@@ -226,20 +277,39 @@ def _of_figure(entry: Mapping[str, Any], question: object, answer: object, kind:
     return Pair((image, asked), asked, _text(answer), image, entry["image_path"], split, Facts(kind=kind))
 
 
-def _told(where: str, record: object, part: str) -> Pair | Fault:
-    """The pair of a table's record, which has no image."""
-    found = record if isinstance(record, dict) else {}
-    if missing := [name for name in COLUMNS[part] if name not in found]:
-        listed = ", ".join(map(str, found)) or f"{record!r:.60}"
-        raise PrepError(f"{where}: no {', '.join(missing)}; found {listed}; expected {', '.join(COLUMNS[part])}")
-    if part == "knowledge":
-        question, answer = _text(found["question"]), _text(found["answer"])
-        disease = diagnosis(_text(found["disease_name"])) or None
-        return Pair((question,), question, answer, f"knowledge {question}", facts=Facts(diagnosis=disease, kind="open"))
-    task, given, answer = (_text(found[name]) for name in ("instruction", "input", "output"))
+@lru_cache(maxsize=4096)
+def _about(disease: str) -> Facts:
+    return Facts(diagnosis=diagnosis(disease) or None, kind="open")
+
+
+def _fact(record: Mapping[str, Any]) -> Pair:
+    question, facts = _text(record["question"]), _about(_text(record["disease_name"]))
+    return Pair((question,), question, _text(record["answer"]), f"knowledge {question}", facts=facts)
+
+
+def _task(record: Mapping[str, Any]) -> Pair:
+    task, given = _text(record["instruction"]), _text(record["input"])
     question = task if given.casefold() in NO_INPUT else f"{task}\n\n{given}"
-    kind = "closed" if str(found["is_classification"]).casefold() == "true" else "open"
-    return Pair((question,), question if task else "", answer, f"self_instruct {task}", facts=Facts(kind=kind))
+    facts = CLOSED if str(record["is_classification"]).casefold() == "true" else OPEN
+    return Pair((question,), question if task else "", _text(record["output"]), f"self_instruct {task}", facts=facts)
+
+
+def _choice(record: Mapping[str, Any]) -> Pair | Fault:
+    if (answer := _lettered(record["choices"], record["answer"])) is None:
+        found = f"choices {record['choices']!r:.200} and answer {record['answer']!r:.80}"
+        return "unparsable-answer", f"{found}; expected two or more texts, and the letter, number or text of one"
+    question = _listed(record["question"], answer[0])
+    return Pair((question,), question, answer[1], f"mcq {_text(record['question'])}", split="test", facts=CLOSED)
+
+
+def _pictured(record: Mapping[str, Any], image: str) -> Pair | Fault:
+    """The pair of a record that holds an image; equal images are one group."""
+    found = record["img_path"]
+    data = found.get("bytes") if isinstance(found, dict) else None
+    if not data or not isinstance(data, bytes):
+        return "missing-image", f"{image} holds no bytes of an image"
+    group, question = hashlib.sha256(data).hexdigest(), _text(record["question"])
+    return Pair((group, question), question, _text(record["answer"]), group, image, "test", OPEN)
 
 
 def _placed(path: str, images: Mapping[str, Sequence[str]]) -> str:
@@ -248,3 +318,7 @@ def _placed(path: str, images: Mapping[str, Sequence[str]]) -> str:
     parts = given.split("/")[::-1]
     same = [each for each in images.get(PurePosixPath(given).stem, ()) if each.split("/")[-1] == parts[0]]
     return max(same, key=lambda each: [*map(eq, each.split("/")[::-1], parts)], default=given)
+
+
+TOLD: Mapping[str, Callable[[Mapping[str, Any]], Pair | Fault]]
+TOLD = {"self_instruct": _task, "knowledge": _fact, "mcq": _choice}

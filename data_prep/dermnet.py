@@ -7,9 +7,10 @@ split is the given one. Runs of spaces in a folder's name count as one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from data_prep import SUFFIXES, Card, PrepError, digest
+from data_prep import SUFFIXES, Card, PrepError, Shard, digest, taken
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import CLASSES
@@ -24,6 +25,7 @@ CARD = Card(
     obtain="download and unpack it from the address; RAW holds the folders train and test.",
     splits=("train", "test"),
     parts=("vqa",),
+    released="sound",
 )
 
 NAMES = {name.casefold(): name for name in CLASSES["dermnet"]}
@@ -45,11 +47,10 @@ KINDS = {
 
 def rows(raw: Path, part: str) -> int:
     """Photos below train/ and test/ times the kinds of question."""
-    found = (path for path in raw.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sum(1 for path in found if path.parent.parent.name in CARD.splits) * len(KINDS)
+    return sum(len(_photos(folder)) for folder in _classes(raw)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per photo, in the order of the paths; patients are not known.
 
     >>> import tempfile
@@ -61,23 +62,36 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> row.id, row.split, row.messages[1]["content"][0]["text"]
     ('b139c5d20c2594c3-category', 'test', 'The photo belongs to the class Urticaria Hives.')
     """
-    return questions.converse("dermnet", KINDS, _cases(raw))
+    return questions.converse("dermnet", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _classes(raw: Path) -> list[Path]:
+    """The folders below train/ and test/, in order.
+
+    Raises:
+        PrepError: no such folder.
+    """
     splits = sorted(path for path in (raw, *raw.rglob("*")) if path.name in CARD.splits and path.is_dir())
     if not splits:
         raise PrepError(f"{raw}: no folder train or test in it or below it. How to get {CARD.title}: {CARD.obtain}")
-    for folder in (folder for split in splits for folder in sorted(split.iterdir()) if folder.is_dir()):
+    return [folder for split in splits for folder in sorted(split.iterdir()) if folder.is_dir()]
+
+
+def _photos(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+    for path in taken(chain.from_iterable(map(_photos, _classes(raw))), shard):
+        folder = path.parent
         label = " ".join(folder.name.split())
-        for path in sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES):
-            if label.casefold() not in NAMES:
-                raise PrepError(
-                    f"{folder}: found a folder of photos called {label!r}; expected one of the 23 classes, "
-                    f"such as {CLASSES['dermnet'][0]!r}; rename it or take it out of RAW"
-                )
-            image = path.relative_to(raw).as_posix()
-            answers = {"category": NAMES[label.casefold()]}
-            split = folder.parent.name
-            facts = Facts(modality="clinical")
-            yield Case(image, digest(image), (image,), image, split, CARD.licence, facts, answers)
+        if label.casefold() not in NAMES:
+            raise PrepError(
+                f"{folder}: found a folder of photos called {label!r}; expected one of the 23 classes, "
+                f"such as {CLASSES['dermnet'][0]!r}; rename it or take it out of RAW"
+            )
+        # A name that is no UTF-8 becomes one with backslashes, which prep refuses by name.
+        image = path.relative_to(raw).as_posix().encode(errors="backslashreplace").decode()
+        answers = {"category": NAMES[label.casefold()]}
+        facts = Facts(modality="clinical")
+        yield Case(image, digest(image), (image,), image, folder.parent.name, CARD.licence, facts, answers)

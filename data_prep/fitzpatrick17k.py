@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, count_csv, find, known, lookup, photo, photos, read_csv, split_of
+from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import CLASSES, diagnosis
@@ -60,7 +60,7 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, FILE, CARD)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per photo and kind of question.
 
     >>> import tempfile
@@ -73,12 +73,12 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[4]
     Dropped(row='fitzpatrick17k.csv:2 skin_type', rule='unknown-value', detail="fitzpatrick_scale is '-1'")
     """
-    return questions.converse("fitzpatrick17k", KINDS, _cases(raw))
+    return questions.converse("fitzpatrick17k", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
     found = photos(raw)
-    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS):
+    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         label = row["label"].strip()
         answers = {
             "diagnosis": diagnosis(label) if label else Missing("label is ''"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
+from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import HAM_CODES, canonical, malignancy
@@ -49,7 +49,7 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, FILE, CARD)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per image and kind of question.
 
     >>> import tempfile
@@ -62,12 +62,12 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[3]
     Dropped(row='HAM10000_metadata.csv:2 site', rule='unknown-value', detail="localization is 'unknown'")
     """
-    return questions.converse("ham10000", KINDS, _cases(raw))
+    return questions.converse("ham10000", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
     found = photos(raw)
-    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS):
+    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
             name: lookup(where, row, kind.column, kind.values, UNKNOWN) if kind.column else PICTURES["dermoscopy"]
             for name, kind in KINDS.items()

@@ -19,6 +19,7 @@ from typing import Any
 from data_prep import (
     Card,
     PrepError,
+    Shard,
     count_csv,
     find,
     photo,
@@ -26,6 +27,7 @@ from data_prep import (
     read_csv,
     refuse_pointer,
     split_of,
+    taken,
     years,
 )
 from skinvl import labels, questions
@@ -48,6 +50,7 @@ CARD = Card(
 
 TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
 LICENCES = {"CC-0": "CC0-1.0", "CC-BY": "CC-BY-4.0", "CC-BY-NC": "CC-BY-NC-4.0"}
+DIAGNOSES = {"diagnosis", "diagnosis_1"}  # one of them is in the archive's metadata, by their age
 LEVELS = ("diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis_2")
 TYPES = {"dermoscopic": "dermoscopy", "clinical": "clinical", "overview": "clinical", "tbp tile": "clinical"}
 SITES = {
@@ -79,7 +82,7 @@ def rows(raw: Path, part: str) -> int:
     return (len(_load(path)) if path.suffix == ".json" else count_csv(path)) * len(PARTS[part])
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per image and kind of question.
 
     >>> import tempfile
@@ -93,9 +96,7 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[3]
     Dropped(row='metadata.csv:2 site', rule='unknown-value', detail="anatom_site_general is ''")
     """
-    records = _archive(_file(raw)) if part == "archive" else _challenge(raw)
-    kinds = {name: KINDS[name] for name in PARTS[part]}
-    return questions.converse("isic", kinds, _cases(raw.parent if raw.is_file() else raw, records))
+    return questions.converse("isic", {name: KINDS[name] for name in PARTS[part]}, cases(raw, part, shard))
 
 
 def _file(raw: Path) -> Path:
@@ -103,34 +104,44 @@ def _file(raw: Path) -> Path:
         refuse_pointer(raw)
         return raw
     found = sorted(path for path in raw.rglob("*") if path.suffix in (".json", ".jsonl"))
-    for path in sorted(raw.rglob("*.csv")):
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            found += [path] if "isic_id" in next(csv.reader(file), []) else []
+    found += [path for path in sorted(raw.rglob("*.csv")) if _is_metadata(path)]
     if len(found) != 1:
         listed = ", ".join(str(path.relative_to(raw)) for path in found) or "none"
         raise PrepError(
-            f"{raw}: expected one metadata file, a CSV with the column isic_id or JSON records; found {listed}. "
+            f"{raw}: expected one metadata file, a CSV with the columns isic_id and diagnosis or diagnosis_1, "
+            f"or JSON records; found {listed}. "
             f"Give the file itself as RAW, or see how to get it: {CARD.obtain}"
         )
     refuse_pointer(found[0])
     return found[0]
 
 
-def _archive(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _is_metadata(path: Path) -> bool:
+    """Whether a CSV file says which diagnosis an image has; collections come with tables that only list images."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        try:
+            header = next(csv.reader(file), [])
+        except csv.Error:  # a table of something else
+            return False
+    return "isic_id" in header and bool(DIAGNOSES & set(header))
+
+
+def _archive(path: Path, shard: Shard | None) -> Iterator[tuple[str, dict[str, str]]]:
     if path.suffix not in (".json", ".jsonl"):
-        for where, row in read_csv(path, ("isic_id",)):
-            if not {"diagnosis", "diagnosis_1"} & row.keys():
+        for where, row in read_csv(path, ("isic_id",), shard):
+            if not DIAGNOSES & row.keys():
                 raise PrepError(f"{path}: no column diagnosis or diagnosis_1; found {', '.join(row)}")
             yield where, row
         return
     if path.suffix == ".json":
-        for number, record in enumerate(_load(path), 1):
+        for number, record in taken(enumerate(_load(path), 1), shard):
             yield f"{path.name} record {number}", _flat(f"{path} record {number}", record)
         return
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path.name}:{number}", _flat(f"{path}:{number}", _parse(f"{path}:{number}", line))
+    with path.open("rb") as file:
+        numbered = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for number, line in taken(numbered, shard):
+            record = _parse(f"{path}:{number}", line.decode("utf-8-sig", "replace"))
+            yield f"{path.name}:{number}", _flat(f"{path}:{number}", record)
 
 
 def _parse(where: str, words: str) -> Any:
@@ -155,18 +166,23 @@ def _flat(where: str, record: Any) -> dict[str, str]:
         for part in (record, *(meta.values() if isinstance(meta, dict) else ())):
             fields |= part if isinstance(part, dict) else {}
         fields["isic_id"] = record.get("isic_id") or record.get("name")
-    if not fields.get("isic_id"):
+    if not isinstance(fields.get("isic_id"), str) or not fields["isic_id"]:
         raise PrepError(f"{where}: found no name or isic_id; expected a record of the ISIC archive")
-    return {name: "" if value is None else str(value) for name, value in fields.items()}
+    # JSON may hold half of a surrogate pair, which no file can.
+    return {
+        name: "" if value is None else str(value).encode(errors="replace").decode()
+        for name, value in fields.items()
+        if not isinstance(value, dict | list)
+    }
 
 
-def _challenge(raw: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _challenge(raw: Path, shard: Shard | None) -> Iterator[tuple[str, dict[str, str]]]:
     path = find(raw, METADATA, CARD)
     more = {
         row["image"]: row
         for _, row in read_csv(path, ("image", "age_approx", "anatom_site_general", "lesion_id", "sex"))
     }
-    for where, row in read_csv(find(raw, TRUTH, CARD), ("image", *ISIC_2019_CODES)):
+    for where, row in read_csv(find(raw, TRUTH, CARD), ("image", *ISIC_2019_CODES), shard):
         if row["image"] not in more:
             raise PrepError(f"{where}: image {row['image']!r} has no row in {path.name}; expected one for each image")
         hot = [name for code, name in ISIC_2019_CODES.items() if row[code] in ("1", "1.0")]
@@ -181,8 +197,10 @@ def _diagnosis(row: Mapping[str, str]) -> str:
     return labels.diagnosis(best)
 
 
-def _cases(raw: Path, records: Iterator[tuple[str, dict[str, str]]]) -> Iterator[Case]:
-    found = photos(raw)
+def cases(raw: Path, part: str, shard: Shard | None) -> Iterator[Case]:
+    """What the metadata say about each image; the group is its patient, else its lesion, else itself."""
+    found = photos(raw.parent if raw.is_file() else raw)
+    records = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
     for where, record in records:
         row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **record}
         name = _diagnosis(row)
@@ -209,7 +227,7 @@ def _cases(raw: Path, records: Iterator[tuple[str, dict[str, str]]]) -> Iterator
         answers = {
             kind: said[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
         }
-        group = row.get("lesion_id") or row.get("patient_id") or row["isic_id"]
+        group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
         image = photo(f"{row['isic_id']}.jpg", found)
         yield Case(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import Card, PrepError, refuse_pointer
+from data_prep import Card, PrepError, Shard, refuse_pointer
 from skinvl.example import Dropped, Example, Message, Part, Role
 
 CARD = Card(
@@ -29,7 +30,11 @@ CARD = Card(
 
 ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
 PLACEHOLDER = "<image>"
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+CHUNK = 1 << 20  # bytes of a list that are read at once, at least
+NEAR = 32  # characters; nearer to the end of what was read an error, or a number, may be one that is only cut there
+BATCH = 128  # records of a Parquet file that are in memory at once: they may hold images
+DECODER = json.JSONDecoder()
+FILLED = re.compile(r"[^ \t\n\r]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,15 @@ def rows(raw: Path, part: str) -> int:
 def count(path: Path) -> int:
     """How many entries a JSON list, lines that are not blank a JSON-lines file, or records a Parquet file holds."""
     if path.suffix == ".parquet":
-        return int(_parquet(path).metadata.num_rows)
+        with _parquet(path) as file:
+            return int(file.metadata.num_rows)
     if _is_list(path):
-        return len(_list(path))
+        return sum(1 for _ in _elements(path))
     with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for line in file if not line.isspace())
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One conversation per entry, with its images where the placeholders stand.
 
     >>> import tempfile
@@ -69,21 +75,15 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> [part["text"] for part in row.messages[0]["content"]]
     ['Look:', None, 'Is it red?']
     """
-    path = _file(raw)
-    for number, (where, entry) in enumerate(entries(path), start=1):
+    shard = shard or Shard()
+    for where, entry in entries(_file(raw), shard):
         talk = conversation(entry)
         if isinstance(talk, tuple):
             yield Dropped(where, *talk)
             continue
-        yield Example(
-            id=str(number),  # ids repeat in many files, so a row's number names it
-            source="llava",
-            images=talk.images,
-            messages=talk.messages,
-            group=" + ".join(talk.images) or talk.id or str(number),
-            split="train",
-            licence=CARD.licence,
-        )
+        number = str(shard.record + 1)  # ids repeat in many files, so a row's number names it
+        group = " + ".join(talk.images) or talk.id or number
+        yield Example(number, "llava", talk.images, talk.messages, group, "train", CARD.licence)
 
 
 def _file(raw: Path) -> Path:
@@ -97,94 +97,202 @@ def _file(raw: Path) -> Path:
     return found[0]
 
 
-def _is_list(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return next((line for line in file if line.strip()), "").lstrip().startswith("[")
+def entries(path: Path, shard: Shard | None = None) -> Iterator[tuple[str, Any]]:
+    """(`file:line` in JSON lines, else `file[index]`; entry) of the shard's entries of a JSON list, lines or Parquet.
 
+    A list is decoded entry by entry; JSON lines and groups of Parquet rows of other shards are not decoded at all.
 
-def _list(path: Path) -> list[Any]:
-    try:
-        found: list[Any] = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise PrepError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); repair it there"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise PrepError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-    except (RecursionError, ValueError) as error:
-        raise PrepError(f"{path}: JSON that cannot be read ({error}); expected a flat list of entries") from error
-    return found
-
-
-def entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """(`file:line` in JSON lines, else `file[index]`; entry) of each entry of a JSON list, JSON lines or Parquet."""
+    Raises:
+        PrepError: the file is damaged; the message says where.
+    """
+    shard = shard or Shard()
+    before = shard.record + 1
     if path.suffix == ".parquet":
-        batches = _parquet(path).iter_batches()
-        records = (record for batch in batches for record in batch.to_pylist())
-        yield from ((f"{path.name}[{index}]", record) for index, record in enumerate(records))
-        return
-    if _is_list(path):
-        for index, entry in enumerate(_list(path)):
-            yield f"{path.name}[{index}]", entry
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path.name}:{number}", json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise PrepError(
-                    f"{path}:{number}: not JSON in UTF-8 ({error}); expected a JSON list, or one JSON object a line"
-                ) from error
+        for record in _records(path, shard):
+            yield f"{path.name}[{shard.record - before}]", record
+    elif _is_list(path):
+        for element in _elements(path):
+            if shard.takes():
+                yield f"{path.name}[{shard.record - before}]", element
+    else:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.isspace() and shard.takes():
+                    yield f"{path.name}:{number}", _decoded(path, number, line)
+
+
+def _decoded(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return DECODER.decode(line.removeprefix(codecs.BOM_UTF8).decode())
+    except (ValueError, RecursionError) as error:
+        raise PrepError(
+            f"{path}:{number}: not JSON in UTF-8 ({error}); expected a JSON list, or one JSON object a line"
+        ) from error
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
+    """The open file.
+
+    Raises:
+        PrepError: it is no Parquet file.
+    """
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise PrepError(f"{path}: not a Parquet file ({error}); download it again") from error
+
+
+def _records(path: Path, shard: Shard) -> Iterator[Any]:
+    with _parquet(path) as file:
+        try:
+            for group in range(file.num_row_groups):
+                if _passes(shard, file.metadata.row_group(group).num_rows):
+                    continue
+                for batch in file.iter_batches(BATCH, row_groups=[group]):
+                    if not _passes(shard, batch.num_rows):
+                        yield from (record for record in batch.to_pylist() if shard.takes())
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise PrepError(f"{path}: damaged after record {shard.record + 1} ({error}); download it again") from error
+
+
+def _passes(shard: Shard, records: int) -> bool:
+    """Whether the shard takes none of the next records, which then count as read."""
+    ahead = replace(shard)
+    if any(ahead.takes() for _ in range(records)):
+        return False
+    shard.record = ahead.record
+    return True
+
+
+def _is_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        for data in iter(lambda: file.read(1 << 12), b""):
+            if words := data.removeprefix(codecs.BOM_UTF8).lstrip():
+                return words.startswith(b"[")
+    return False
+
+
+def _elements(path: Path) -> Iterator[Any]:
+    """The elements of a JSON list, of which only about one chunk is in memory at a time."""
+    with path.open("rb") as file:
+        window = _Window(path, file)
+        start = window.skip(window.skip(0) + 1)
+        more = window.text[start : start + 1] != "]"
+        while more:
+            element, end = window.decode(start)
+            yield element
+            start = window.skip(end)
+            if (mark := window.text[start : start + 1]) not in (",", "]"):
+                raise window.fault("Expecting ',' delimiter", start)
+            if more := mark == ",":
+                start = window.skip(start + 1)
+        if (end := window.skip(start + 1)) < len(window.text):
+            raise window.fault("Extra data", end)
+
+
+class _Window:
+    """The part of a JSON file that is read and not yet done with; positions in it count from 0 after each reading."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.text = ""
+        self.ended = False
+        self._lines = self._column = 0  # line breaks before the text, and characters since the last of them
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+
+    def skip(self, start: int) -> int:
+        """The position of the next character that is not blank, or the end of the text where the file ends."""
+        while True:
+            found = FILLED.search(self.text, start)
+            if found or self.ended:
+                return found.start() if found else len(self.text)
+            start = self._read(len(self.text))
+
+    def decode(self, start: int) -> tuple[Any, int]:
+        """The value that starts there, and where it ends."""
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.text, start)
+                if end <= len(self.text) - NEAR or self.ended:
+                    return value, end
+            except json.JSONDecodeError as error:
+                cut = error.pos > len(self.text) - NEAR or error.msg.startswith("Unterminated string")
+                if self.ended or not cut:
+                    raise self.fault(error.msg, error.pos) from error
+            except (RecursionError, ValueError) as error:  # nested too deep, a number of too many digits
+                raise self.fault(str(error), start) from error
+            start = self._read(start)
+
+    def fault(self, found: str, position: int) -> PrepError:
+        """The error that names the place."""
+        lines, last = self.text.count("\n", 0, position), self.text.rfind("\n", 0, position)
+        column = position - last if lines else self._column + position + 1
+        return PrepError(f"{self.path}:{self._lines + lines + 1}: not JSON ({found}, column {column}); repair it there")
+
+    def _read(self, start: int) -> int:
+        """The new position of `start`, before which the text is dropped; after it the text at least doubles."""
+        gone, self.text = self.text[:start], self.text[start:]
+        self._lines += gone.count("\n")
+        self._column = start - gone.rindex("\n") - 1 if "\n" in gone else self._column + start
+        data = self.file.read(max(CHUNK, len(self.text)))
+        self.ended = not data
+        try:
+            self.text += self._utf8.decode(data, final=self.ended)
+        except UnicodeDecodeError as error:
+            line = self._lines + self.text.count("\n") + error.object.count(b"\n", 0, error.start) + 1
+            raise PrepError(f"{self.path}:{line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        return 0
+
+
+def is_text(value: str) -> bool:
+    """Whether a file can hold the text: it cannot hold half of a surrogate pair, which JSON can escape."""
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def conversation(entry: Any) -> Conversation | tuple[str, str]:
     """The entry's images and turns, or the rule and the detail of why it has none that could be trained on."""
     if not isinstance(entry, dict) or not isinstance(turns := entry.get("conversations"), list) or not turns:
         return "malformed", "no list of turns under 'conversations'"
-    if LONE_SURROGATE.search(json.dumps(entry, ensure_ascii=False)):
-        return "malformed", "half of a surrogate pair, which no text file can hold"
-    image = entry.get("image")
+    image, given = entry.get("image"), entry.get("id")
     images = [image] if isinstance(image, str) else image or []
-    if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
-        return "malformed", f"image is {image!r}; expected a path or a list of paths"
+    if not isinstance(images, list) or (images and not all(isinstance(path, str) and path for path in images)):
+        return "malformed", f"image is {image!r:.120}; expected a path or a list of paths"
+    name = str(given) if given else None
+    texts: list[str] = [*images, name or ""]
     messages: list[Message] = []
     placeholders = 0
-    for turn in turns:
-        if not isinstance(turn, dict) or str(turn.get("from")) not in ROLES or not isinstance(turn.get("value"), str):
-            return (
-                "malformed",
-                f"turn {len(messages) + 1} is {turn!r:.120}; expected from human, gpt or system, and value",
-            )
-        role, value = ROLES[turn["from"]], turn["value"]
-        if not value.replace(PLACEHOLDER, "").strip():
-            return "empty", f"turn {len(messages) + 1} has no words"
-        if role != "user" and PLACEHOLDER in value:
-            return "malformed", f"turn {len(messages) + 1} has an image placeholder in a turn of {turn['from']}"
-        placeholders += value.count(PLACEHOLDER)
-        messages.append({"role": role, "content": _content(value)})
+    for number, turn in enumerate(turns, start=1):
+        speaker, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(speaker, str) or not isinstance(value, str) or speaker not in ROLES:
+            return "malformed", f"turn {number} is {turn!r:.120}; expected from human, gpt or system, and value"
+        marks = value.count(PLACEHOLDER)
+        if not (value.replace(PLACEHOLDER, "") if marks else value).strip():
+            return "empty", f"turn {number} has no words"
+        if marks and speaker != "human":
+            return "malformed", f"turn {number} has an image placeholder in a turn of {speaker}"
+        placeholders += marks
+        texts.append(value)
+        messages.append({"role": ROLES[speaker], "content": _content(value)})
+    if not is_text("".join(texts)):
+        return "malformed", "half of a surrogate pair, which no text file can hold"
     spoken = [message["role"] for message in messages]
     asked = spoken[1:] if spoken[0] == "system" else spoken
     if not asked or asked != ["user", "assistant"] * (len(asked) // 2):
         return "malformed", f"turns of {', '.join(turn['from'] for turn in turns)}; expected human and gpt by turns"
-    if placeholders == 0:
+    if not placeholders and images:
         pictures: list[Part] = [{"type": "image", "text": None} for _ in images]
         messages[spoken.index("user")]["content"][:0] = pictures
     elif placeholders != len(images):
         return "image-count", f"{placeholders} placeholders and {len(images)} images"
-    given = entry.get("id")
-    return Conversation(tuple(images), tuple(messages), str(given) if given else None)
+    return Conversation(tuple(images), tuple(messages), name)
 
 
 def _content(value: str) -> list[Part]:
+    if PLACEHOLDER not in value:  # as most turns
+        return [{"type": "text", "text": value.strip()}]
     parts: list[Part] = []
     for position, piece in enumerate(value.split(PLACEHOLDER)):
         if position:

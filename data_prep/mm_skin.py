@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
-from data_prep import Card, PrepError, count_csv, digest, find, llava, person, read_csv, refuse_pointer, seeded
+from data_prep import Card, PrepError, Shard, count_csv, digest, find, llava, person, read_csv, refuse_pointer, seeded
 from skinvl.example import Dropped, Example, Facts, Message, text, words
 from skinvl.labels import diagnosis, is_known, malignancy
 from skinvl.questions import PICTURES, choices
@@ -30,6 +31,7 @@ CARD = Card(
     "classification their folder classification, and the images under the paths that these files give.",
     splits=("train", "validation", "test"),
     parts=("vqa", "test", "caption", "json", "classification"),
+    released="leaky",  # by question: most images of the test file are asked about in VQA.csv too
 )
 
 # A pattern may match several files, a plain name only one.
@@ -37,6 +39,9 @@ FILES = {"vqa": "VQA.csv", "test": "MM-Skin_test.csv", "caption": "caption.csv"}
 FILES |= {"json": "vqa_*.json", "classification": "classification/*.csv"}
 CAPTION_COLUMNS = ("image", "caption", "modality", "sex", "age", "cleaned_caption")
 Outcome = Example | tuple[str, str]  # or the rule that drops the row, and what was found
+YES_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
+PANEL = re.compile(r"(bk\d+(?:_c?\d+)+)_[a-z]")  # `bk11_161_b` and `bk11_161_e` are panels of one figure
+IMAGES = 1 << 14  # more than MM-Skin has; what their names say is worked out once
 # Only `skin` is certain to occur; the others are the spellings of the three kinds that the authors describe.
 MODALITIES = {
     **dict.fromkeys(("skin", "clinical"), "clinical"),
@@ -63,6 +68,7 @@ SET_MODALITIES = {
     **{"bcn20000": "dermoscopy", "ham10000": "dermoscopy", "patch16": "pathology"},
 }
 GRADES = {"benign": "benign", "malignant": "malignant", "non-malignant": None, "non-neoplastic": None}
+OPEN = Facts(kind="open")
 LONGEST_LIST = 1_000  # characters; a longer field is no list of one class, and need not be parsed
 
 
@@ -71,7 +77,7 @@ def rows(raw: Path, part: str) -> int:
     return sum((llava.count if part == "json" else count_csv)(path) for path in _files(raw, part))
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One conversation per record of the part's files; modality, age and sex come from caption.csv where it is.
 
     >>> import tempfile
@@ -84,16 +90,10 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> [(turn["role"], turn["content"][-1]["text"]) for turn in row.messages]
     [('user', 'Is it raised?'), ('assistant', 'Yes, it is a papule.')]
     """
-    first: dict[str, str] = {}
+    bare = _bare(raw)
     for path in _files(raw, part):
-        for where, outcome in READERS[part](raw, path):
-            if isinstance(outcome, tuple):
-                yield Dropped(where, *outcome)
-            elif outcome.id in first:
-                yield Dropped(where, "duplicate", f"repeats {first[outcome.id]}")
-            else:
-                first[outcome.id] = where
-                yield outcome
+        for where, outcome in READERS[part](raw, path, bare, shard):
+            yield Dropped(where, *outcome) if isinstance(outcome, tuple) else outcome
 
 
 def _files(raw: Path, part: str) -> list[Path]:
@@ -112,25 +112,27 @@ def _known(raw: Path) -> dict[str, Facts]:
     known: dict[str, Facts] = {}
     if any(raw.rglob(FILES["caption"])):
         for where, row in read_csv(find(raw, FILES["caption"], CARD), CAPTION_COLUMNS):
-            known.setdefault(_figure(row["image"]), _facts(where, row))
+            known.setdefault(_panel(row["image"].strip()), _facts(where, row))
     return known
 
 
-def _questions(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+def _questions(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) -> Iterator[tuple[str, Outcome]]:
     known = _known(raw)
     part = "test" if path.name == FILES["test"] else "vqa"
-    for where, row in read_csv(path, ("image", "question", "answer")):
-        image, question, answer = (row[column].strip() for column in ("image", "question", "answer"))
-        if gap := [column for column in ("image", "question", "answer") if not row[column].strip()]:
+    split = "test" if part == "test" else "train"
+    for where, row in read_csv(path, ("image", "question", "answer"), shard):
+        image, question, answer = row["image"].strip(), row["question"].strip(), row["answer"].strip()
+        if not (image and question and answer):
+            gap = [name for name, value in (("image", image), ("question", question), ("answer", answer)) if not value]
             yield where, ("empty", f"no {' and no '.join(gap)}")
             continue
-        facts = _answered(known.get(_figure(image), Facts()), answer)
-        name, split = f"{part}-{digest(image, question)}", "test" if part == "test" else "train"
-        yield where, _example(raw, name, (image,), _asked(question, answer), split, facts)
+        facts = _answered(known.get(_panel(image), OPEN), answer)
+        name = f"{part}-{digest(image, question)}"
+        yield where, _example(bare, name, (image,), _asked(question, answer), split, facts)
 
 
-def _captions(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
-    for where, row in read_csv(path, CAPTION_COLUMNS):
+def _captions(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) -> Iterator[tuple[str, Outcome]]:
+    for where, row in read_csv(path, CAPTION_COLUMNS, shard):
         facts = _facts(where, row)
         image = row["image"].strip()
         caption = row["cleaned_caption"].strip() or row["caption"].strip()
@@ -140,32 +142,34 @@ def _captions(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
         name = f"caption-{digest(image, caption)}"
         instruction = seeded("mm_skin", name).choice(INSTRUCTIONS)
         question = instruction.format(picture=PICTURES[facts.modality or "clinical"])
-        yield where, _example(raw, name, (image,), _asked(question, caption), "train", facts)
+        yield where, _example(bare, name, (image,), _asked(question, caption), "train", facts)
 
 
-def _conversations(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+def _conversations(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) -> Iterator[tuple[str, Outcome]]:
     known = _known(raw)
     split = "test" if "test" in path.stem.casefold() else "train"
-    for where, entry in llava.entries(path):
+    for where, entry in llava.entries(path, shard):
         talk = llava.conversation(entry)
         if isinstance(talk, tuple):
             yield where, talk
             continue
         spoken = [words(message) for message in talk.messages]
         name = f"json-{split}-{digest(*talk.images, *spoken)}"
-        facts = known.get(_group(talk.images), Facts())
-        yield where, _example(raw, name, talk.images, talk.messages, split, _answered(facts, spoken[-1]))
+        facts = known.get(_panel(talk.images[0]), OPEN) if len(talk.images) == 1 else OPEN
+        yield where, _example(bare, name, talk.images, talk.messages, split, _answered(facts, spoken[-1]))
 
 
-def _classes(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
+def _classes(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) -> Iterator[tuple[str, Outcome]]:
     """A question per image with the classes of its file as choices, in a seeded order."""
-    read = [(where, row, _label(row["categories"])) for where, row in read_csv(path, ("image", "categories"))]
-    options = sorted({label for _, _, label in read if isinstance(label, str)})
+    columns = ("image", "categories")
+    labels = {_label(row["categories"]) for _, row in read_csv(path, columns)}  # of all shards
+    options = sorted(label for label in labels if isinstance(label, str))
     if len(options) == 1:
         raise PrepError(f"{path} categories: only the class {options[0]!r} occurs; expected two or more to choose from")
     kind = "malignancy" if all(option.casefold() in GRADES for option in options) else "diagnosis"
     modality = SET_MODALITIES.get(path.stem.split("_")[0].casefold())
-    for where, row, label in read:
+    for where, row in read_csv(path, columns, shard):
+        label = _label(row["categories"])
         image, given = row["image"].strip(), row.get("set", "test")
         if given.strip().casefold() not in SETS:
             raise PrepError(f"{where} set: found {given!r}; expected {choices(sorted(SETS))}, in any case")
@@ -179,15 +183,12 @@ def _classes(raw: Path, path: Path) -> Iterator[tuple[str, Outcome]]:
         grade = malignancy(plain) if is_known(plain) else GRADES.get(plain)
         facts = Facts(modality=modality, diagnosis=plain if is_known(plain) else None, malignancy=grade, kind=kind)
         split = SETS[given.strip().casefold()]
-        yield where, _example(raw, name, (image,), _asked(question, label), split, facts)
+        yield where, _example(bare, name, (image,), _asked(question, label), split, facts)
 
 
 def _label(categories: str) -> str | tuple[str, str]:
     """The one class of a field such as `['melanoma']`, or the rule and the detail of why there is none."""
-    try:
-        found = ast.literal_eval(categories.strip()) if len(categories) <= LONGEST_LIST else None
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = None
+    found = _parsed(categories) if len(categories) <= LONGEST_LIST else None
     if not isinstance(found, list) or not all(
         isinstance(label, str) and label.strip() and label.isprintable() for label in found
     ):
@@ -197,6 +198,14 @@ def _label(categories: str) -> str | tuple[str, str]:
     if len(found) > 1:
         return "several-classes", f"categories is {categories!r:.120}; one answer is expected"
     return " ".join(found[0].split())
+
+
+@lru_cache(maxsize=1024)
+def _parsed(categories: str) -> object:
+    try:
+        return ast.literal_eval(categories.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def _facts(where: str, row: dict[str, str]) -> Facts:
@@ -212,7 +221,12 @@ def _facts(where: str, row: dict[str, str]) -> Facts:
 
 
 def _answered(facts: Facts, answer: str) -> Facts:
-    return replace(facts, kind="closed" if re.match(r"(yes|no)\b", answer, re.IGNORECASE) else "open")
+    return _closed(facts) if YES_NO.match(answer) else facts
+
+
+@lru_cache(maxsize=IMAGES)
+def _closed(facts: Facts) -> Facts:
+    return replace(facts, kind="closed")
 
 
 def _asked(question: str, answer: str) -> tuple[Message, ...]:
@@ -220,29 +234,42 @@ def _asked(question: str, answer: str) -> tuple[Message, ...]:
 
 
 def _example(
-    raw: Path, name: str, images: tuple[str, ...], messages: tuple[Message, ...], split: str, facts: Facts
+    bare: Collection[str], name: str, images: tuple[str, ...], messages: tuple[Message, ...], split: str, facts: Facts
 ) -> Example:
-    placed = tuple(_placed(raw, image) for image in images)
-    return Example(name, "mm_skin", placed, messages, _group(images) or name, split, CARD.licence, facts)
+    placed = tuple([_placed(image, bare) for image in images]) if bare else images
+    group = _figure(images[0]) if len(images) == 1 else " + ".join(dict.fromkeys(map(_figure, images)))
+    return Example(name, "mm_skin", placed, messages, group or name, split, CARD.licence, facts)
 
 
-def _placed(raw: Path, image: str) -> str:
-    """The path under which the figure lies in RAW: many copies lack the folder that the CSV files name."""
-    bare = image.removeprefix("dataset/")
-    return bare if bare != image and not (raw / image).is_file() and (raw / bare).is_file() else image
+def _bare(raw: Path) -> Collection[str]:
+    """What lies in RAW itself and not in its folder dataset: many copies lack the folder that the CSV files name."""
+    folder = raw / "dataset"
+    within = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.name for path in raw.iterdir()} - within
 
 
-def _figure(image: str) -> str:
-    """What an image shows, under one name in all files: a figure, an image of the ISIC archive, a slide of Patch16."""
-    name = re.sub(r"\.\w+$", "", image.strip().removeprefix("dataset/"))
+def _placed(image: str, bare: Collection[str]) -> str:
+    """The path under which the figure lies in RAW."""
+    name = image.removeprefix("dataset/")
+    return name if name.partition("/")[0] in bare else image
+
+
+@lru_cache(maxsize=IMAGES)
+def _panel(image: str) -> str:
+    """What an image shows, under one name in all files: a panel, an image of the ISIC archive, a slide of Patch16."""
+    name = re.sub(r"\.\w+$", "", image.removeprefix("dataset/"))
     archive = re.search(r"(?:^|/)(ISIC_\d{7})$", name)
     slide = re.fullmatch(r"Patch16/.+_ws_(\d+)_\d+", name)
     return archive[1] if archive else f"Patch16/ws_{slide[1]}" if slide else name
 
 
-def _group(images: tuple[str, ...]) -> str:
-    return " + ".join(_figure(image) for image in images)
+@lru_cache(maxsize=IMAGES)
+def _figure(image: str) -> str:
+    """The figure of which the image is a panel, or what else it shows."""
+    panel = PANEL.fullmatch(_panel(image))
+    return panel[1] if panel else _panel(image)
 
 
-READERS = {"vqa": _questions, "test": _questions, "caption": _captions}
+Reader = Callable[[Path, Path, Collection[str], Shard | None], Iterator[tuple[str, Outcome]]]
+READERS: dict[str, Reader] = {"vqa": _questions, "test": _questions, "caption": _captions}
 READERS |= {"json": _conversations, "classification": _classes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
+from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import PAD_CODES, malignancy
@@ -95,7 +95,7 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, "metadata.csv", CARD)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per photo and kind of question.
 
     >>> import tempfile
@@ -109,12 +109,12 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[4]
     Dropped(row='metadata.csv:2 grew', rule='unknown-value', detail="grew is 'UNK'")
     """
-    yield from questions.converse("pad_ufes_20", KINDS, _cases(raw))
+    return questions.converse("pad_ufes_20", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
     found = photos(raw)
-    for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS):
+    for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS, shard):
         answers = {name: lookup(where, row, kind.column, kind.values, UNKNOWN) for name, kind in KINDS.items()}
         facts = Facts(
             modality="clinical",

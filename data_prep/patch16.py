@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data_prep import Card, PrepError, count_csv, find, known, lookup, photo, photos, read_csv
+from data_prep import Card, PrepError, Shard, count_csv, find, known, lookup, photo, photos, read_csv
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import CLASSES, diagnosis, is_known, malignancy
@@ -26,6 +26,7 @@ CARD = Card(
     "depth below it.",
     splits=("train", "validation", "test"),
     parts=("vqa",),
+    released="sound",
 )
 
 FILE = "tiles-v2.csv"
@@ -82,7 +83,7 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, FILE, CARD)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per tile and kind of question; the split is the given one.
 
     >>> import tempfile
@@ -93,12 +94,12 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> row.id, row.group, row.split, row.facts.diagnosis, row.facts.malignancy
     ('tumor_ws_44_1-tissue', 'tumor_ws_44', 'test', 'basal cell carcinoma', 'malignant')
     """
-    return questions.converse("patch16", KINDS, _cases(raw))
+    return questions.converse("patch16", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
     found = photos(raw)
-    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS):
+    for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
             "tissue": lookup(where, row, "class", TISSUES),
             "tumor": lookup(where, row, "malignicy", KINDS["tumor"].values),

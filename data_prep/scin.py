@@ -12,7 +12,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep import Card, count_csv, find, known, lookup, photo, photos, read_csv, split_of
+from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
 from skinvl import questions
 from skinvl.example import Dropped, Example, Facts
 from skinvl.labels import diagnosis, is_known, malignancy
@@ -32,6 +32,7 @@ CARD = Card(
 )
 
 CASES, LABELS = "scin_cases.csv", "scin_labels.csv"
+LONGEST = 10_000  # characters of a label; a real one has some hundreds
 IMAGES = ("image_1_path", "image_2_path", "image_3_path")
 TEXTURES = {
     "textures_raised_or_bumpy": "raised or bumpy",
@@ -100,7 +101,7 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, CASES, CARD)) * len(KINDS)
 
 
-def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
+def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per case and kind of question, with all photos of the case.
 
     >>> import tempfile
@@ -116,15 +117,15 @@ def convert(raw: Path, part: str) -> Iterator[Example | Dropped]:
     >>> made[3]
     Dropped(row='scin_cases.csv:2 skin_type', rule='unknown-value', detail="fitzpatrick_skin_type is ''")
     """
-    return questions.converse("scin", KINDS, _cases(raw))
+    return questions.converse("scin", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
     found = photos(raw)
     named = {
         row["case_id"]: row for _, row in read_csv(find(raw, LABELS, CARD), ("case_id", KINDS["diagnosis"].column))
     }
-    for where, row in read_csv(find(raw, CASES, CARD), COLUMNS):
+    for where, row in read_csv(find(raw, CASES, CARD), COLUMNS, shard):
         images = tuple(photo(row[column], found) for column in IMAGES if row[column])
         answers: dict[str, str | Missing] = {
             "diagnosis": _heaviest(named.get(row["case_id"], {}).get(KINDS["diagnosis"].column, "")),
@@ -160,15 +161,20 @@ def _ticked(where: str, row: Mapping[str, str], columns: Mapping[str, str]) -> s
 
 def _heaviest(label: str) -> str | Missing:
     """The condition of the greatest weight."""
+    unclear = Missing(f"weighted_skin_condition_label is {label[:80]!r}", "malformed")
+    if len(label) > LONGEST:
+        return unclear
     try:
         weights = ast.literal_eval(label.strip() or "{}")
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return Missing(f"weighted_skin_condition_label is {label[:80]!r}", "unparsable-label")
+        return unclear
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and isinstance(weight, int | float) for name, weight in weights.items()
+        isinstance(name, str) and name.strip() and name.isprintable() and isinstance(weight, int | float)
+        for name, weight in weights.items()
     ):
-        return Missing(f"weighted_skin_condition_label is {label[:80]!r}", "unparsable-label")
-    top = [name for name, weight in weights.items() if weight == max(weights.values())]
+        return unclear
+    greatest = max(weights.values(), default=0)
+    top = [name for name, weight in weights.items() if weight == greatest]
     if len(top) != 1:
         return Missing(
             f"{len(top)} conditions have the greatest weight" if top else "weighted_skin_condition_label is ''"

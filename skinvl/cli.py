@@ -14,6 +14,7 @@ from pathlib import Path
 
 VERBS = {
     "prep": "turn a raw download into a prepared source",
+    "leaks": "show which images two sets share, and how sure that is",
     "sft": "train a recipe: prepared sources and a base become an adapter",
     "show": "paint what a recipe trains, conversation by conversation",
     "bases": "build tiny bases with random weights",
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, words: list[str]) -> int:
-    if verb in ("prep", "bases"):
+    if verb in ("prep", "leaks", "bases"):
         code: int = importlib.import_module(f"skinvl.{verb}").main(words)
         return code
     parser = argparse.ArgumentParser(prog=f"skinvl {verb}", description=VERBS[verb])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Malignancy = Literal["benign", "premalignant", "malignant"]
@@ -74,6 +76,50 @@ ISIC_2019_CODES: dict[str, str] = {
     "SCC": "squamous cell carcinoma",
 }
 
+# The subclasses of DERM12345 by its codes, in words; its files spell them as paths in a tree.
+DERM12345_CODES: dict[str, str] = {
+    "acb": "acral compound nevus",
+    "acd": "acral dysplastic compound nevus",
+    "ajb": "acral junctional nevus",
+    "ajd": "acral dysplastic junctional nevus",
+    "ak": "actinic keratosis",
+    "alm": "acral lentiginous melanoma",
+    "angk": "angiokeratoma",
+    "anm": "acral nodular melanoma",
+    "bcc": "basal cell carcinoma",
+    "bd": "Bowen disease",
+    "bdb": "blue nevus",
+    "cb": "compound nevus",
+    "ccb": "congenital compound nevus",
+    "ccd": "congenital dysplastic compound nevus",
+    "cd": "dysplastic compound nevus",
+    "ch": "cutaneous horn",
+    "cjb": "congenital junctional nevus",
+    "db": "dermal nevus",
+    "df": "dermatofibroma",
+    "dfsp": "dermatofibrosarcoma protuberans",
+    "ha": "hemangioma",
+    "isl": "ink spot lentigo",
+    "jb": "junctional nevus",
+    "jd": "dysplastic junctional nevus",
+    "ks": "Kaposi sarcoma",
+    "la": "lymphangioma",
+    "lk": "lichenoid keratosis",
+    "lm": "lentigo maligna",
+    "lmm": "lentigo maligna melanoma",
+    "ls": "lentigo simplex",
+    "mcb": "Miescher nevus",
+    "mel": "melanoma",
+    "mpd": "mammary Paget disease",
+    "pg": "pyogenic granuloma",
+    "rd": "recurrent nevus",
+    "sa": "spider angioma",
+    "scc": "squamous cell carcinoma",
+    "sk": "seborrheic keratosis",
+    "sl": "solar lentigo",
+    "srjd": "Spitz or Reed nevus",
+}
+
 # The classes of the benchmarks, spelt as in their files, runs of spaces apart.
 CLASSES: dict[str, tuple[str, ...]] = {
     "bcn20000": (
@@ -82,6 +128,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
         "vascular lesion",
     ),
     "ddi": ("Non-Malignant", "Malignant"),
+    "derm12345": tuple(DERM12345_CODES.values()),
     "dermnet": (
         "Acne and Rosacea Photos",
         "Actinic Keratosis Basal Cell Carcinoma and other Malignant Lesions",
@@ -166,3 +213,31 @@ def malignancy(diagnosis: str) -> Malignancy:
         ValueError: an unknown diagnosis.
     """
     return _MALIGNANCY[canonical(diagnosis)]
+
+
+def ways(below: Mapping[str, Sequence[str]], root: str) -> dict[str, list[str]]:
+    """The classes from the broadest to each class of an ontology that has one such way only, by its name.
+
+    A class is found in lower case as well where no other is spelt like it but for case.
+
+    Args:
+        below: the name of a class → the classes right below it.
+        root: what stands above the broadest classes; it is on no way.
+
+    >>> ways({"root": ["inflammatory"], "inflammatory": ["infectious"], "infectious": ["Tinea"]}, "root")["tinea"]
+    ['inflammatory', 'infectious', 'Tinea']
+    """
+    above: dict[str, set[str]] = {}
+    for name, children in below.items():
+        for child in children:
+            above.setdefault(child, set()).add(name)
+    found: dict[str, list[str]] = {}
+    names = {*below, *above} - {root}
+    for name in names:
+        way = [name]
+        while len(parents := above.get(way[0], set()) - {root, way[0]}) == 1 and parents.isdisjoint(way):
+            way[:0] = parents
+        if not parents:
+            found[name] = way
+    spelt = Counter(map(str.casefold, names))
+    return {name.casefold(): way for name, way in found.items() if spelt[name.casefold()] == 1} | found

@@ -7,24 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.table import Table
 
 from skinvl.chat import UNTRAINED, Chat, ChatError
 from skinvl.example import Dropped, Example
 from skinvl.families import Size
-
-_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
-
-
-class ImageError(ValueError):
-    """An image file that is not there or cannot be read; `rule` is missing-image or unreadable-image."""
-
-    def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
-        self.rule, self.detail = rule, detail
+from skinvl.pixels import ImageError as ImageError
+from skinvl.pixels import size, upright
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +71,12 @@ def summary(counts: Sequence[int]) -> Summary:
 
 
 def load_image(path: Path) -> Image.Image:
-    """The RGB pixels of an image file, turned upright as its EXIF data says; everything that reads pixels uses this.
+    """The upright RGB pixels of an image file, as `sizes` counts them.
 
     Raises:
         ImageError: no such file, or not an image.
     """
-    image = _open(path)
-    try:
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError("unreadable-image", f"{path}: {error}") from error
-    finally:
-        image.close()
+    return upright(path)
 
 
 def sizes(root: Path, example: Example) -> tuple[Size, ...]:
@@ -128,18 +113,4 @@ def preflight(chat: Chat, rows: Sequence[tuple[Example, Path]]) -> Preflight:
     return Preflight(kept, dropped)
 
 
-def _open(path: Path) -> Any:
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise ImageError("missing-image", f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ImageError("unreadable-image", f"{path}: {error}") from error
-
-
-@lru_cache(maxsize=1 << 20)
-def _size(path: Path) -> Size:
-    with _open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return (width, height) if turned else (height, width)
+_size = lru_cache(maxsize=1 << 20)(size)

@@ -1,18 +1,22 @@
-"""The sources of a recipe as one train set and one eval set per source: weights, joined groups, leak guard."""
+"""The sources of a recipe as one train set and one eval set per source, which share no group and no image."""
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset, Sampler
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
-from skinvl.example import Example, read
+from skinvl import fingerprints
+from skinvl.example import Dropped, Example, read
+from skinvl.fingerprints import KINDS, Pairs
+from skinvl.fingerprints import folder as folder
 from skinvl.recipe import Data, SourceSpec
 
 
@@ -25,8 +29,28 @@ class Row:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """An eval conversation that shares its group or an image with the train set, perhaps by way of others."""
+
+    name: str  # of the eval set
+    row: Row
+    twin: Row  # a train conversation of its cluster
+    kind: str  # group, sha256, archive or phash, the first that suffices; chain if no single one does
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The conversations of a recipe, apart in training and evaluation."""
+
+    train: list[Row]
+    evaluation: dict[str, list[Row]]  # by label
+    moved: list[Dropped] = field(default_factory=list)  # eval conversations that a shared image took from their set
+    leaking: int = 0  # eval conversations that share something with the train set, where that is allowed
+
+
 class LeakError(ValueError):
-    """A conversation of an eval set shares its group or an image with a train set."""
+    """A conversation of an eval set shares its group or an image with a train set, and may not move there."""
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -42,11 +66,6 @@ class Rows(Dataset[dict[str, Any]]):
         return {"row": self.rows[index]}
 
 
-def folder(source: str, data: Path = Path("data")) -> Path:
-    """Where a source of a recipe lies: a path, which has a slash, as given; a bare name under `data/`."""
-    return Path(source) if "/" in source else data / source
-
-
 def label(spec: SourceSpec, specs: Sequence[SourceSpec]) -> str:
     """The name an eval set is logged under: the source, with its split where the source occurs twice."""
     name = Path(spec.source).name
@@ -60,13 +79,16 @@ def rows(spec: SourceSpec) -> list[Row]:
     return [Row(example, root, spec.weight) for example in read(root, spec.split)]
 
 
-def load(data: Data) -> tuple[list[Row], dict[str, list[Row]]]:
-    """The train rows, and the eval rows of each source by its label.
+def load(data: Data) -> Sets:
+    """The train rows, and the eval rows of each source by its label, with no group or image in both.
+
+    A conversation whose cluster reaches into the train set leaves its eval set, where the source was split by group;
+    it is trained on if its source is. The split of a benchmark stays as it is.
 
     Raises:
-        FileNotFoundError: a source is not prepared.
-        LeakError: an eval set shares a group with the train set and `data.allow_leak` is false.
-        ValueError: no conversation to train on, or two eval sets of one name.
+        FileNotFoundError: a source is not prepared, or without fingerprints.
+        LeakError: an official eval set shares a group or an image with the train set and `data.allow_leak` is false.
+        ValueError: no conversation to train on or left to evaluate on, or two eval sets of one name.
     """
     train = [row for spec in data.train for row in rows(spec)]
     labels = [label(spec, data.eval) for spec in data.eval]
@@ -75,112 +97,118 @@ def load(data: Data) -> tuple[list[Row], dict[str, list[Row]]]:
     evaluation = dict(zip(labels, map(rows, data.eval), strict=True))
     if not train:
         raise ValueError("data.train: the sources hold no conversation; nothing can be trained")
-    shared = leaks(train, [row for some in evaluation.values() for row in some])
-    if shared and not data.allow_leak:
-        shown = ", ".join(
-            f"{a.example.source}:{a.example.id} ~ {b.example.source}:{b.example.id}" for a, b in shared[:3]
-        )
-        raise LeakError(
-            f"data.eval: {len(shared)} eval conversations share a group or an image with data.train ({shown}, …); "
-            "split the source by group, drop one of the sources, or set data.allow_leak=true, which the run records"
-        )
-    return train, evaluation
+    found = leaks(train, evaluation)
+    if data.allow_leak:
+        return Sets(train, evaluation, leaking=len(found))
+    fixed = {root for root in {leak.row.root for leak in found} if fingerprints.card(root).get("split") != "group"}
+    _refuse([leak for leak in found if leak.row.root in fixed])
+    return _moved(data, Sets(train, evaluation), found)
 
 
-def leaks(train: Sequence[Row], evaluation: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """A pair (train row, eval row) for every eval row that shares its group or the bytes of an image with a train row.
+def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list[Leak]:
+    """The eval rows whose cluster holds a train row, in order.
 
-    Only files of equal size are read, so that large sets cost a directory listing and not a pass over the images.
+    A cluster is what a group of one source or an image holds together, over all rows: by its bytes, its archive id or
+    its perceptual hash.
+
+    Raises:
+        FileNotFoundError, ValueError: see `fingerprints.used`.
     """
-    groups = {(row.example.source, row.example.group): row for row in train}
-    sizes: dict[int, dict[Path, Row]] = defaultdict(dict)
-    for row, path in _images(train):
-        sizes[path.stat().st_size].setdefault(path, row)
-    digests: dict[int, dict[str, Row]] = {}
+    names = [name for name, some in evaluation.items() for _ in some]
+    every = [*train, *(row for some in evaluation.values() for row in some)]
+    if not names:
+        return []
+    images, shown, group = _nodes(every)
+    groups = int(group.max()) + 1
+    base = np.stack([group[shown[:, 0]], groups + shown[:, 1]], axis=1)
+    links = {kind: fingerprints.shared(images, kind) + groups for kind in KINDS}
+
+    def reached(*some: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        cluster = fingerprints.clusters(groups + len(images), np.concatenate([base, *some]))[group]
+        return np.isin(cluster[len(train) :], cluster[: len(train)]), cluster
+
+    leaking, cluster = reached(*links.values())
+    if not leaking.any():
+        return []
+    alone = {"group": np.isin(group[len(train) :], group[: len(train)])}
+    alone |= {kind: reached(pairs)[0] for kind, pairs in links.items()}
+    twin = dict(zip(cluster[: len(train)][::-1].tolist(), train[::-1], strict=True))
     found = []
-    for row in evaluation:
-        twin = groups.get((row.example.source, row.example.group))
-        for _, path in _images([row]):
-            size = path.stat().st_size
-            if twin is None and size in sizes:
-                if size not in digests:
-                    digests[size] = {_sha256(file): owner for file, owner in sizes[size].items()}
-                twin = digests[size].get(_sha256(path))
-        if twin is not None:
-            found.append((twin, row))
+    for place in np.flatnonzero(leaking).tolist():
+        kind = next((kind for kind, mask in alone.items() if mask[place]), "chain")
+        index = len(train) + place
+        found.append(Leak(names[place], every[index], twin[int(cluster[index])], kind))
     return found
 
 
-class MixtureSampler(Sampler[int]):
-    """Indices of one epoch, drawn anew from (seed, epoch): weights in whole groups, and facts in balance.
+def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
+    """The images of N rows as a table, int64[P, 2] (row, its image's place there), and int64[N] group of each row."""
+    group: dict[tuple[str, str], int] = {}
+    groups = [group.setdefault((row.example.source, row.example.group), len(group)) for row in every]
+    roots: dict[Path, list[int]] = defaultdict(list)
+    for index, row in enumerate(every):
+        roots[row.root].append(index)
+    tables, shown, count = [fingerprints.SCHEMA.empty_table()], [np.empty((0, 2), np.int64)], 0
+    for root, indices in roots.items():
+        places = [index for index in indices for _ in every[index].example.images]
+        paths = [path for index in indices for path in every[index].example.images]
+        images, place = fingerprints.used(root, pa.array(paths, pa.string()))
+        shown.append(np.stack([np.array(places, np.int64), place + count], axis=1))
+        tables.append(images)
+        count += len(images)
+    return pa.concat_tables(tables), np.concatenate(shown), np.array(groups, np.int64)
 
-    Weight w is ⌊w⌋ copies of a source and a share w − ⌊w⌋ of its groups; the last group drawn is cut, so that every
-    epoch has the same length. With `balance`, the conversations whose fact is known are drawn so that each of its
-    values is equally frequent; those whose fact is unknown are kept as they are.
+
+def _refuse(found: Sequence[Leak]) -> None:
+    """Nothing, if no official eval set leaks.
+
+    Raises:
+        LeakError: one does.
     """
-
-    def __init__(self, rows: Sequence[Row], seed: int, balance: str | None = None) -> None:
-        self.rows, self.seed, self.balance = rows, seed, balance
-        self.epoch = 0
-        self.length = len(self._draw(random.Random(0)))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing; the next iteration draws the indices of this epoch. Called by the Trainer."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = random.Random(f"{self.seed}-{self.epoch}")
-        indices = self._draw(generator)
-        if self.balance is not None:
-            indices = self._balanced(indices, generator)
-        generator.shuffle(indices)
-        return iter(indices)
-
-    def _draw(self, generator: random.Random) -> list[int]:
-        pools: dict[tuple[str, float], list[int]] = defaultdict(list)
-        for index, row in enumerate(self.rows):
-            pools[str(row.root), row.weight].append(index)
-        drawn: list[int] = []
-        for (_, weight), pool in pools.items():
-            drawn += pool * int(weight)
-            groups: dict[str, list[int]] = defaultdict(list)
-            for index in pool:
-                groups[self.rows[index].example.group].append(index)
-            order = list(groups)
-            generator.shuffle(order)
-            share = [index for group in order for index in groups[group]]
-            drawn += share[: round((weight - int(weight)) * len(pool))]
-        return drawn
-
-    def _balanced(self, indices: list[int], generator: random.Random) -> list[int]:
-        values: dict[str, list[int]] = defaultdict(list)
-        unknown: list[int] = []
-        for index in indices:
-            value = getattr(self.rows[index].example.facts, str(self.balance))
-            (unknown if value is None else values[str(value)]).append(index)
-        known = len(indices) - len(unknown)
-        balanced: list[int] = []
-        for position, value in enumerate(sorted(values)):
-            quota = known // len(values) + (position < known % len(values))
-            pool = values[value]
-            while quota > 0:
-                generator.shuffle(pool)
-                balanced += pool[:quota]
-                quota -= len(pool)
-        return balanced + unknown
+    if not found:
+        return
+    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(leak.kind for leak in found).most_common())
+    names = ", ".join(dict.fromkeys(leak.name for leak in found))
+    examples = "; ".join(f"{_id(leak.row)} ~ {_id(leak.twin)} ({leak.kind})" for leak in found[:3])
+    sources = " ".join(dict.fromkeys(str(row.root) for leak in found for row in (leak.row, leak.twin)))
+    raise LeakError(
+        f"data.eval: {len(found)} eval conversations of {names} share a group or an image with data.train ({counts}; "
+        f"such as {examples}), and may not move there, as their split was not made by group. "
+        f"Look at them with: skinvl leaks {sources}. Then prepare the source with --split group, "
+        "leave one of the sources out, or set data.allow_leak=true, which the run records"
+    )
 
 
-def _images(rows: Sequence[Row]) -> Iterator[tuple[Row, Path]]:
-    for row in rows:
-        for name in row.example.images:
-            path = row.root / name
-            if path.is_file():  # the preflight names the missing ones
-                yield row, path
+def _moved(data: Data, sets: Sets, found: Sequence[Leak]) -> Sets:
+    """The sets, with every leaking eval conversation in the train set or in neither.
+
+    Raises:
+        ValueError: an eval set has none left.
+    """
+    weights = {folder(spec.source).resolve(): spec.weight for spec in reversed(data.train)}
+    places = {root: root.resolve() for root in {row.root for row in [*sets.train, *(leak.row for leak in found)]}}
+    trained = {(places[row.root], row.example.id) for row in sets.train}
+    gone = {(leak.name, leak.row.example.id) for leak in found}
+    train, moved = list(sets.train), []
+    for leak in found:
+        place = places[leak.row.root]
+        joins = place in weights and (place, leak.row.example.id) not in trained
+        if joins:
+            train.append(replace(leak.row, weight=weights[place]))
+        rule = "moved-to-train" if joins else "left-out-of-eval"
+        detail = f"of {leak.name}: shares its cluster with {_id(leak.twin)} of the train set, by {leak.kind}"
+        moved.append(Dropped(_id(leak.row), rule, detail))
+    evaluation = {
+        name: [row for row in some if (name, row.example.id) not in gone] for name, some in sets.evaluation.items()
+    }
+    for name, some in sets.evaluation.items():
+        if some and not evaluation[name]:
+            raise ValueError(
+                f"data.eval: all {len(some)} conversations of {name} share a group or an image with data.train; "
+                "choose another eval set, or leave the source that holds the same images out of data.train"
+            )
+    return Sets(train, evaluation, moved)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _id(row: Row) -> str:
+    return f"{row.example.source}:{row.example.id}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from skinvl.example import Dropped, Example, Facts, text
 
@@ -19,6 +19,10 @@ class Kind:
     open: tuple[str, ...]
     closed: tuple[str, ...]  # `{options}` becomes the values in a drawn order
     sentences: tuple[str, ...] | Mapping[str, tuple[str, ...]]  # answers to open questions, of `{value}` or by value
+    options: tuple[str, ...] = field(init=False)  # the answers, each once
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(sorted(set(self.values.values()))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +125,20 @@ def ask(kind: Kind, value: str, draw: random.Random) -> tuple[str, str]:
     >>> ask(malignancy(), "benign", random.Random(1))
     ('Is the finding malignant, benign or premalignant?', 'benign')
     """
-    values = sorted(set(kind.values.values()))
-    if draw.random() < 0.5 and value in values:
-        return draw.choice(kind.closed).format(options=choices(draw.sample(values, len(values)))), value
+    options = kind.options
+    if draw.random() < 0.5 and value in options:
+        return draw.choice(kind.closed).format(options=choices(draw.sample(options, len(options)))), value
     sentences = kind.sentences if isinstance(kind.sentences, tuple) else kind.sentences[value]
     return draw.choice(kind.open), draw.choice(sentences).format(value=value)
 
 
 def converse(source: str, kinds: Mapping[str, Kind], cases: Iterable[Case]) -> Iterator[Example | Dropped]:
-    """One Example or Dropped per case and kind, in order.
+    """One Example or Dropped per case and kind, in order; all of a case before the next case is taken.
 
-    A case whose id came before is a `duplicate`, one without an id or a group is `empty`.
+    A case without an id or a group is `empty`. One whose id came before is said again: the rows then share their ids.
     """
-    seen: set[str] = set()
     for case in cases:
         fault = None if case.id and case.group else Missing("no name of the image or its group", "empty")
-        if case.id in seen:
-            fault = Missing(f"{case.id} came before", "duplicate")
-        seen.add(case.id)
         for name, kind in kinds.items():
             answer = fault or case.answers[name]
             if isinstance(answer, Missing):
@@ -154,5 +154,19 @@ def converse(source: str, kinds: Mapping[str, Kind], cases: Iterable[Case]) -> I
                 group=case.group,
                 split=case.split,
                 licence=case.licence,
-                facts=replace(case.facts, kind=kind.fact),
+                facts=_asked(case.facts, kind.fact),
             )
+
+
+def _asked(facts: Facts, kind: str) -> Facts:
+    """The facts with the kind of question; `dataclasses.replace` is the dearest call of a row otherwise."""
+    return Facts(
+        facts.modality,
+        facts.diagnosis,
+        facts.malignancy,
+        facts.skin_type,
+        facts.age,
+        facts.sex,
+        facts.site,
+        kind,
+    )

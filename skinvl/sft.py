@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from skinvl.adapter import Trained
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
 from skinvl.lengths import preflight
-from skinvl.mixture import Row
+from skinvl.mixture import Row, Sets
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe, deepspeed_config, dump
 from skinvl.trainer import Trainer
@@ -70,12 +71,13 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
 def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Trainer:
     """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
     set_seed(args.seed)
-    train, evaluation = mixture.load(recipe.data)
+    sets = mixture.load(recipe.data)
+    show_shared(say, sets)
     with args.main_process_first():  # one process of a machine downloads or builds
         base = model.snapshot(recipe)
     config, family = model.config(base.path)
     chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
-    train, evaluation, dropped = checked(chat, train, evaluation, say)
+    train, evaluation, dropped = checked(chat, sets.train, sets.evaluation, say)
     loaded = model.load(base.path, family, recipe, device_map={"": args.device} if recipe.quantization else None)
     peft_model = adapter.attach(loaded, family, recipe)
     settings = peft_model.peft_config["default"]
@@ -96,12 +98,14 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Traine
             "ranks": args.world_size,
             "effective_batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "allow_leak": recipe.data.allow_leak,
+            "leaking": sets.leaking,
+            "moved": len(sets.moved),
             "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
             "dropped": len(dropped),
         }
         (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         (path / "env.json").write_text(json.dumps(run.environment(facts), indent=2) + "\n", encoding="utf-8")
-        write_jsonl(path / "ledger.jsonl", dropped)
+        write_jsonl(path / "ledger.jsonl", [*sets.moved, *dropped])
     return trainer
 
 
@@ -184,6 +188,19 @@ def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
     swapped = [replace(row, example=replace(row.example, images=other[row.root, row.example.images])) for row in sample]
     own, permuted = trainer.sums(sample), trainer.sums(swapped)
     return Control(float(own[3] / own[2]), float(permuted[3] / permuted[2]), len(sample))
+
+
+def show_shared(say: Console, sets: Sets) -> None:
+    """Nothing; prints how many eval conversations share a group or an image with the train set, and what came of it."""
+    for rule, count in Counter(row.rule for row in sets.moved).items():
+        what = "moved to the train set" if rule == "moved-to-train" else "left out"
+        say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
+    if sets.leaking:
+        say.print(
+            f"allow_leak: {sets.leaking:,} eval conversations share a group or an image with the train set; "
+            "what is measured on them says nothing about new patients",
+            style="red",
+        )
 
 
 def show_parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], kernel: str) -> None:

@@ -20,9 +20,10 @@ from trl import SFTConfig, SFTTrainer
 from skinvl.adapter import WRAPPER
 from skinvl.chat import UNTRAINED
 from skinvl.families import PARTS, Family
-from skinvl.mixture import MixtureSampler, Row, Rows
+from skinvl.mixture import Row, Rows
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
+from skinvl.sampler import MixtureSampler
 
 
 class TrainingError(ValueError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
-from skinvl import prep
 from skinvl.example import Dropped, Example, read, words
+from skinvl.prepare import prepare
 
 
 def image(path: Path) -> None:
@@ -31,14 +32,16 @@ def table(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 def prepared(name: str, raw: Path, part: str | None = None) -> tuple[int, dict[str, Example], list[Dropped]]:
     """(rows in, the Examples read back by id, the ledger); no group lies in two splits."""
     out = raw.parent / f"{raw.name}-out"
-    account = prep.prepare(name, raw, out, [part] if part else None)
+    account = prepare(name, raw, out, [part] if part else None)
+    assert account is not None
     examples = {row.id: row for split in account.examples for row in read(out, split)}
-    assert account.rows == len(examples) + len(account.ledger)
+    ledger = [Dropped(**json.loads(line)) for line in (out / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert account.rows == len(examples) + len(ledger)
     homes: dict[str, set[str]] = {}
     for row in examples.values():
         homes.setdefault(row.group, set()).add(row.split)
     assert all(len(splits) == 1 for splits in homes.values())
-    return account.rows, examples, account.ledger
+    return account.rows, examples, ledger
 
 
 def said(example: Example) -> tuple[str, str]:

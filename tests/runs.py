@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import sources
 import tiny
 import yaml
 from transformers import AutoProcessor
@@ -38,7 +39,7 @@ def source(folder: Path, images: int = 8, split: str = "train", text_only: int =
         for index in range(text_only)
     ]
     write(folder, split, examples)
-    return folder
+    return sources.fingerprint(folder, alike=False)
 
 
 def _example(name: str, images: tuple[str, ...], question: str, answer: str, split: str) -> Example:

@@ -32,7 +32,7 @@ model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
 family.prepare(model)
 model = PeftModel.from_pretrained(model, run + "/adapter").eval()
 collate = Collator(Chat(AutoProcessor.from_pretrained(run + "/adapter"), family, **one.data.budget))
-rows = mixture.load(one.data)[1]["pad"]
+rows = mixture.load(one.data).evaluation["pad"]
 total = count = 0
 for start in range(0, len(rows), 8):
     with torch.no_grad():

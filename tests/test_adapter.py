@@ -104,7 +104,7 @@ def test_a_frozen_tower_runs_without_grad_and_its_projector_with(tmp_path: Path,
     tower = peft_model.get_base_model().get_submodule(kind.parts["vision"][0])
     block = next(m for n, m in tower.named_modules() if n.endswith(("blocks.1", "transformer.layers.1")))
     block.register_forward_hook(lambda m, i, o: seen.update(tower=torch.is_grad_enabled()))
-    rows, _ = mixture.load(one.data)
+    rows = mixture.load(one.data).train
     inputs = runs.batch(one, rows[:4])
     labels = inputs.pop("labels")
     inputs.pop("shift_labels")
@@ -127,7 +127,7 @@ def test_a_saved_adapter_loads_with_peft_alone(tmp_path: Path, family: str, sett
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    rows, _ = mixture.load(one.data)
+    rows = mixture.load(one.data).train
     inputs = runs.batch(one, rows[:3])
     for key in ("labels", "shift_labels"):
         inputs.pop(key)

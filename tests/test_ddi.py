@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from raws import image, prepared, said, table
+from converted import converted
+from raws import image, said, table
 
 from data_prep import PrepError, ddi
 from skinvl.example import Facts
@@ -28,9 +29,11 @@ def test_the_account(tmp_path: Path) -> None:
         {"DDI_file": "4.png"},
         {"DDI_file": "1.png"},
     )
-    rows, examples, ledger = prepared("ddi", raw(tmp_path, *changes))
-    assert rows == 5 * 4
-    assert [row.rule for row in ledger] == ["unknown-value"] * 2 + ["missing-image"] * 4 + ["duplicate"] * 4
+    examples, ledger = converted(ddi, raw(tmp_path, *changes))
+    assert len(examples) + len(ledger) + 4 == 5 * 4  # one photo comes twice, under the same ids
+    assert [row.rule for row in ledger] == ["unknown-value"] * 2
+    assert examples["4-diagnosis"].images == ("4.png",)
+    assert examples["1-diagnosis"].images == ("ddidiversedermatologyimages/1.png",)
     assert examples["1-diagnosis"].facts == Facts("clinical", "melanoma", "malignant", "V-VI", kind="diagnosis")
     assert examples["1-diagnosis"].group == "1.png"
     assert examples["2-malignancy"].facts.malignancy == "premalignant"

@@ -4,11 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from converted import outcomes
 from PIL import Image, ImageStat
 
 from data_prep import PrepError, demo
-from skinvl import prep
-from skinvl.example import Example, read, words
+from skinvl.example import Example, words
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(raw: Path) -> list[Example]:
-    rows = list(demo.convert(raw, "all"))
-    assert len(rows) == demo.rows(raw, "all") == demo.IMAGES * 5 + demo.IMAGES // 2
+    rows = outcomes(demo, raw, "all")
+    assert len(rows) == demo.IMAGES * 5 + demo.IMAGES // 2
     return [row for row in rows if isinstance(row, Example)]
 
 
@@ -98,12 +98,22 @@ def _pixels(picture: Image.Image) -> list[tuple[int, ...]]:
     return [tuple(data[at : at + 3]) for at in range(0, len(data), 3)]
 
 
-def test_it_is_prepared_whole(raw: Path, made: list[Example], tmp_path: Path) -> None:
-    account = prep.prepare("demo", raw, tmp_path / "out")
-    assert (account.rows, account.ledger) == (len(made), [])
-    rows = read(tmp_path / "out", "test")
-    assert rows
-    assert all((tmp_path / "out" / image).is_file() for row in rows for image in row.images)
+def test_its_images_lie_in_raw_and_share_a_style(raw: Path, made: list[Example]) -> None:
+    assert all((raw / image).is_file() for row in made for image in row.images)
+    assert (demo.CARD.released, demo.CARD.alike) == ("sound", False)
+
+
+def test_two_processes_may_fill_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = demo._plan
+
+    def late() -> list[demo.Drawing]:
+        monkeypatch.setattr(demo, "_plan", plan)
+        demo.rows(tmp_path / "raw", "all")  # the other one is done first
+        return plan()
+
+    monkeypatch.setattr(demo, "_plan", late)
+    assert demo.rows(tmp_path / "raw", "all") == demo.IMAGES * 5 + demo.IMAGES // 2
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -111,5 +121,5 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrepError, match=r"no index\.json.*new or empty RAW"):
         demo.rows(tmp_path, "all")
     (tmp_path / "index.json").write_text('[{"file": "a"}]')
-    with pytest.raises(PrepError, match="not the demo's index"):
+    with pytest.raises(PrepError, match="not the index of this version's drawings"):
         demo.rows(tmp_path, "all")

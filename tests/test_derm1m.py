@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
+import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from converted import converted, outcomes
 
 from data_prep import PrepError, derm1m
-from skinvl import prep
-from skinvl.example import Dropped, Example, Facts, read, words
+from skinvl.example import Dropped, Example, Facts, words
 
 ROW = {
     "filename": "edu/a.jpg",
@@ -38,9 +37,7 @@ def put(raw: Path, *changes: dict[str, str], name: str = "Derm1M_v2_pretrain.csv
 def convert(raw: Path, part: str, *changes: dict[str, str]) -> list[Example | Dropped]:
     if changes:
         put(raw, *changes)
-    found = list(derm1m.convert(raw, part))
-    assert derm1m.rows(raw, part) == len(found)
-    return found
+    return outcomes(derm1m, raw, part)
 
 
 def one(raw: Path, part: str, **change: str) -> Example:
@@ -80,10 +77,11 @@ def test_what_is_known_becomes_facts_and_sentences_for_the_unknown_do_not(tmp_pa
         ("caption", {"caption": "A patch.</s>"}, "special-token"),
         ("caption", {"caption": " "}, "empty"),
         ("caption", {"filename": ""}, "empty"),
-        ("diagnosis", {"disease_label": "NO DEFINITIVE DIAGNOSIS"}, "unknown-value"),
+        ("caption", {"caption": "nan"}, "sentinel"),
+        ("diagnosis", {"disease_label": "NO DEFINITIVE DIAGNOSIS"}, "sentinel"),
         ("diagnosis", {"disease_label": ""}, "empty"),
-        ("concept", {"skin_concept": "No visual concepts"}, "unknown-value"),
-        ("hierarchy", {"hierarchical_disease_label": "No definitive diagnosis"}, "unknown-value"),
+        ("concept", {"skin_concept": "No visual concepts"}, "sentinel"),
+        ("hierarchy", {"hierarchical_disease_label": "No definitive diagnosis"}, "sentinel"),
         ("hierarchy", {"hierarchical_disease_label": "tinea corporis"}, "no-hierarchy"),
         ("hierarchy", {"hierarchical_disease_label": "fungal, tinea pedis"}, "unclear-hierarchy"),
         ("hierarchy", {"disease_label": "No definitive diagnosis"}, "unclear-hierarchy"),
@@ -124,14 +122,85 @@ def test_wording_varies_and_does_not_depend_on_the_answer(tmp_path: Path) -> Non
     assert "red, patch and annular shape" in features
 
 
-def test_both_tables_are_read_and_repeated_rows_dropped(tmp_path: Path) -> None:
+def test_both_tables_are_read_and_a_repeated_row_is_said_again(tmp_path: Path) -> None:
     put(tmp_path, {}, {"caption": "Another."}, {})
     put(tmp_path, {"filename": "edu/b.jpg"}, name="Derm1M_v2_validation.csv")
-    rows = convert(tmp_path, "caption")
-    assert [row.split for row in rows if isinstance(row, Example)] == ["train", "train", "validation"]
-    assert rows[2] == Dropped(
-        "Derm1M_v2_pretrain.csv:4", "duplicate", "the image and caption of Derm1M_v2_pretrain.csv:2"
-    )
+    rows = [row for row in convert(tmp_path, "caption") if isinstance(row, Example)]
+    assert [row.split for row in rows] == ["train", "train", "train", "validation"]
+    assert rows[2] == rows[0] != rows[1]
+    assert derm1m.CARD.released == "sound"
+
+
+@pytest.mark.parametrize(
+    ("file", "group"),
+    [
+        ("youtube/nSw7XdNR0bg_frame_35881_3.jpg", "youtube/nSw7XdNR0bg"),
+        ("youtube/a_frame_b_frame_7.png", "youtube/a_frame_b"),
+        ("youtube/nSw7XdNR0bg_frame_.jpg", "youtube/nSw7XdNR0bg_frame_.jpg"),
+        ("pubmed/PMC1_2.jpg", "pubmed/PMC1_2.jpg"),
+    ],
+)
+def test_the_frames_of_a_video_are_one_group(tmp_path: Path, file: str, group: str) -> None:
+    assert one(tmp_path, "caption", filename=file).group == group
+
+
+ONTOLOGY = {
+    "root": ["inflammatory"],
+    "inflammatory": ["infectious"],
+    "infectious": ["fungal"],
+    "fungal": ["Tinea Corporis"],
+    "Tinea Corporis": [],
+}
+
+
+@pytest.mark.parametrize("label", ["No definitive diagnosis", "", "tinea corporis", "fungal, tinea pedis"])
+def test_the_ontology_gives_the_levels_that_the_table_lacks(tmp_path: Path, label: str) -> None:
+    (tmp_path / "ontology.json").write_text(json.dumps(ONTOLOGY), encoding="utf-8-sig")
+    row = one(tmp_path, "hierarchy", hierarchical_disease_label=label)
+    answers = [words(message) for message in row.messages[1::2]]
+    for answer, level in zip(answers, ("inflammatory", "infectious", "fungal", "Tinea corporis"), strict=True):
+        assert level in answer
+    whole = one(tmp_path, "hierarchy", hierarchical_disease_label="own, Tinea corporis")
+    assert len(whole.messages) == 4  # what the table says clearly stays
+    lost = dropped(tmp_path, "hierarchy", hierarchical_disease_label=label, disease_label="Acne")
+    assert lost[0] in ("sentinel", "empty", "unclear-hierarchy")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "found list"),
+        ('{"root": {"inflammatory": {}}}', "found 'root' with {'inflammatory': {}}"),
+        ('{"root": [1]}', r"found 'root' with \[1\]"),
+        ('{"root": "a"}', "found 'root' with 'a'"),
+        ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    ],
+)
+def test_an_ontology_of_another_shape_is_refused(tmp_path: Path, words: str, found: str) -> None:
+    put(tmp_path, {})
+    (tmp_path / "ontology.json").write_text(words)
+    with pytest.raises(PrepError, match=rf"ontology\.json: {found}") as caught:
+        list(derm1m.convert(tmp_path, "hierarchy"))
+    assert "pointer" in found or "expected {" in str(caught.value)
+    assert len(list(derm1m.convert(tmp_path, "caption"))) == 1  # which needs no ontology
+
+
+def test_concepts_are_taken_from_the_file_beside_where_the_table_lacks_them(tmp_path: Path) -> None:
+    rows = 'edu/a.jpg,x,papule\nedu/b.jpg,x,No visual concepts\nedu/c.jpg,x,scale\nedu/c.jpg,x,"crust, scale"\n'
+    (tmp_path / "concept.csv").write_text(f"image,disease_label,skin_concept\n{rows}", encoding="utf-8-sig")
+    none = {"skin_concept": "No visual concepts"}
+    put(tmp_path, {}, *({"filename": f"edu/{name}.jpg", **none} for name in "abc"))
+    examples, ledger = converted(derm1m, tmp_path, "concept")
+    said = [words(row.messages[1]) for row in examples.values()]
+    assert len(said) == 3
+    for answer, named in zip(said, ("red, patch and annular shape", "papule", "scale and crust"), strict=True):
+        assert named in answer
+    assert [(row.row, row.rule) for row in ledger] == [("Derm1M_v2_pretrain.csv:4", "sentinel")]
+    (tmp_path / "concept.csv").write_text("image,red,scaly\nedu/a.jpg,1,0\n")
+    with pytest.raises(PrepError, match="no column disease_label, skin_concept; found image, red, scaly; expected "):
+        list(derm1m.convert(tmp_path, "concept"))
 
 
 def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
@@ -142,13 +211,10 @@ def test_a_missing_file_or_column_is_named(tmp_path: Path) -> None:
         list(derm1m.convert(tmp_path, "caption"))
 
 
-def test_a_source_is_prepared(tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    put(raw, {}, {"filename": "edu/b.jpg"}, {"filename": "edu/c.jpg"})
-    (raw / "edu").mkdir()
-    for name in ("edu/a.jpg", "b.jpg"):  # unpacked with and without the folder
-        Image.new("RGB", (8, 8)).save(raw / name)
-    account = prep.prepare("derm1m", raw, tmp_path / "out", derm1m.CARD.parts)
-    assert (account.rows, account.kept) == (12, 8)
-    assert Counter(row.rule for row in account.ledger) == {"missing-image": 4}
-    assert {row.images for row in read(tmp_path / "out", "train")} == {("images/edu/a.jpg",), ("images/b.jpg",)}
+def test_images_are_found_with_and_without_their_first_folder(tmp_path: Path) -> None:
+    put(tmp_path, *({"filename": f"edu/{name}.jpg"} for name in "abc"))
+    (tmp_path / "edu").mkdir()
+    for name in ("edu/a.jpg", "a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    rows = convert(tmp_path, "caption")
+    assert [row.images for row in rows if isinstance(row, Example)] == [("edu/a.jpg",), ("b.jpg",), ("edu/c.jpg",)]

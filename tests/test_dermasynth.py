@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
+import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from converted import outcomes
 from PIL import Image
 
-from data_prep import PrepError, dermasynth
-from skinvl import prep
-from skinvl.example import Dropped, Example, Facts, read, validate, words
+from data_prep import PrepError, Shard, dermasynth
+from skinvl.example import Dropped, Example, Facts, words
+from skinvl.images import look
 
 
 def put(path: Path, data: Any) -> None:
@@ -31,12 +34,11 @@ def response(name: str, general: Any, dataset: Any = '{"answer": "B."}', **field
 
 
 def convert(raw: Path, part: str) -> list[Example | Dropped]:
-    found = list(dermasynth.convert(raw, part))
-    assert dermasynth.rows(raw, part) == len(found)
-    for row in found:
-        if isinstance(row, Example):
-            validate(row)
-    return found
+    return outcomes(dermasynth, raw, part)
+
+
+def pictured(question: str, image: bytes | None) -> dict[str, Any]:
+    return {"question": question, "answer": "A nevus.", "img_path": {"bytes": image, "path": "a.jpg"}}
 
 
 def said(row: Example | Dropped) -> list[str]:
@@ -91,9 +93,11 @@ def test_damaged_and_repeated_responses_go_to_the_ledger(tmp_path: Path) -> None
     put(tmp_path / "b.json", {**response("a", fenced(answer="y")), "q2_dataset_question": None})
     put(tmp_path / "c.json", [1])
     (tmp_path / "d.json").write_text('{"image_id": ' + "[" * 100_000)
-    found = convert(tmp_path, "response")[2:]
+    first, _, again, *found = convert(tmp_path, "response")
+    assert isinstance(first, Example)
+    assert isinstance(again, Example)
+    assert (first.id, said(first)[1], said(again)[1]) == (again.id, "x", "y")
     assert [(row.row, row.rule) for row in found if isinstance(row, Dropped)] == [
-        ("b.json q1_general", "duplicate"),
         ("b.json q2_dataset", "empty"),
         *((f"{name}.json {slot}", "malformed") for name in "cd" for slot in ("q1_general", "q2_dataset")),
     ]
@@ -144,12 +148,10 @@ def test_tables_of_text_alone(tmp_path: Path) -> None:
     assert [said(row) for row in found[:3]] == [
         *(["Define.\n\nTerm: papule", "A bump."], ["Define.\n\nTerm: macule", "A spot."], ["Is acne common?", "Yes."]),
     ]
-    one, two, three = (row for row in found if isinstance(row, Example))
+    one, two, three, four = (row for row in found if isinstance(row, Example))
     assert (one.group == two.group, three.facts.kind, three.images) == (True, "closed", ())
-    assert found[3:] == [
-        Dropped("train.parquet[3]", "duplicate", "repeats train.parquet[0]"),
-        Dropped("train.parquet[4]", "empty", "no answer"),
-    ]
+    assert (four.id, said(four)[1]) == (one.id, "Other.")
+    assert found[4:] == [Dropped("train.parquet[4]", "empty", "no answer")]
     put(
         tmp_path / "knowledge" / "kb.json",
         [{"disease_name": "Acne", "question": "What is it?", "answer": "A disease."}],
@@ -165,12 +167,129 @@ def test_tables_of_text_alone(tmp_path: Path) -> None:
 
 
 def test_images_are_found_by_the_end_of_their_path(tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
     for place in ("images/other/a.jpg", "images/set/a.jpg"):
-        (raw / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(raw / place)
-    put(raw / "a.json", response("a", fenced(answer="x")))
-    put(raw / "b.json", response("b", fenced(answer="x"), image_path="set\\b.jpg"))
-    account = prep.prepare("dermasynth", raw, tmp_path / "out")
-    assert Counter(row.rule for row in account.ledger) == {"missing-image": 2}
-    assert {row.images for row in read(tmp_path / "out", "train")} == {("images/images/set/a.jpg",)}
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    put(tmp_path / "a.json", response("a", fenced(answer="x")))
+    put(tmp_path / "b.json", response("b", fenced(answer="x"), image_path="/set\\b.jpg"))
+    found = [row.images for row in convert(tmp_path, "response") if isinstance(row, Example)]
+    assert found == [("images/set/a.jpg",)] * 2 + [("set/b.jpg",)] * 2
+
+
+def test_an_lfs_pointer_is_named(tmp_path: Path) -> None:
+    for part, name in (("response", "a.json"), ("knowledge", "a.parquet")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(PrepError, match=rf"{name}: a Git LFS pointer of 63 bytes"):
+            list(dermasynth.convert(tmp_path, part))
+
+
+def images(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "eval1" / "test.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=2, compression="none")
+    return path
+
+
+def test_images_within_a_table_are_named_by_their_row(tmp_path: Path) -> None:
+    one, two = b"one image" * 20, b"two image" * 20
+    path = images(tmp_path, *(pictured(f"{number}?", data) for number, data in enumerate((one, None, two, b"", one))))
+    shutil.copy(path, path.with_name("more.parquet"))
+    found = convert(tmp_path, "eval1")
+    more, found = found[:5], found[5:]
+    assert isinstance(more[4], Example)
+    assert more[4].images == ("eval1/more.parquet#4",)
+    path.with_name("more.parquet").unlink()
+    examples = [row for row in found if isinstance(row, Example)]
+    assert [row.images for row in examples] == [(f"eval1/test.parquet#{number}",) for number in (0, 2, 4)]
+    assert [row.group for row in examples] == [hashlib.sha256(data).hexdigest() for data in (one, two, one)]
+    assert {(row.split, row.facts.kind) for row in examples} == {("test", "open")}
+    assert len({row.id for row in examples}) == 3
+    assert said(examples[0]) == ["0?", "A nevus."]
+    assert [row for row in found if isinstance(row, Dropped)] == [
+        Dropped(f"test.parquet[{number}]", "missing-image", f"eval1/test.parquet#{number} holds no bytes of an image")
+        for number in (1, 3)
+    ]
+    path.write_bytes(path.read_bytes().replace(two, bytes(len(two))))
+    (again,) = dermasynth.convert(tmp_path, "eval1", Shard(2, 4, block=1))
+    assert isinstance(again, Example)
+    assert again.group == hashlib.sha256(bytes(len(two))).hexdigest()
+
+
+def test_prep_finds_the_image_that_is_named(tmp_path: Path) -> None:
+    pictures = [BytesIO() for _ in range(3)]
+    for number, file in enumerate(pictures):
+        Image.new("RGB", (8, 8), (90 * number, 0, 0)).save(file, "PNG")
+    images(tmp_path / "raw", *(pictured(f"{file}?", file.getvalue()) for file in pictures))
+    for row in convert(tmp_path / "raw", "eval1"):
+        assert isinstance(row, Example)
+        found = look(tmp_path / "raw", row.images[0], tmp_path / "out")
+        assert (found.rule, found.sha256) == (None, row.group)
+
+
+def test_images_that_no_shard_takes_are_not_read(tmp_path: Path) -> None:
+    path = images(tmp_path, *(pictured("?", bytes([65 + number]) * 200) for number in range(4)))
+    data = path.read_bytes()
+    start = data.index(b"A" * 200)  # the length of the image stands before it
+    path.write_bytes(data[: start - 4] + b"\xff" * 4 + data[start:])
+    kept = list(dermasynth.convert(tmp_path, "eval1", Shard(1, 2, block=2)))
+    assert [row.images for row in kept if isinstance(row, Example)] == [
+        *(("eval1/test.parquet#2",), ("eval1/test.parquet#3",)),
+    ]
+    with pytest.raises(PrepError, match=r"test\.parquet: damaged after record 0 \("):
+        list(dermasynth.convert(tmp_path, "eval1"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "expected"),
+    [
+        (["Scale", "Crust"], "B", "B. Crust"),
+        (["Scale", "Crust"], "(b)", "B. Crust"),
+        (["Scale", "Crust"], "crust", "B. Crust"),
+        (["Scale", "Crust"], "B) crust", "B. Crust"),
+        (["Scale", "Crust"], 1, "B. Crust"),
+        (["Scale", "Crust"], "0", "A. Scale"),
+        (["A. Scale", "B) Crust"], "B", "B. Crust"),
+        (["C. albicans", "T. rubrum"], "A", "A. C. albicans"),
+        (["A. flavus", "T. rubrum"], "B", "B. T. rubrum"),
+        (["1", "2"], "1", "A. 1"),
+        (["True", "False"], False, "B. False"),
+        ({"A": "Scale", "B": "Crust", "C": None}, "A", "A. Scale"),
+        ({"a": "A. Scale", "b": "B. Crust"}, "A: Scale", "A. Scale"),
+        (["Scale", "Crust"], "C", None),
+        (["Scale", "Crust"], 2, None),
+        (["Scale", "Crust"], -1, None),
+        (["Scale", "Crust"], True, None),
+        (["Scale", "Crust"], None, None),
+        (["Scale", "Scale"], "Scale", None),
+        (["B", "A"], "A", None),
+        (["Scale"], "A", None),
+        (["Scale", ""], "A", None),
+        (["x"] * 27, "A", None),
+        ("Scale, Crust", "A", None),
+    ],
+)
+def test_the_answer_of_a_choice_is_found(tmp_path: Path, choices: Any, answer: Any, expected: str | None) -> None:
+    record = {"question_id": 7, "question": "Which?", "choices": choices, "answer": answer}
+    put(tmp_path / "mcq" / "a.json", [record])
+    (row,) = convert(tmp_path, "mcq")
+    if expected is None:
+        assert isinstance(row, Dropped)
+        assert (row.row, row.rule) == ("a.json[0]", "unparsable-answer")
+        return
+    assert isinstance(row, Example)
+    question, reply = said(row)
+    assert reply == expected
+    assert question.split("\n")[0] == "Which?"
+    assert expected in question.split("\n")[1:]
+    assert (row.split, row.facts, row.images) == ("test", Facts(kind="closed"), ())
+
+
+def test_choices_in_parquet(tmp_path: Path) -> None:
+    rows = [{"question": "Which?", "choices": {letter: letter * 3}, "answer": "A"} for letter in "AB"]
+    rows += [{"question": "", "choices": {"A": "x", "B": "y"}, "answer": "A"}]
+    rows += [{"question": "Which?", "choices": {"A": "x", "B": "y"}, "answer": "B"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = convert(tmp_path, "mcq")
+    assert [row.rule for row in found if isinstance(row, Dropped)] == ["unparsable-answer"] * 2 + ["empty"]
+    assert said(found[3]) == ["Which?\nA. x\nB. y", "B. y"]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from raws import image, prepared, said
+from converted import converted
+from raws import image, said
 
 from data_prep import PrepError, dermnet
+from skinvl.example import Example, inside
 
 
 def test_the_account(tmp_path: Path) -> None:
@@ -15,17 +18,17 @@ def test_the_account(tmp_path: Path) -> None:
     (raw / "dermnet" / "train" / "Eczema Photos" / "broken.jpg").write_bytes(b"no image")
     (raw / "dermnet" / "train" / "Eczema Photos" / "notes.txt").touch()
     (raw / "dermnet" / "train" / "stray.jpg").touch()
-    rows, examples, ledger = prepared("dermnet", raw)
-    assert rows == 4
-    assert [row.rule for row in ledger] == ["unreadable-image"]
+    examples, ledger = converted(dermnet, raw)
+    assert not ledger
     made = {row.images[0]: row for row in examples.values()}
     assert {path: row.split for path, row in made.items()} == {
-        "images/dermnet/test/Eczema Photos/a.jpg": "test",
-        "images/dermnet/train/Eczema Photos/a.jpg": "train",
-        "images/dermnet/train/Urticaria  Hives/a.jpg": "train",
+        "dermnet/test/Eczema Photos/a.jpg": "test",
+        "dermnet/train/Eczema Photos/a.jpg": "train",
+        "dermnet/train/Eczema Photos/broken.jpg": "train",
+        "dermnet/train/Urticaria  Hives/a.jpg": "train",
     }
-    assert len({row.group for row in made.values()}) == 3
-    assert "Urticaria Hives" in said(made["images/dermnet/train/Urticaria  Hives/a.jpg"])[1]
+    assert len({row.group for row in made.values()}) == 4
+    assert "Urticaria Hives" in said(made["dermnet/train/Urticaria  Hives/a.jpg"])[1]
 
 
 def test_a_folder_that_is_no_class_is_named(tmp_path: Path) -> None:
@@ -37,3 +40,12 @@ def test_a_folder_that_is_no_class_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrepError, match=r"no folder train or test in it or below it\. How to get DermNet"):
         list(dermnet.convert(tmp_path, "vqa"))
+
+
+def test_a_name_that_is_no_text_becomes_a_path_that_prep_refuses(tmp_path: Path) -> None:
+    folder = tmp_path / "test" / "Eczema Photos"
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"\xff.jpg")).touch()
+    (row,) = (row for row in dermnet.convert(tmp_path, "vqa") if isinstance(row, Example))
+    assert not inside(row.images[0])
+    assert row.images[0].encode()

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from raws import image, prepared, said, table
+from converted import converted
+from raws import image, said, table
 
 from data_prep import PrepError, ham10000
 from skinvl.example import Dropped, Facts
@@ -29,17 +30,15 @@ def test_the_account(tmp_path: Path) -> None:
         {"image_id": "ISIC_4", "lesion_id": ""},
         {"image_id": "ISIC_5"},
     )
-    rows, examples, ledger = prepared("ham10000", raw(tmp_path, *changes))
-    assert rows == 6 * 4
+    examples, ledger = converted(ham10000, raw(tmp_path, *changes))
+    assert len(examples) + len(ledger) + 4 == 6 * 4  # one image comes twice, under the same ids
     assert Dropped("HAM10000_metadata.csv:3 site", "unknown-value", "localization is 'unknown'") in ledger
     assert sorted({(row.rule, row.row.split()[0]) for row in ledger if row.rule != "unknown-value"}) == [
-        ("duplicate", "HAM10000_metadata.csv:5"),
         ("empty", "HAM10000_metadata.csv:6"),
-        ("missing-image", "vqa"),
     ]
     assert {row.group for row in examples.values()} == {"HAM_1", "HAM_2"}
     first = examples["ISIC_1-diagnosis"]
-    assert first.images == ("images/part_1/ISIC_1.jpg",)
+    assert first.images == ("part_1/ISIC_1.jpg",)
     assert first.facts == Facts(
         "dermoscopy", "seborrheic keratosis", "benign", None, 80.0, "male", "scalp", kind="diagnosis"
     )

@@ -42,7 +42,16 @@ def test_malignancy_knows_every_name_and_synonym() -> None:
 
 
 def test_class_lists_are_those_of_the_benchmarks() -> None:
-    sizes = {"bcn20000": 12, "ddi": 2, "dermnet": 23, "fitzpatrick17k": 3, "ham10000": 7, "hiba": 2, "isic2019": 8}
+    sizes = {
+        "bcn20000": 12,
+        "ddi": 2,
+        "derm12345": 40,
+        "dermnet": 23,
+        "fitzpatrick17k": 3,
+        "ham10000": 7,
+        "hiba": 2,
+        "isic2019": 8,
+    }
     assert {name: len(set(names)) for name, names in labels.CLASSES.items()} == sizes | {"pad_ufes_20": 6, "patch16": 2}
     for codes, name in (
         (labels.HAM_CODES, "ham10000"),
@@ -59,3 +68,24 @@ def test_a_name_without_a_canonical_one_stays_as_it_is() -> None:
     assert labels.diagnosis(" Pityriasis  Rosea") == "pityriasis rosea"
     assert not labels.is_known("pityriasis rosea")
     assert labels.is_known("NEVUS")
+
+
+def test_an_ontology_gives_only_ways_that_are_certain() -> None:
+    below = {
+        "root": ["A", "B", "lost"],
+        "A": ["a", "both", "Twin"],
+        "B": ["both", "b"],
+        "b": ["b", "deep"],  # below itself, which says nothing
+        "Twin": ["twin"],
+        "ring": ["link"],
+        "link": ["ring"],
+    }
+    ways = labels.ways(below, "root")
+    assert ways["a"] == ["A", "a"]  # the class a has its own way, though A is spelt like it but for case
+    assert ways["A"] == ["A"]
+    assert ways["lost"] == ["lost"]
+    assert ways["twin"] == ["A", "Twin", "twin"]
+    assert ways["deep"] == ["B", "b", "deep"]
+    assert not {"root", "both", "ring", "link"} & set(ways)  # two classes above, or a circle
+    assert "both" not in labels.ways({**below, "root": ["BOTH"]}, "root")
+    assert labels.ways({"root": ["Big"], "Big": ["Small One"]}, "root")["small one"] == ["Big", "Small One"]

@@ -48,7 +48,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"missing-image: .*/gone\.png: no such file"):
         load_image(tmp_path / "gone.png")
     (tmp_path / "text.png").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(ImageError, match=r"unreadable-image: .*/text\.png"):
+    with pytest.raises(ImageError, match=r"lfs-pointer: .*/text\.png"):
         sizes(tmp_path, example("1", "text.png"))
     tiny.picture(1, (200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from converted import outcomes
 
-from data_prep import PrepError, mm_skin
-from skinvl import prep
-from skinvl.example import Dropped, Example, Facts, read, words
+from data_prep import PrepError, Shard, mm_skin
+from skinvl.example import Dropped, Example, Facts, words
 
 CAPTIONS, COLUMNS = (
     ("image", "caption", "modality", "sex", "age", "cleaned_caption"),
@@ -25,8 +25,8 @@ def table(path: Path, *rows: tuple[str, ...]) -> None:
 
 def questions(raw: Path, *rows: tuple[str, str, str]) -> list[Example | Dropped]:
     table(raw / "VQA.csv", ("image", "question", "answer"), *rows)
-    found = list(mm_skin.convert(raw, "vqa"))
-    assert mm_skin.rows(raw, "vqa") == len(rows) == len(found)
+    found = outcomes(mm_skin, raw, "vqa")
+    assert len(rows) == len(found)
     return found
 
 
@@ -39,8 +39,9 @@ def test_empty_and_repeated_rows_go_to_the_ledger(tmp_path: Path) -> None:
     ]
     found = questions(tmp_path, *rows)
     assert found[1] == Dropped("VQA.csv:3", "empty", "no question")
-    assert found[2] == Dropped("VQA.csv:4", "duplicate", "repeats VQA.csv:2")
-    assert isinstance(found[3], Example)
+    one, again, other = (row for row in found if isinstance(row, Example))
+    assert (one.id == again.id, one.id == other.id) == (True, False)
+    assert words(again.messages[1]) == "A mole."
 
 
 def test_yes_no_questions_are_closed(tmp_path: Path) -> None:
@@ -67,9 +68,9 @@ def test_what_the_caption_file_knows_is_joined(tmp_path: Path) -> None:
 def test_captions_prefer_the_cleaned_text_and_vary_the_wording(tmp_path: Path) -> None:
     rows = [(f"dataset/{number}.png", f"raw {number}", "skin", "", "", "clean" * (number % 2)) for number in range(40)]
     table(tmp_path / "caption.csv", CAPTIONS, *rows, ("dataset/x.png", "", "skin", "", "", ""))
-    found = list(mm_skin.convert(tmp_path, "caption"))
+    found = outcomes(mm_skin, tmp_path, "caption")
     assert found == list(mm_skin.convert(tmp_path, "caption"))
-    assert mm_skin.rows(tmp_path, "caption") == len(found) == 41
+    assert len(found) == 41
     made = [row for row in found if isinstance(row, Example)]
     assert [words(row.messages[1]) for row in made[:3]] == ["raw 0", "clean", "raw 2"]
     assert len({words(row.messages[0]) for row in made}) == len(mm_skin.INSTRUCTIONS)
@@ -86,9 +87,25 @@ def test_the_folder_that_the_tables_name_may_be_absent(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "b.png").touch()
-    found = questions(tmp_path, *((f"dataset/{name}.png", "q", "a") for name in "abc"))
+    (tmp_path / "b.png").touch()
+    found = questions(tmp_path, *((f"dataset/{name}.png", "q", "a") for name in "abc"), ("a.png", "q", "a"))
     images = [row.images[0] for row in found if isinstance(row, Example)]
-    assert images == ["a.png", "dataset/b.png", "dataset/c.png"]
+    assert images == ["a.png", "dataset/b.png", "dataset/c.png", "a.png"]
+
+
+def test_panels_of_one_figure_are_one_group(tmp_path: Path) -> None:
+    table(
+        tmp_path / "caption.csv",
+        CAPTIONS,
+        ("bk2_3_8_a.png", "c", "skin", "", "", ""),
+        ("bk2_3_8_b.png", "c", "pathology", "", "", ""),
+    )
+    names = ("bk2_3_8_a", "bk2_3_8_b", "bk2_3_8", "bk3_c5_3_q", "bk3_c5_3", "bk2_3", "ab_c", "bk_a")
+    found = [
+        row for row in questions(tmp_path, *((f"{name}.png", "q", "a") for name in names)) if isinstance(row, Example)
+    ]
+    assert [row.group for row in found] == [*["bk2_3_8"] * 3, *["bk3_c5_3"] * 2, "bk2_3", "ab_c", "bk_a"]
+    assert [row.facts.modality for row in found[:3]] == ["clinical", "pathology", None]
 
 
 def test_files_are_found_by_name_and_must_be_the_data(tmp_path: Path) -> None:
@@ -103,17 +120,14 @@ def test_files_are_found_by_name_and_must_be_the_data(tmp_path: Path) -> None:
         mm_skin.rows(tmp_path, "test")
 
 
-def test_the_released_test_file(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    raw, out = shared / "mm_skin", tmp_path / "out"
-    account = prep.prepare("mm_skin", raw, out, ["test"])
-    assert (account.rows, account.kept) == (5452, 0)
-    assert Counter(row.rule for row in account.ledger) == {"missing-image": 5449, "duplicate": 3}
-    prep.main(["mm_skin", str(raw), str(out), "--part", "test", "--images", "optional"])
-    assert "rows in 5,452 = Examples out 5,449 + ledger 3" in capsys.readouterr().out
-    rows = read(out, "test")
-    assert not any(row.images for row in rows)
-    assert len({row.group for row in rows}) == 4391
-    assert Counter(row.facts.kind for row in rows) == {"open": 4126, "closed": 1323}
+def test_the_released_test_file(shared: Path) -> None:
+    found = outcomes(mm_skin, shared / "mm_skin", "test")
+    rows = {row.id: row for row in found if isinstance(row, Example)}
+    assert (len(found), len(rows)) == (5452, 5452 - 3)
+    assert {row.split for row in rows.values()} == {"test"}
+    assert len({row.images for row in rows.values()}) == 4391
+    assert len({row.group for row in rows.values()}) == 4318
+    assert Counter(row.facts.kind for row in rows.values()) == {"open": 4126, "closed": 1323}
 
 
 def talk(*turns: str, **entry: object) -> dict[str, object]:
@@ -133,14 +147,11 @@ def test_llava_lists_are_read_together(tmp_path: Path) -> None:
     for name, entries in lists.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(entries))
-    found = list(mm_skin.convert(tmp_path, "json"))
-    assert mm_skin.rows(tmp_path, "json") == len(found) == 7
-    assert [row for row in found if isinstance(row, Dropped)] == [
-        Dropped("vqa_PubMM.json[0]", "duplicate", "repeats vqa_MM.json[1]"),
-        Dropped("vqa_PubMM.json[1]", "image-count", "1 placeholders and 0 images"),
-        Dropped("vqa_PubMM.json[2]", "duplicate", "repeats vqa_MM.json[0]"),
-    ]
-    test, first, two, plain = (row for row in found if isinstance(row, Example))
+    found = outcomes(mm_skin, tmp_path, "json")
+    assert len(found) == 7
+    assert found.pop(5) == Dropped("vqa_PubMM.json[1]", "image-count", "1 placeholders and 0 images")
+    test, first, two, plain, two_again, first_again = (row for row in found if isinstance(row, Example))
+    assert (two_again, first_again) == (two, first)
     assert (test.split, test.group, test.facts.kind) == ("test", "a", "closed")
     assert (first.split, first.images, first.facts) == ("train", ("a.png",), Facts(modality="pathology", kind="closed"))
     assert (two.images, two.group, len(two.messages)) == (("dataset/a.png", "b.png"), "a + b", 4)
@@ -157,9 +168,7 @@ def test_a_llava_list_in_lfs_is_named(tmp_path: Path) -> None:
 
 def classes(raw: Path, name: str, columns: tuple[str, ...], *rows: tuple[str, ...]) -> list[Example | Dropped]:
     table(raw / "classification" / name, columns, *rows)
-    found = list(mm_skin.convert(raw, "classification"))
-    assert mm_skin.rows(raw, "classification") == len(found)
-    return found
+    return outcomes(mm_skin, raw, "classification")
 
 
 def test_classes_are_asked_with_the_list_of_their_file(tmp_path: Path) -> None:
@@ -196,6 +205,14 @@ def test_a_question_of_classes_does_not_depend_on_its_answer(tmp_path: Path) -> 
         assert one[1] != two[1]
 
 
+def test_a_shard_asks_with_the_classes_of_all(tmp_path: Path) -> None:
+    labels = ("nevus", "melanoma", "scar")
+    classes(tmp_path, "ISIC_test.csv", COLUMNS, *((f"{label}.jpg", "[]", f"['{label}']") for label in labels))
+    (row,) = mm_skin.convert(tmp_path, "classification", Shard(2, 3, block=1))
+    assert isinstance(row, Example)
+    assert all(label in words(row.messages[0]) for label in labels)
+
+
 def test_fields_of_classes_are_parsed_and_never_run(tmp_path: Path) -> None:
     path = "Dermnet/Light Diseases and Disorders of Pigmentation/a b.jpg"
     found = classes(
@@ -221,8 +238,9 @@ def test_fields_of_classes_are_parsed_and_never_run(tmp_path: Path) -> None:
         ("Dermnet_test.csv:6", "malformed"),
         ("Dermnet_test.csv:7", "malformed"),
         ("Dermnet_test.csv:8", "empty"),
-        ("Dermnet_test.csv:9", "duplicate"),
     ]
+    assert isinstance(found[-1], Example)
+    assert found[-1].id == found[0].id
 
 
 def test_patch16_gives_its_sets_and_slides(tmp_path: Path) -> None:
@@ -238,10 +256,11 @@ def test_patch16_gives_its_sets_and_slides(tmp_path: Path) -> None:
         classes(tmp_path, "Patch16_2class_val.csv", columns, (tiles[0], "[]", "['tumor']", "Third"), *rows)
 
 
-def test_the_released_classification_files(shared: Path, tmp_path: Path) -> None:
-    account = prep.prepare("mm_skin", shared / "mm_skin", tmp_path / "out", ["classification"], images_optional=True)
-    assert (account.rows, account.kept) == (3790 + 132 + 1511, 5433)
-    rows = read(tmp_path / "out", "test")
+def test_the_released_classification_files(shared: Path) -> None:
+    found = outcomes(mm_skin, shared / "mm_skin", "classification")
+    rows = list({row.id: row for row in found if isinstance(row, Example)}.values())
+    assert len(found) == len(rows) == 3790 + 132 + 1511
+    assert {row.split for row in rows} == {"test"}
     assert Counter(words(row.messages[1]) for row in rows if row.facts.kind == "malignancy") == {
         "Non-Malignant": 98,
         "Malignant": 34,

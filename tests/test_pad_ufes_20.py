@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from converted import converted, outcomes
 
 from data_prep import PrepError, pad_ufes_20
-from skinvl import prep
-from skinvl.example import Dropped, Example, Facts, read, words
+from skinvl.example import Dropped, Example, Facts, words
 
 ROW = {
     **dict.fromkeys(pad_ufes_20.COLUMNS, "True"),
@@ -23,8 +23,8 @@ def convert(raw: Path, *changes: dict[str, str]) -> list[Example | Dropped]:
         writer = csv.DictWriter(file, pad_ufes_20.COLUMNS)
         writer.writeheader()
         writer.writerows({**ROW, **change} for change in changes)
-    rows = list(pad_ufes_20.convert(raw, "vqa"))
-    assert pad_ufes_20.rows(raw, "vqa") == len(rows) == len(changes) * len(pad_ufes_20.KINDS)
+    rows = outcomes(pad_ufes_20, raw)
+    assert len(rows) == len(changes) * len(pad_ufes_20.KINDS)
     return rows
 
 
@@ -109,13 +109,14 @@ def test_photos_are_found_by_name_then_by_stem(tmp_path: Path) -> None:
     ]
 
 
-def test_the_real_photos(shared: Path, tmp_path: Path) -> None:
-    account = prep.prepare("pad_ufes_20", shared / "pad_ufes_20", tmp_path / "out")
-    assert account.rows == 2298 * 10
-    assert Counter(row.rule for row in account.ledger) == {"missing-image": 19116, "unknown-value": 1626}
-    rows = {split: read(tmp_path / "out", split) for split in ("train", "test")}
-    groups = {split: {row.group for row in rows[split]} for split in rows}
+def test_the_real_photos(shared: Path) -> None:
+    raw = shared / "pad_ufes_20"
+    rows, ledger = converted(pad_ufes_20, raw)
+    assert len(rows) + len(ledger) == 2298 * 10
+    assert {row.rule for row in ledger} == {"unknown-value"}
+    there = [row for row in rows.values() if (raw / row.images[0]).is_file()]
+    assert len({row.images for row in there}) == 240
+    groups = {split: {row.group for row in there if row.split == split} for split in ("train", "test")}
     assert not groups["train"] & groups["test"]
     assert len(groups["train"] | groups["test"]) == 222
-    assert len({row.images for split in rows for row in rows[split]}) == 240
     assert 0.08 < len(groups["test"]) / 222 < 0.22

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from raws import image, prepared, said, table
+from converted import converted
+from raws import image, said, table
 
 from data_prep import PrepError, patch16
 from skinvl.example import Facts
@@ -29,14 +30,15 @@ def test_the_account(tmp_path: Path) -> None:
         {"file": "data/tiles/lost_1.jpg", "set": "Test"},
         {},
     )
-    rows, examples, ledger = prepared("patch16", raw(tmp_path, *changes))
-    assert rows == 5 * 3
-    assert [row.rule for row in ledger] == ["unknown-value"] + ["missing-image"] * 3 + ["duplicate"] * 3
+    examples, ledger = converted(patch16, raw(tmp_path, *changes))
+    assert len(examples) + len(ledger) + 3 == 5 * 3  # one tile comes twice, under the same ids
+    assert [row.rule for row in ledger] == ["unknown-value"]
     first, dermis = examples["tumor_skin_naevus_naevus_ws_4_1-tissue"], examples["n_ws_7_1-tumor"]
     assert first.facts == Facts("pathology", "nevus", "benign", kind="tissue")
     assert first.group == examples["tumor_skin_naevus_naevus_ws_4_2-tumor"].group == "tumor_skin_naevus_naevus_ws_4"
     assert dermis.facts == Facts("pathology", kind="tumor")
-    assert {row.split for row in examples.values()} == {"train", "validation"}
+    assert {row.split for row in examples.values()} == {"train", "validation", "test"}
+    assert patch16.CARD.released == "sound"
     assert "nevus" in said(first)[1]
     assert any(word in said(dermis)[1] for word in ("nontumor", "no tumor"))
 

@@ -4,9 +4,11 @@ import doctest
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,12 +17,13 @@ import pytest
 from PIL import Image
 
 import data_prep
-from data_prep import Card, PrepError
-from skinvl import prep
+from data_prep import Card, PrepError, Shard, taken
+from skinvl import prep, prepare
 from skinvl.example import Dropped, Example, read, text, words
+from skinvl.rules import RULES
 
 Run = Callable[..., Path]
-CARD = Card("fake", "nowhere", "CC0-1.0", "Any use.", "none", "draw it yourself", ("train",), ("all", "more"))
+CARD = Card("fake", "nowhere", "CC0-1.0", "Any use.", "none", "draw it yourself", ("train", "test"), ("all", "more"))
 
 
 class Fake:
@@ -35,8 +38,8 @@ class Fake:
     def rows(self, raw: Path, part: str) -> int:
         return self.counted
 
-    def convert(self, raw: Path, part: str) -> Iterator[Example | Dropped]:
-        yield from self.outcomes
+    def convert(self, raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
+        yield from taken(self.outcomes, shard)
 
 
 def example(name: str, *images: str, answer: str = "Yes.", split: str = "train") -> Example:
@@ -56,6 +59,7 @@ def raw(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, raw: Path, tmp_path: Path) -> Run:
     def prepare(fake: Fake, *options: str) -> Path:
         monkeypatch.setattr(data_prep, "load", lambda name: fake)
+        (raw / "download.txt").write_text(repr(fake.outcomes))  # another download is other work
         assert prep.main(["fake", str(raw), str(tmp_path / "out"), *options]) == 0
         return tmp_path / "out"
 
@@ -79,23 +83,24 @@ def test_every_dataset_has_a_card_and_a_golden_row(name: str) -> None:
 
 
 def test_the_account_is_printed_and_written(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    tokens = example("b", "sub/a.png", answer="So <|im_end|> it is </s>.", split="test")
+    tokens = example("b", answer="So <|im_end|> it is </s>.", split="test")
     out = run(Fake(example("a", "sub/a.png"), tokens, Dropped("x.csv:3", "empty", "no answer")))
     shown = capsys.readouterr().out
     assert "rows in 3 = Examples out 2 + ledger 1" in shown
-    assert "flagged, kept: text with <|im_end|>" in shown
+    assert re.search(r"kept, tagged: special-token +1", shown)
     card = json.loads((out / "card.json").read_text())
     assert (card["rows"], card["examples"], card["ledger"]) == (3, {"test": 1, "train": 1}, {"empty": 1})
-    assert card["control_tokens"] == {"</s>": 1, "<|im_end|>": 1}
+    assert card["tags"] == {"special-token": 1}
+    assert read(out, "test")[0].tags == ("special-token",)
     assert read(out, "train")[0].images == ("images/sub/a.png",)
     assert words(read(out, "test")[0].messages[1]) == "So <|im_end|> it is </s>."
     assert sorted(path.name for path in out.parent.iterdir()) == ["out", "raw"]
 
 
-def test_images_are_linked_and_decoded_once(run: Run, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Mock(wraps=Image.open)
-    monkeypatch.setattr(Image, "open", watched)
-    out = run(Fake(example("a", "sub/a.png"), example("b", "sub/a.png"), example("c", "sub/a.png")))
+def test_images_are_linked_and_looked_at_once(run: Run, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Mock(wraps=prepare.look)
+    monkeypatch.setattr(prepare, "look", watched)
+    out = run(Fake(*(example(name, "sub/a.png", answer=f"{name} it is.") for name in "abc")))
     assert watched.call_count == 1
     assert (out / "images/sub/a.png").samefile(raw / "sub/a.png")
 
@@ -120,27 +125,59 @@ def test_images_that_cannot_be_used_are_in_the_ledger_by_rule(run: Run, raw: Pat
         "/etc/passwd": "unsafe-path",
         "gone.png": "missing-image",
         "cut.jpg": "unreadable-image",
-        "lfs.png": "unreadable-image",
+        "lfs.png": "lfs-pointer",
     }
-    assert any(row["detail"] == "lfs.png: a Git LFS pointer" for row in ledger(out))
     assert [row.id for row in read(out, "train")] == ["row5"]
     assert [path.name for path in out.rglob("images/**/*.*")] == ["a.png"]
 
 
 def test_optional_images_leave_text_but_no_broken_image(run: Run, raw: Path) -> None:
     (raw / "bad.png").write_bytes(b"no image")
-    out = run(Fake(example("a", "gone.png", "sub/a.png"), example("b", "bad.png")), "--images", "optional")
+    fake = Fake(example("a", "gone.png", "sub/a.png"), example("b", "bad.png"), example("c", "gone.png", "bad.png"))
+    out = run(fake, "--keep", "missing-image")
     (row,) = read(out, "train")
     assert row.images == ()
+    assert row.tags == ("missing-image",)
     assert [part["type"] for part in row.messages[0]["content"]] == ["text"]
-    assert [row["rule"] for row in ledger(out)] == ["unreadable-image"]
+    assert [row["rule"] for row in ledger(out)] == ["unreadable-image", "unreadable-image"]
 
 
 def test_faults_of_a_converter_are_noticed(run: Run) -> None:
     with pytest.raises(PrepError, match="2 rows in, but 1 Examples and 0 ledger rows out"):
         run(Fake(example("a"), rows=2))
-    with pytest.raises(PrepError, match="two Examples are called 'a'"):
-        run(Fake(example("a"), example("a")))
+    with pytest.raises(PrepError, match="a has the split 'dev'; its card names train, test"):
+        run(Fake(example("a", split="dev")))
+
+
+def test_rows_that_say_the_same_again_are_in_the_ledger(run: Run) -> None:
+    again = replace(example("b"), messages=(text("user", "is it RED"), text("assistant", "Yes!")))
+    out = run(Fake(example("a"), example("a"), again, example("c", "sub/a.png")))
+    assert [row.id for row in read(out, "train")] == ["a", "c"]
+    assert [(row["row"], row["rule"]) for row in ledger(out)] == [
+        ("all record 2: a", "duplicate"),
+        ("all record 3: b", "near-duplicate"),
+    ]
+    out = run(Fake(example("a"), example("a"), again), "--keep", "near-duplicate")
+    assert [(row.id, row.tags) for row in read(out, "train")] == [("a", ()), ("b", ("near-duplicate",))]
+
+
+def test_a_rule_is_switched_by_its_name(run: Run) -> None:
+    leak = example("a", "sub/a.png", answer="As mentioned in the caption, it is red.")
+    rows = Fake(leak, example("b", answer="Red </s>."))
+    out = run(rows)
+    assert [row["rule"] for row in ledger(out)] == ["caption-leak"]
+    out = run(rows, "--keep", "caption-leak", "--drop", "special-token")
+    assert [row["rule"] for row in ledger(out)] == ["special-token"]
+    assert [row.tags for row in read(out, "train")] == [("caption-leak",)]
+    assert json.loads((out / "card.json").read_text())["rules"]["caption-leak"] == "keep"
+    with pytest.raises(PrepError, match=r"rule .empty.: not one that can be switched; those are .*caption-leak"):
+        run(rows, "--keep", "empty")
+
+
+def test_the_rules_are_listed_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prep.main(["--rules"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(name in shown for name in RULES)
 
 
 def test_a_failed_run_leaves_the_older_source_as_it_was(run: Run, raw: Path) -> None:
@@ -149,15 +186,20 @@ def test_a_failed_run_leaves_the_older_source_as_it_was(run: Run, raw: Path) -> 
         run(Fake(example("new"), rows=7))
     assert [row.id for row in read(out, "train")] == ["old"]
     run(Fake(example("newer", split="test")))
-    assert sorted(path.name for path in out.iterdir()) == ["card.json", "ledger.jsonl", "test.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.json",
+        "images.parquet",
+        "ledger.jsonl",
+        "test.parquet",
+    ]
     assert sorted(path.name for path in out.parent.iterdir()) == ["out", "raw"]
 
 
 def test_parts_are_prepared_together(run: Run) -> None:
     fake = Fake(example("a"))
     assert len(read(run(fake), "train")) == 1
-    with pytest.raises(PrepError, match="two Examples are called 'a'"):  # so both parts were converted
-        run(fake, "--part", "all", "--part", "more")
+    out = run(fake, "--part", "all", "--part", "more")
+    assert [row["row"] for row in ledger(out)] == ["more record 1: a"]  # so both parts were converted
     with pytest.raises(PrepError, match="has no part none; its parts are all, more"):
         run(fake, "--part", "none")
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import data_prep
 from skinvl import cli, recipe
 
 ROOT = Path(__file__).parent.parent
@@ -60,3 +61,14 @@ def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`?make ([a-z][a-z-]*)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_dataset_has_its_row_with_its_licence() -> None:
+    rows = {
+        cells[4].strip(" `"): cells for cells in (line.split("|") for line in README.splitlines()) if len(cells) > 5
+    }
+    for name in data_prep.names():
+        licence = data_prep.load(name).CARD.licence
+        if licence.startswith("CC"):
+            assert rows[name][3].strip() == licence, name
+        assert name in rows, name

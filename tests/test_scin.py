@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from raws import image, prepared, said, table
+from converted import converted
+from raws import image, said, table
 
 from data_prep import PrepError, scin
 from skinvl.example import Facts
@@ -43,18 +44,17 @@ def test_the_account(tmp_path: Path) -> None:
         {"case_id": "5", "image_1_path": "", "image_2_path": ""},
         {"case_id": "6", "image_2_path": "dataset/images/lost.png"},
     )
-    rows, examples, ledger = prepared("scin", raw(tmp_path, labels, *changes))
-    assert rows == 6 * 6
+    examples, ledger = converted(scin, raw(tmp_path, labels, *changes))
+    assert len(examples) + len(ledger) == 6 * 6
     assert [(row.row.split()[0], row.rule) for row in ledger] == [
         *[("scin_cases.csv:3", "unknown-value")] * 5,
-        ("scin_cases.csv:4", "unparsable-label"),
-        ("scin_cases.csv:5", "unparsable-label"),
+        ("scin_cases.csv:4", "malformed"),
+        ("scin_cases.csv:5", "malformed"),
         *[("scin_cases.csv:6", "missing-image")] * 6,
         ("scin_cases.csv:7", "unknown-value"),
-        *[("vqa", "missing-image")] * 5,
     ]
     first = examples["1-diagnosis"]
-    assert first.images == ("images/images/a.png", "images/images/b.png")
+    assert first.images == ("images/a.png", "images/b.png")
     assert [part["type"] for part in first.messages[0]["content"]] == ["image", "image", "text"]
     assert first.group == "1"
     assert first.facts == Facts(
@@ -71,3 +71,18 @@ def test_the_account(tmp_path: Path) -> None:
 def test_a_value_that_should_not_occur_is_named(tmp_path: Path, column: str, value: str) -> None:
     with pytest.raises(PrepError, match=rf"scin_cases\.csv:2 {column}: found '{value}'; expected "):
         list(scin.convert(raw(tmp_path, {"1": ""}, {column: value}), "vqa"))
+
+
+@pytest.mark.parametrize(
+    ("label", "rule"),
+    [
+        ("{'': 1.0}", "malformed"),
+        ("{'Ec\\ud800zema': 1.0}", "malformed"),
+        (str({f"Condition {number}": 1 / (number + 1) for number in range(600)}), "malformed"),
+        ("(" * 5_000, "malformed"),
+        ("", "unknown-value"),
+    ],
+)
+def test_a_label_that_names_no_condition_goes_to_the_ledger(tmp_path: Path, label: str, rule: str) -> None:
+    _, ledger = converted(scin, raw(tmp_path, {"1": label}, {}))
+    assert [(row.row, row.rule) for row in ledger] == [("scin_cases.csv:2 diagnosis", rule)]

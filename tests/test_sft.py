@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
+import sources
 import tiny
 import torch
 from peft import PeftModel
@@ -57,7 +59,7 @@ def test_a_run_leaves_an_adapter_that_peft_alone_loads_and_that_gives_the_same_l
     one = recipe.load(str(path / "recipe.yaml"))
     processor = AutoProcessor.from_pretrained(path / "adapter")
     chat = Chat(processor, families.load(family), **one.data.budget)
-    _, evaluation = mixture.load(one.data)
+    evaluation = mixture.load(one.data).evaluation
     with torch.no_grad():
         losses, _ = token_losses(model, Collator(chat)([{"row": row} for row in evaluation["drawn"]]))
         model.disable_adapter_layers()
@@ -148,6 +150,25 @@ def test_rows_that_cannot_be_trained_are_in_the_ledger(tmp_path: Path) -> None:
     assert sorted(row["rule"] for row in ledger) == ["missing-image"] * 3 + ["unreadable-image"] * 3
     environment = json.loads((run.folder(one) / "env.json").read_text())
     assert environment["rows"]["train"] + environment["dropped"] == 24
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_shared_image_moves_or_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], allowed: bool) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", data__allow_leak=allowed, train__max_steps=1)
+    data = Path(one.data.train[0].source)
+    shutil.copy(data / "images" / "train-0.png", data / "images" / "test-0.png")
+    sources.fingerprint(data, alike=False)
+    sft.main(one)
+    ledger = [json.loads(line) for line in (run.folder(one) / "ledger.jsonl").read_text().splitlines()]
+    environment = json.loads((run.folder(one) / "env.json").read_text())
+    said = " ".join(capsys.readouterr().out.split())
+    assert [row["rule"] for row in ledger] == ([] if allowed else ["moved-to-train"] * 3)
+    assert environment["rows"] == ({"train": 24, "drawn": 9} if allowed else {"train": 27, "drawn": 6})
+    assert (environment["leaking"], environment["moved"]) == ((3, 0) if allowed else (0, 3))
+    assert ("allow_leak: 3 eval conversations" in said) == allowed
+    assert (
+        "3 eval conversations share a group or an image with the train set: moved to the train set" in said
+    ) != allowed
 
 
 def test_nothing_left_to_train_says_why(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from skinvl.trainer import Trainer, TrainingError, token_losses
 def trainer(one: Recipe, tmp_path: Path, **changes: Any) -> Trainer:
     """A trainer over the recipe's rows."""
     set_seed(0)
-    train, evaluation = mixture.load(one.data)
+    sets = mixture.load(one.data)
     kind = runs.family_of(one)
     args = sft.arguments(one, tmp_path / "run")
     collator = Collator(runs.chat(one))
-    return Trainer(runs.attached(one), args, one, kind, train, evaluation, collator, tmp_path / "log.jsonl")
+    return Trainer(runs.attached(one), args, one, kind, sets.train, sets.evaluation, collator, tmp_path / "log.jsonl")
 
 
 def first_gradients(one: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, Any]]:
@@ -86,7 +86,7 @@ def test_a_mean_of_batch_means_would_be_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_loss_is_that_of_hugging_face_at_the_supervised_tokens(tmp_path: Path, family: str) -> None:
     one = runs.make(tmp_path, family)
-    rows, _ = mixture.load(one.data)
+    rows = mixture.load(one.data).train
     inputs = runs.batch(one, rows[:4])
     model = runs.attached(one).eval()
     labels, shifted = inputs.pop("labels"), inputs.pop("shift_labels")

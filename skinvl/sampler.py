@@ -1,0 +1,73 @@
+"""Which conversations an epoch shows, and how often."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+from skinvl.mixture import Row
+
+
+class MixtureSampler(Sampler[int]):
+    """Indices of one epoch, drawn anew from (seed, epoch): weights in whole groups, and facts in balance.
+
+    Weight w is ⌊w⌋ copies of a source and a share w − ⌊w⌋ of its groups; the last group drawn is cut, so that every
+    epoch has the same length. With `balance`, the conversations whose fact is known are drawn so that each of its
+    values is equally frequent; those whose fact is unknown are kept as they are.
+    """
+
+    def __init__(self, rows: Sequence[Row], seed: int, balance: str | None = None) -> None:
+        self.rows, self.seed, self.balance = rows, seed, balance
+        self.epoch = 0
+        self.length = len(self._draw(random.Random(0)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing; the next iteration draws the indices of this epoch. Called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.Random(f"{self.seed}-{self.epoch}")
+        indices = self._draw(generator)
+        if self.balance is not None:
+            indices = self._balanced(indices, generator)
+        generator.shuffle(indices)
+        return iter(indices)
+
+    def _draw(self, generator: random.Random) -> list[int]:
+        pools: dict[tuple[str, float], list[int]] = defaultdict(list)
+        for index, row in enumerate(self.rows):
+            pools[str(row.root), row.weight].append(index)
+        drawn: list[int] = []
+        for (_, weight), pool in pools.items():
+            drawn += pool * int(weight)
+            groups: dict[str, list[int]] = defaultdict(list)
+            for index in pool:
+                groups[self.rows[index].example.group].append(index)
+            order = list(groups)
+            generator.shuffle(order)
+            share = [index for group in order for index in groups[group]]
+            drawn += share[: round((weight - int(weight)) * len(pool))]
+        return drawn
+
+    def _balanced(self, indices: list[int], generator: random.Random) -> list[int]:
+        values: dict[str, list[int]] = defaultdict(list)
+        unknown: list[int] = []
+        for index in indices:
+            value = getattr(self.rows[index].example.facts, str(self.balance))
+            (unknown if value is None else values[str(value)]).append(index)
+        known = len(indices) - len(unknown)
+        balanced: list[int] = []
+        for position, value in enumerate(sorted(values)):
+            quota = known // len(values) + (position < known % len(values))
+            pool = values[value]
+            while quota > 0:
+                generator.shuffle(pool)
+                balanced += pool[:quota]
+                quota -= len(pool)
+        return balanced + unknown

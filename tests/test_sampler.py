@@ -1,0 +1,59 @@
+"""Weights, balance and epochs of a mixture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from skinvl.example import Example, Facts, text
+from skinvl.mixture import Row
+from skinvl.sampler import MixtureSampler
+
+
+def example(name: str, group: str, **facts: str) -> Example:
+    messages = (text("user", "What is shown?"), text("assistant", "A nevus."))
+    return Example(name, "drawn", (), messages, group, "train", "CC0-1.0", Facts(**facts))
+
+
+def rows(count: int, weight: float, root: str = "a", per_group: int = 2) -> list[Row]:
+    return [Row(example(f"{root}{i}", f"g{i // per_group}"), Path(root), weight) for i in range(count)]
+
+
+def test_a_weight_is_whole_copies_and_a_share_of_groups() -> None:
+    sampler = MixtureSampler(rows(20, 2.5), seed=1)
+    assert len(sampler) == 50
+    counts = Counter(sampler)
+    assert sum(counts.values()) == 50
+    assert set(counts.values()) == {2, 3}
+    extra = {index // 2 for index, count in counts.items() if count == 3}
+    assert len(extra) == 5  # whole groups of two
+
+
+def test_every_epoch_draws_anew_and_repeats_for_its_seed() -> None:
+    sampler = MixtureSampler(rows(40, 0.5), seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert set(first) != set(second)
+    assert len(first) == len(second) == len(sampler) == 20
+    again = MixtureSampler(rows(40, 0.5), seed=1)
+    assert list(again) == first
+    again.set_epoch(1)
+    assert list(again) == second
+    assert list(MixtureSampler(rows(40, 0.5), seed=2)) != first
+
+
+def test_sources_keep_their_own_weights() -> None:
+    both = rows(10, 1.0, "a") + rows(10, 3.0, "b")
+    counts = Counter(both[index].root.name for index in MixtureSampler(both, seed=0))
+    assert counts == {"a": 10, "b": 30}
+
+
+def test_balance_makes_the_known_values_equally_frequent() -> None:
+    names = ["melanoma"] * 3 + ["nevus"] * 33 + [None] * 4
+    some = [
+        Row(replace(example(f"r{i}", f"g{i}"), facts=Facts(diagnosis=name)), Path("a")) for i, name in enumerate(names)
+    ]
+    drawn = Counter(names[index] for index in MixtureSampler(some, seed=0, balance="diagnosis"))
+    assert drawn == {"melanoma": 18, "nevus": 18, None: 4}
