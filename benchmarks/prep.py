@@ -86,9 +86,8 @@ def images(folder: Path, paths: Sequence[Path]) -> None:
                     done = sum(pool.map(_look, [path.parent for path, *_ in shares], names, [out] * CORES))
                 assert done == len(paths)
                 best[name] = max(best[name], done / (time.perf_counter() - started))
-    print(
-        f"images/s: decoding alone {best['decode']:,.0f}, prep {best['prep']:,.0f}: {best['prep'] / best['decode']:.2f} of it"
-    )
+    share = best["prep"] / best["decode"]
+    print(f"images/s: decoding alone {best['decode']:,.0f}, prep {best['prep']:,.0f}: {share:.2f} of it")
 
 
 def rows(folder: Path, count: int) -> None:
