@@ -22,7 +22,6 @@ T = TypeVar("T")
 BLOCK = 2_000  # records that are converted, and kept, together
 # A field may be as long as it likes: the rule `oversized` judges it, where Python's limit would stop the whole table.
 csv.field_size_limit(1 << 30)
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # which no UTF-8 text can hold
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 TEST_SHARE = 0.15  # of the groups of a dataset that has no split of its own
 SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
@@ -196,12 +195,20 @@ def digest(*key: str) -> str:
     return hashlib.blake2b("\0".join(key).encode(), digest_size=8).hexdigest()
 
 
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold the text: it cannot hold half of a surrogate pair, as JSON escapes and file names may."""
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def photos(raw: Path) -> dict[str, list[str]]:
     """The paths in RAW of the image files at any depth, by their names without the ending."""
     found: dict[str, list[str]] = {}
     for path in sorted(raw.rglob("*")):
         # No table in UTF-8 can name a file whose name is not.
-        if path.suffix.lower() in SUFFIXES and not LONE_SURROGATE.search(str(path)):
+        if path.suffix.lower() in SUFFIXES and is_text(str(path)):
             found.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
     return found
 

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any
 
-from data_prep import Card, PrepError, Shard, digest, llava, photos, refuse_pointer, taken
+from data_prep import Card, PrepError, Shard, digest, is_text, llava, photos, refuse_pointer, taken
 from skinvl.example import Dropped, Example, Facts, text
 from skinvl.labels import diagnosis
 
@@ -167,7 +167,7 @@ def _object(path: Path) -> Mapping[str, Any] | Fault:
 
 def _text(value: object) -> str:
     """The text, or nothing; half of a surrogate pair is no text, since no file can hold it."""
-    return value.strip() if isinstance(value, str) and llava.is_text(value) else ""
+    return value.strip() if isinstance(value, str) and is_text(value) else ""
 
 
 def _reply(said: object) -> Mapping[str, Any]:

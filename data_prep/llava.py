@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep import Card, PrepError, Shard, refuse_pointer
+from data_prep import Card, PrepError, Shard, is_text, refuse_pointer
 from skinvl.example import Dropped, Example, Message, Part, Role
 
 CARD = Card(
@@ -242,14 +242,6 @@ class _Window:
             line = self._lines + self.text.count("\n") + error.object.count(b"\n", 0, error.start) + 1
             raise PrepError(f"{self.path}:{line}: not UTF-8 ({error.reason}); save it as UTF-8") from error
         return 0
-
-
-def is_text(value: str) -> bool:
-    """Whether a file can hold the text: it cannot hold half of a surrogate pair, which JSON can escape."""
-    try:
-        return value.isascii() or bool(value.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def conversation(entry: Any) -> Conversation | tuple[str, str]:

@@ -191,11 +191,7 @@ def read(folder: Path, split: str) -> list[Example]:
     """
     path = folder / f"{split}.parquet"
     if not path.is_file():
-        found = ", ".join(sorted(file.stem for file in folder.glob("*.parquet") if file.stem != "images"))
-        have = f"it has the splits: {found}" if found else "the folder holds no prepared source"
-        raise FileNotFoundError(
-            f"{path}: no such split; {have}. Prepare it with: skinvl prep DATASET RAW {folder} (skinvl prep --list)"
-        )
+        raise FileNotFoundError(f"{path}: no such split; {have(folder)}")
     try:
         return examples(pq.read_table(path))
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
@@ -203,6 +199,18 @@ def read(folder: Path, split: str) -> list[Example]:
             f"{path}: not a file of Examples ({type(error).__name__}: {error}); "
             "prepare the source again with skinvl prep"
         ) from error
+
+
+def splits(folder: Path) -> list[str]:
+    """The splits of a prepared source, by name; none where the folder holds no source."""
+    return sorted(path.stem for path in folder.glob("*.parquet") if path.stem != "images")
+
+
+def have(folder: Path) -> str:
+    """What a message about a split that is not there says of the source, and how to prepare it."""
+    found = ", ".join(splits(folder))
+    what = f"it has the splits: {found}" if found else "the folder holds no prepared source"
+    return f"{what}. Prepare it with: skinvl prep DATASET RAW {folder} (skinvl prep --list)"
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:

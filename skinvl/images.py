@@ -20,9 +20,7 @@ from PIL import Image
 
 from skinvl import fingerprints, metadata
 from skinvl.example import inside
-from skinvl.pixels import LFS_POINTER, ImageError, decode, opened, orientation, size, upright
-
-__all__ = ["ImageError", "Looked", "look", "size", "upright"]
+from skinvl.pixels import LFS_POINTER, ImageError, decode, opened, orientation
 
 MAX_BYTES = 512 * 2**20  # of one file
 _CELL = re.compile(r"(.+\.parquet)#([0-9]{1,18})", re.DOTALL)

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
 from rich.table import Table
 
 from skinvl.chat import UNTRAINED, Chat, ChatError
 from skinvl.example import Dropped, Example
 from skinvl.families import Size
-from skinvl.pixels import ImageError as ImageError
-from skinvl.pixels import size, upright
+from skinvl.pixels import ImageError, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +68,8 @@ def summary(counts: Sequence[int]) -> Summary:
     return Summary(sum(ordered) / len(ordered), ordered[math.ceil(0.95 * len(ordered)) - 1], ordered[-1], sum(ordered))
 
 
-def load_image(path: Path) -> Image.Image:
-    """The upright RGB pixels of an image file, as `sizes` counts them.
-
-    Raises:
-        ImageError: no such file, or not an image.
-    """
-    return upright(path)
-
-
 def sizes(root: Path, example: Example) -> tuple[Size, ...]:
-    """Height and width in pixels of each image of an Example, as `load_image` would give them; only headers are read.
+    """Height and width in pixels of each image of an Example, as `pixels.upright` gives them; only headers are read.
 
     Raises:
         ImageError: an image is missing or cannot be read.

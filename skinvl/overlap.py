@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from skinvl import fingerprints
+from skinvl.example import have, splits
 from skinvl.fingerprints import KINDS, Pairs
 
 BEYOND = 4  # bits above the threshold that are looked at, so that what was missed can be seen too
@@ -108,13 +109,9 @@ def _splits(name: str) -> list[tuple[Path, str]]:
     if not root.is_dir() and ":" in name:
         source, _, split = name.rpartition(":")
         root = fingerprints.folder(source)
-    found = sorted(path.stem for path in root.glob("*.parquet") if path.stem != "images")
+    found = splits(root)
     if not found or (split and split not in found):
-        have = f"it has the splits: {', '.join(found)}" if found else "the folder holds no prepared source"
-        raise FileNotFoundError(
-            f"{name}: no such set in {root}; {have}. "
-            f"Prepare it with: skinvl prep DATASET RAW {root} (skinvl prep --list)"
-        )
+        raise FileNotFoundError(f"{name}: no such set in {root}; {have(root)}")
     return [(root, each) for each in ([split] if split else found)]
 
 

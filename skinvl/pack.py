@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from skinvl.chat import UNTRAINED, Chat
-from skinvl.lengths import load_image, sizes
+from skinvl.lengths import sizes
 from skinvl.mixture import Row
+from skinvl.pixels import upright
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Collator:
             [row.root / name for name in row.example.images[: len(one.pictures)]]
             for row, one in zip(rows, encoded, strict=True)
         ]
-        pixels = {path: load_image(path) for path in {path for some in paths for path in some}}
+        pixels = {path: upright(path) for path in {path for some in paths for path in some}}
         images = [[pixels[path] for path in some] for some in paths]
         return {
             "input_ids": ids,

@@ -37,7 +37,7 @@ BATCH = 32  # images that a process is given at once
 # What a prepared source depends on, beside the raw files.
 MODULES = (
     *("blocks", "example", "fingerprints", "images", "join", "labels", "metadata", "pixels", "prepare", "questions"),
-    *("rules", "source"),
+    "source",
 )
 
 
@@ -87,9 +87,7 @@ def prepare(
             _convert(job, totals, work, index, count, workers)
             _look(job, work, index, count, workers)
             made, images = _all(job, work), _looked(work)
-            if any(blocks.missing(work / "text", part) for part in job.parts) or _shown(made) - set(
-                images["name"].to_pylist()
-            ):
+            if shard is not None and _unfinished(job, work, made, images):
                 return None
             fcntl.flock(lock, fcntl.LOCK_EX)  # shards that end together join one after another: the first for all
             return _recorded(out, stamp) or _join(job, card, totals, made, images, work, out, stamp)
@@ -157,6 +155,13 @@ def _look_at(root: Path, names: Sequence[str], out: Path) -> list[Looked]:
     found = [look(root, name, out) for name in names]
     advance(len(found))
     return found
+
+
+def _unfinished(job: Job, work: Path, made: Sequence[Block], images: pa.Table) -> bool:
+    """Whether other shards still have blocks to make or images to look at."""
+    if any(blocks.missing(work / "text", part) for part in job.parts):
+        return True
+    return not _shown(made) <= set(images["name"].to_pylist())
 
 
 def _write_looked(folder: Path, index: int, found: Sequence[Looked]) -> None:
@@ -280,12 +285,9 @@ def _stamp(job: Job) -> str:
     """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
     found = hashlib.blake2b(digest_size=8)
     found.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()))).encode())
-    code = [
-        path
-        for name in MODULES
-        for path in Path(__file__).parent.glob(f"{name}/*.py" if name == "rules" else f"{name}.py")
-    ]
-    for path in sorted([*code, *Path(data_prep.__file__).parent.glob("*.py")]):
+    ours = Path(__file__).parent
+    code = [ours / f"{name}.py" for name in MODULES]
+    for path in sorted([*code, *(ours / "rules").glob("*.py"), *Path(data_prep.__file__).parent.glob("*.py")]):
         found.update(path.read_bytes())
     root = job.raw.parent if job.raw.is_file() else job.raw
     for folder, below, names in os.walk(root):

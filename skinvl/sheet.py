@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
+
+from skinvl.pixels import ImageError, upright
 
 SIDE = 176  # pixels of an image's longer side
 GAP = 8
@@ -69,10 +71,8 @@ def _thumbnail(file: Path) -> Image.Image:
     """The image on a square of paper, a grey square where it cannot be read."""
     square = Image.new("RGB", (SIDE, SIDE), PAPER)
     try:
-        with Image.open(file) as picture:
-            picture.draft("RGB", (SIDE, SIDE))
-            small = ImageOps.exif_transpose(picture).convert("RGB")
-    except (FileNotFoundError, UnidentifiedImageError):
+        small = upright(file)
+    except ImageError:
         ImageDraw.Draw(square).rectangle((0, 0, SIDE, SIDE), NOTHING)
         return square
     small.thumbnail((SIDE, SIDE))

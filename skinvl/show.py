@@ -7,8 +7,9 @@ from transformers import AutoProcessor
 
 from skinvl import mixture, model
 from skinvl.chat import UNTRAINED, Chat, ChatError
-from skinvl.lengths import ImageError, sizes
+from skinvl.lengths import sizes
 from skinvl.mixture import Row
+from skinvl.pixels import ImageError
 from skinvl.recipe import Recipe
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
-from skinvl.images import Looked, look, upright
+from skinvl.images import Looked, look
+from skinvl.pixels import upright
 
 RNG = np.random.default_rng(7)
 NOISE = Image.fromarray(RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8))

@@ -22,7 +22,7 @@ from test_shards import RAWS
 import data_prep
 from data_prep import PrepError
 from skinvl.example import Example, read, validate
-from skinvl.images import upright
+from skinvl.pixels import upright
 from skinvl.prepare import prepare
 from skinvl.source import Account
 

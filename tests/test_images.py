@@ -15,7 +15,8 @@ from pictures import NOISE, array, chunk, exif, looked, photograph, saved
 from PIL import Image
 
 from skinvl import fingerprints, images, pixels
-from skinvl.images import ImageError, look, size, upright
+from skinvl.images import look
+from skinvl.pixels import ImageError, size, upright
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ BESIDE = {
     "pack": ["chat", "lengths", "mixture"],
     "sections": ["strict"],
     "pixels": ["metadata"],
+    "sheet": ["pixels"],
     "sampler": ["mixture"],
     "overlap": ["fingerprints"],
     "questions": ["example"],

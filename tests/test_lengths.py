@@ -14,7 +14,8 @@ from rich.console import Console
 from skinvl import families
 from skinvl.chat import Chat
 from skinvl.example import Dropped, Example, text
-from skinvl.lengths import ImageError, Preflight, load_image, preflight, sizes, summary
+from skinvl.lengths import Preflight, preflight, sizes, summary
+from skinvl.pixels import ImageError, upright
 
 
 def example(name: str, *images: str, answer: str = "brown") -> Example:
@@ -31,7 +32,7 @@ def test_sizes_are_those_of_the_loaded_pixels(tmp_path: Path, orientation: int) 
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     tiny.picture(1, (40, 90)).save(tmp_path / "a.jpg", exif=exif)
-    loaded = load_image(tmp_path / "a.jpg")
+    loaded = upright(tmp_path / "a.jpg")
     assert loaded.mode == "RGB"
     assert sizes(tmp_path, example("1", "a.jpg")) == ((loaded.height, loaded.width),)
     assert (loaded.width == 40) == (orientation >= 5)
@@ -41,19 +42,19 @@ def test_sizes_are_those_of_the_loaded_pixels(tmp_path: Path, orientation: int) 
 def test_any_mode_loads_as_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     tiny.picture(1).convert(mode).save(path)
-    assert load_image(path).mode == "RGB"
+    assert upright(path).mode == "RGB"
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"missing-image: .*/gone\.png: no such file"):
-        load_image(tmp_path / "gone.png")
+        upright(tmp_path / "gone.png")
     (tmp_path / "text.png").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ImageError, match=r"lfs-pointer: .*/text\.png"):
         sizes(tmp_path, example("1", "text.png"))
     tiny.picture(1, (200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     with pytest.raises(ImageError, match=r"unreadable-image: .*/cut\.png"):
-        load_image(tmp_path / "cut.png")
+        upright(tmp_path / "cut.png")
 
 
 def test_every_row_is_measured_or_dropped_with_its_reason(tmp_path: Path, chat: Chat) -> None:

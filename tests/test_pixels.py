@@ -14,7 +14,7 @@ from pictures import NOISE, SAVED, array, chunk, exif, looked, photograph, saved
 from PIL import Image, ImageOps, features
 
 from skinvl import metadata
-from skinvl.images import ImageError, size, upright
+from skinvl.pixels import ImageError, size, upright
 
 
 @pytest.fixture
