@@ -68,6 +68,10 @@ class Shard:
         number = self.record // self.block
         return number % self.count == self.index and number not in self.done
 
+    def left(self) -> int:
+        """How many records of the last one's block follow it; all of them are converted, or none is."""
+        return self.block - 1 - self.record % self.block
+
 
 class Converter(Protocol):
     """What a module of this folder offers."""

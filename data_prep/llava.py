@@ -7,9 +7,11 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -116,12 +118,19 @@ def entries(path: Path, shard: Shard | None = None) -> Iterator[tuple[str, Any]]
                 yield f"{path.name}[{shard.record - before}]", element
     else:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace() and shard.takes():
+            lines = (line for line in enumerate(file, start=1) if not line[1].isspace())
+            for number, line in lines:
+                if shard.takes():
                     yield f"{path.name}:{number}", _decoded(path, number, line)
+                else:
+                    shard.record += sum(1 for _ in islice(lines, shard.left()))
 
 
 def _decoded(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass  # Python's decoder also takes a BOM, NaN and half a surrogate pair, and its errors are ours elsewhere
     try:
         return DECODER.decode(line.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
@@ -260,15 +269,16 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
         speaker, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if not isinstance(speaker, str) or not isinstance(value, str) or speaker not in ROLES:
             return "malformed", f"turn {number} is {turn!r:.120}; expected from human, gpt or system, and value"
-        marks = value.count(PLACEHOLDER)
-        if not (value.replace(PLACEHOLDER, "") if marks else value).strip():
+        content = _content(value)
+        marks = sum(part["text"] is None for part in content) if PLACEHOLDER in value else 0
+        if len(content) == marks:
             return "empty", f"turn {number} has no words"
         if marks and speaker != "human":
             return "malformed", f"turn {number} has an image placeholder in a turn of {speaker}"
         placeholders += marks
         texts.append(value)
-        messages.append({"role": ROLES[speaker], "content": _content(value)})
-    if not is_text("".join(texts)):
+        messages.append({"role": ROLES[speaker], "content": content})
+    if not (all(map(str.isascii, texts)) or is_text("".join(texts))):
         return "malformed", "half of a surrogate pair, which no text file can hold"
     spoken = [message["role"] for message in messages]
     asked = spoken[1:] if spoken[0] == "system" else spoken
@@ -284,7 +294,8 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
 
 def _content(value: str) -> list[Part]:
     if PLACEHOLDER not in value:  # as most turns
-        return [{"type": "text", "text": value.strip()}]
+        words = value.strip()
+        return [{"type": "text", "text": words}] if words else []
     parts: list[Part] = []
     for position, piece in enumerate(value.split(PLACEHOLDER)):
         if position:

@@ -6,6 +6,7 @@ with the columns of KEYS; the second appears last. `<part>.end` says how many re
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,8 @@ import xxhash
 import data_prep
 from data_prep import BLOCK, Card, PrepError, Shard, split_of
 from skinvl import rules
-from skinvl.example import Dropped, Example, ExampleError, inside, table, validate, words
+from skinvl.crew import advance
+from skinvl.example import Dropped, Example, ExampleError, inside, table, validate
 
 KEYS = pa.schema(
     [
@@ -77,6 +79,16 @@ def missing(folder: Path, part: str) -> int:
     return -(-total // BLOCK) - len(found(folder, part))
 
 
+def make(job: Job, part: str, folder: Path, index: int, count: int) -> None:
+    """Nothing; the blocks of a shard that the folder did not hold yet are in it. See `convert`."""
+    gc.disable()  # rows hold no cycles, and to look for some takes a third of the time
+    try:
+        for rows in convert(job, part, folder, index, count):
+            advance(rows)
+    finally:
+        gc.enable()
+
+
 def convert(job: Job, part: str, folder: Path, index: int, count: int) -> Iterator[int]:
     """The rows of each block that is made here, one number a block: those of a shard that the folder does not hold yet.
 
@@ -107,8 +119,8 @@ class Judge:
     part: str
     card: Card
 
-    def __call__(self, record: int, example: Example) -> tuple[Example, int] | Dropped:
-        """The Example with its split and tags, and the key of what it says; or the rule that drops it.
+    def __call__(self, record: int, example: Example) -> tuple[Example, tuple[int, int, int]] | Dropped:
+        """The Example with its split and tags, and the last three of KEYS; or the rule that drops it.
 
         Raises:
             PrepError: a split that the card does not name.
@@ -123,11 +135,11 @@ class Judge:
                 return Dropped(self._row(record, example), "unsafe-path", f"{path:.200} leaves the raw folder")
         try:
             validate(example)
-            "".join([example.id, example.group, *example.images, *map(words, example.messages)]).encode()
+            broken, same = rules.judge(example)
+            keys = _key(example.id), _key(example.group), same
         except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
             return Dropped(self._row(record, example), "malformed", str(error))
         tags = []
-        broken, same = rules.judge(example)
         for rule, detail in broken:
             if self.job.drops[rule]:
                 return Dropped(self._row(record, example), rule, detail)
@@ -135,10 +147,14 @@ class Judge:
         again = self.card.released == "leaky" and not self.job.official
         split = split_of(example.group) if again else example.split
         changed = tags or split != example.split
-        return (replace(example, split=split, tags=tuple(tags)) if changed else example), same
+        return (replace(example, split=split, tags=tuple(tags)) if changed else example), keys
 
     def _row(self, record: int, example: Example) -> str:
         return f"{self.part} record {record + 1}: {example.id}"
+
+
+def _key(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode())
 
 
 def appear(path: Path, text: str) -> None:
@@ -150,8 +166,7 @@ def appear(path: Path, text: str) -> None:
 
 def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped]]) -> int:
     kept: list[Example] = []
-    numbers: list[int] = []
-    same: list[int] = []
+    keys: list[tuple[int, int, int, int]] = []
     ledger: list[str] = []
     for record, outcome in rows:
         result = judge(record, outcome) if isinstance(outcome, Example) else outcome
@@ -159,12 +174,9 @@ def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped
             ledger.append(json.dumps({"record": record, **asdict(result)}, ensure_ascii=False) + "\n")
         else:
             kept.append(result[0])
-            same.append(result[1])
-            numbers.append(record)
-    key = [xxhash.xxh3_64_intdigest(example.id.encode()) for example in kept]
-    cluster = [xxhash.xxh3_64_intdigest(example.group.encode()) for example in kept]
+            keys.append((record, *result[1]))
     full = table(kept)
-    for field, values in zip(KEYS, (numbers, key, cluster, same), strict=True):
+    for field, values in zip(KEYS, zip(*keys, strict=True) if keys else [()] * len(KEYS), strict=True):
         full = full.append_column(field, pa.array(values, field.type))
     appear(path.with_suffix(".jsonl"), "".join(ledger))
     partial = path.with_name(f".{path.name}.partial")

@@ -97,7 +97,7 @@ class Crew:
     def _started(self) -> tuple[ProcessPoolExecutor, Synchronized[int]]:
         if self._pool is None or self._done is None:
             context = get_context("forkserver")
-            context.set_forkserver_preload(["skinvl.prep"])
+            context.set_forkserver_preload(["skinvl.blocks", "skinvl.images"])
             self._done = context.Value("q", 0)
             self._pool = ProcessPoolExecutor(self.workers, context, _begin, (self._done,))
         return self._pool, self._done

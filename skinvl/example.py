@@ -16,7 +16,6 @@ from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Image, List, Value
 
 Role = Literal["system", "user", "assistant"]
 
@@ -80,23 +79,35 @@ class ExampleError(ValueError):
     """An Example that breaks the contract of this module."""
 
 
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "source": Value("string"),
-        "images": List(Image(decode=False)),
-        "messages": List(
-            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
-        ),
-        "group": Value("string"),
-        "split": Value("string"),
-        "licence": Value("string"),
-        "facts": {field.name: Value("float64" if field.name == "age" else "string") for field in fields(Facts)},
-        "tags": List(Value("string")),
-    }
-)
-_SCHEMA = FEATURES.arrow_schema
-_FACTS = list(_SCHEMA.field("facts").type)
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """The type as the datasets library writes it down; loading that library for it takes longer than all else here."""
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if kind == _IMAGE:
+        return {"decode": False, "_type": "Image"}
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    return {"dtype": "float64" if pa.types.is_floating(kind) else str(kind), "_type": "Value"}
+
+
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_FACTS = [pa.field(one.name, pa.float64() if one.name == "age" else pa.string()) for one in fields(Facts)]
+_COLUMNS = {
+    "id": pa.string(),
+    "source": pa.string(),
+    "images": pa.list_(_IMAGE),
+    "messages": pa.list_(
+        pa.struct({"role": pa.string(), "content": pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))})
+    ),
+    "group": pa.string(),
+    "split": pa.string(),
+    "licence": pa.string(),
+    "facts": pa.struct(_FACTS),
+    "tags": pa.list_(pa.string()),
+}
+_INFO = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
+# The columns of a split, with what tells the datasets library that `images` holds images.
+SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps(_INFO)})
 _PART = {"type", "text"}
 
 
@@ -130,9 +141,9 @@ def validate(example: Example) -> None:
     def fail(found: str, expected: str) -> None:
         raise ExampleError(f"Example {example.id!r} of {example.source!r}: {found}; expected {expected}")
 
-    for name in ("id", "source", "group", "split", "licence"):
-        if not getattr(example, name):
-            fail(f"an empty {name}", "a non-empty string")
+    if not (example.id and example.source and example.group and example.split and example.licence):
+        empty = next(name for name in ("id", "source", "group", "split", "licence") if not getattr(example, name))
+        fail(f"an empty {empty}", "a non-empty string")
     for path in example.images:
         if not inside(path):
             fail(f"image path {path!r}", "a relative path inside the source's folder")
@@ -153,7 +164,7 @@ def validate(example: Example) -> None:
                 pictures += 1
                 if message["role"] != "user":
                     fail(f"an image in a {message['role']} turn", "images in user turns")
-            elif not said.isspace() and said:
+            elif said and not said.isspace():
                 spoken = True
         if not spoken:
             fail(f"a {message['role']} turn without words", "words in every turn")
@@ -170,7 +181,7 @@ def write(folder: Path, split: str, examples: Iterable[Example]) -> int:
     partial = folder / f".{split}.parquet.partial"
     count = 0
     try:
-        with pq.ParquetWriter(partial, _SCHEMA) as writer:
+        with pq.ParquetWriter(partial, SCHEMA) as writer:
             for batch in _batches(examples, 2_000):
                 for example in batch:
                     validate(example)
@@ -225,7 +236,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 
 def table(rows: Sequence[Example]) -> pa.Table:
-    """The Examples as an Arrow table of FEATURES, built by columns: much faster than row by row."""
+    """The Examples as an Arrow table of SCHEMA, built by columns: much faster than row by row."""
     messages = [message for row in rows for message in row.messages]
     parts = [part for message in messages for part in message["content"]]
     facts = [row.facts for row in rows]
@@ -238,17 +249,17 @@ def table(rows: Sequence[Example]) -> pa.Table:
         **{name: _texts(map(attrgetter(name), rows)) for name in ("id", "source", "group", "split", "licence")},
         "images": _list((len(row.images) for row in rows), pictures),
         "messages": _list((len(row.messages) for row in rows), turns),
-        "facts": _struct(**{one.name: pa.array(list(map(attrgetter(one.name), facts)), one.type) for one in _FACTS}),
+        "facts": _facts(facts),
         "tags": _list((len(row.tags) for row in rows), _texts(tag for row in rows for tag in row.tags)),
     }
-    return pa.Table.from_arrays([columns[name] for name in _SCHEMA.names], schema=_SCHEMA)
+    return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 def examples(rows: pa.Table) -> list[Example]:
     """The Examples of a table that `table` made; columns that are no field of an Example are left out.
 
     Raises:
-        KeyError, TypeError: the table has not the columns of FEATURES.
+        KeyError, TypeError: the table has not the columns of SCHEMA.
     """
     return [
         Example(
@@ -260,12 +271,19 @@ def examples(rows: pa.Table) -> list[Example]:
                 "tags": tuple(row["tags"]),
             }
         )
-        for row in rows.select(_SCHEMA.names).to_pylist()
+        for row in rows.select(SCHEMA.names).to_pylist()
     ]
 
 
 def _texts(values: Iterable[str | None]) -> pa.Array:
     return pa.array(list(values), pa.string())
+
+
+def _facts(rows: Sequence[Facts]) -> pa.StructArray:
+    if rows and all(facts is rows[0] for facts in rows):  # as where nothing is known
+        values = {one.name: pa.scalar(getattr(rows[0], one.name), one.type) for one in _FACTS}
+        return _struct(**{name: pa.repeat(value, len(rows)) for name, value in values.items()})
+    return _struct(**{one.name: pa.array(list(map(attrgetter(one.name), rows)), one.type) for one in _FACTS})
 
 
 def _struct(**columns: pa.Array) -> pa.StructArray:

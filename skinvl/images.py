@@ -8,6 +8,7 @@ import re
 import secrets
 import stat
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from skinvl import fingerprints, metadata
+from skinvl.crew import advance
 from skinvl.example import inside
 from skinvl.pixels import LFS_POINTER, ImageError, decode, opened, orientation
 
@@ -41,6 +43,13 @@ class Looked:
     archive: str | None = None
     width: int = 0  # pixels, upright
     height: int = 0
+
+
+def look_at(raw: Path, paths: Sequence[str], out: Path) -> list[Looked]:
+    """Each of some images of a raw download; see `look`."""
+    found = [look(raw, path, out) for path in paths]
+    advance(len(found))
+    return found
 
 
 def look(raw: Path, path: str, out: Path) -> Looked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from skinvl import fingerprints
+from skinvl import clusters, fingerprints
 from skinvl.blocks import Block
 
 SPLITS = ("train", "validation", "test")  # a joined group goes to the first of these that one of its rows has
@@ -19,25 +20,31 @@ SPLITS = ("train", "validation", "test")  # a joined group goes to the first of 
 # that it breaks, or its fingerprints.
 IMAGES = pa.schema([("name", pa.string()), *fingerprints.SCHEMA, ("rule", pa.string()), ("detail", pa.string())])
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.signedinteger[Any]]  # as narrow as their values allow: there is one for every row
+Keys = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The columns of N rows that decide what becomes of them, and the images that they show."""
+    """The N rows of blocks: their splits, and the images that they show."""
 
-    key: NDArray[np.uint64]  # [N], of the id
-    cluster: NDArray[np.uint64]  # [N], of the group
-    same: NDArray[np.uint64]  # [N], of what is asked and said
+    blocks: Sequence[Block]
+    starts: Ints  # [blocks + 1], the first row of each block
     rank: Ints  # [N], place of the split in SPLITS
     row: Ints  # [M], the row that shows an image
     image: Ints  # [M], the image's place in the table of IMAGES
-    starts: Ints  # [blocks + 1], the first row of each block
+
+    def keys(self, name: str) -> Keys:
+        """uint64[N]: a column of blocks.KEYS, read from disk each time."""
+        keys = np.empty(self.starts[-1], np.uint64)
+        for block, (start, end) in zip(self.blocks, pairwise(self.starts), strict=True):
+            keys[start:end] = block.read()[name].to_numpy()
+        return keys
 
     def any(self, images: Mask) -> Mask:
         """bool[N]: whether a row shows one of the images."""
-        shows = np.zeros(len(self.key), bool)
+        shows = np.zeros(len(self.rank), bool)
         shows[self.row[images[self.image]]] = True
         return shows
 
@@ -68,23 +75,24 @@ def read(blocks: Sequence[Block], images: pa.Table) -> Rows:
         KeyError: an image of a row is not among the images.
     """
     names = images["name"].combine_chunks()
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("key", "cluster", "same", "rank", "row", "image")}
-    starts = [0]
-    for block in blocks:
+    starts = np.cumsum([0, *(len(block.read()) for block in blocks)])
+    rank = np.empty(starts[-1], np.int8)
+    shows: list[tuple[Ints, Ints]] = []
+    for block, (start, end) in zip(blocks, pairwise(starts), strict=True):
         rows = block.read()
-        for name in ("key", "cluster", "same"):
-            columns[name].append(rows[name].to_numpy())
-        columns["rank"].append(pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy().astype(np.int8))
+        rank[start:end] = pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy()
         shown = rows["images"].combine_chunks()
-        columns["row"].append(pc.list_parent_indices(shown).to_numpy() + starts[-1])
         found = pc.index_in(pc.struct_field(shown.flatten(), "path"), value_set=names)
         if found.null_count:
             raise KeyError(f"{block.path}: shows an image that was not looked at")
-        columns["image"].append(found.to_numpy().astype(np.int64))
-        starts.append(starts[-1] + len(rows))
-    kinds = {"key": np.uint64, "cluster": np.uint64, "same": np.uint64, "rank": np.int8}
-    whole = {name: np.concatenate([*parts, np.empty(0, kinds.get(name, np.int64))]) for name, parts in columns.items()}
-    return Rows(**whole, starts=np.array(starts))
+        if len(found):
+            shows.append(
+                (pc.list_parent_indices(shown).to_numpy().astype(np.int32) + np.int32(start), found.to_numpy())
+            )
+    row, image = (
+        np.concatenate([np.empty(0, np.int32), *parts]) for parts in ([one[k] for one in shows] for k in (0, 1))
+    )
+    return Rows(blocks, starts, rank, row, image)
 
 
 def decide(rows: Rows, images: pa.Table, *, alone: bool, alike: bool, official: bool) -> Fates:
@@ -99,41 +107,53 @@ def decide(rows: Rows, images: pa.Table, *, alone: bool, alike: bool, official: 
     rules = images["rule"].combine_chunks()
     absent = pc.fill_null(pc.equal(rules, "missing-image"), False).to_numpy(zero_copy_only=False)
     faulty = rules.is_valid().to_numpy(zero_copy_only=False)
-    duplicate = _repeats(rows.key)
+    duplicate = _repeats(rows.keys("key"), np.ones(len(rows.rank), bool))
     broken = rows.any(faulty & ~absent if alone else faulty) & ~duplicate
     kept = ~(duplicate | broken)
-    # Where splits stay as they are, a row on the other side of one is a leak and not a repetition.
-    same = rows.same + rows.rank.astype(np.uint64) if official else rows.same
-    near = np.zeros(len(kept), bool)
-    near[np.flatnonzero(kept)[_repeats(same[kept])]] = True
-    label, joined, largest = _joined(rows, images, kept, alike)
-    rank, leader = rows.rank, np.arange(len(kept))
-    if joined:
-        _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
-        leader = np.where(rows.cluster == rows.cluster[first[inverse]], leader, first[inverse])
-    if not official:
-        lowest = np.full(int(label.max(initial=-1)) + 1, len(SPLITS), np.int8)
-        np.minimum.at(lowest, label[kept], rows.rank[kept])
-        rank = np.where(kept, lowest[label], rows.rank)
+    same = rows.keys("same")
+    if official:  # where splits stay as they are, a row on the other side of one is a leak and not a repetition
+        same += rows.rank.astype(np.uint64)
+    near = _repeats(same, kept)
+    rank, leader = rows.rank, np.arange(len(kept), dtype=np.int32)
+    joined = largest = 0
+    if kept[rows.row].any() or len(np.unique(rank[kept])) > 1:
+        cluster = rows.keys("cluster")
+        label, joined, largest = _joined(rows, cluster, images, kept, alike)
+        if joined:
+            _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
+            leader = np.where(cluster == cluster[first[inverse]], leader, first[inverse].astype(np.int32))
+        if not official:
+            lowest = np.full(int(label.max(initial=-1)) + 1, len(SPLITS), np.int8)
+            np.minimum.at(lowest, label[kept], rank[kept])
+            rank = np.where(kept, lowest[label], rank)
     return Fates(duplicate, broken, rows.any(absent) & kept, near, rank, leader, joined, largest)
 
 
-def _repeats(keys: NDArray[np.uint64]) -> Mask:
-    """Whether an earlier key is the same."""
-    repeats = np.ones(len(keys), bool)
-    repeats[np.unique(keys, return_index=True)[1]] = False
+def _repeats(keys: Keys, among: Mask) -> Mask:
+    """bool[N]: whether an earlier key is the same, where both are `among` those that count.
+
+    Few keys repeat: one sorted copy finds which, and nothing of N more numbers is made for the others.
+    """
+    ordered = np.sort(keys)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    repeats = np.zeros(len(keys), bool)
+    if len(twice):
+        some = np.flatnonzero(among & (twice[np.searchsorted(twice[:-1], keys)] == keys))
+        repeats[some] = True
+        repeats[some[np.unique(keys[some], return_index=True)[1]]] = False
     return repeats
 
 
-def _joined(rows: Rows, images: pa.Table, kept: Mask, alike: bool) -> tuple[Ints, int, int]:
+def _joined(rows: Rows, cluster: Keys, images: pa.Table, kept: Mask, alike: bool) -> tuple[Ints, int, int]:
     """The joined group of every row, how many groups share an image with another, and the most that became one."""
-    groups, group = np.unique(rows.cluster, return_inverse=True)
+    groups, group = np.unique(cluster, return_inverse=True)
     shown = kept[rows.row]
     if not shown.any():
         return group, 0, 0
-    links = fingerprints.links(images, alike=alike)
+    links = clusters.links(images, alike=alike)
     shows = np.stack([group[rows.row[shown]], rows.image[shown] + len(groups)], axis=1)
-    label = fingerprints.clusters(len(groups) + len(images), np.concatenate([shows, links + len(groups)]))
+    label = clusters.clusters(len(groups) + len(images), np.concatenate([shows, links + len(groups)]))
     sizes = np.bincount(label[: len(groups)])
     joined = sizes[sizes > 1]
     return label[group], int(joined.sum()), int(joined.max(initial=0))

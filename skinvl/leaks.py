@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl import overlap, sheet
-from skinvl.fingerprints import THRESHOLD
+from skinvl.clusters import THRESHOLD
 from skinvl.overlap import Mask, Match, Set, Shared
 from skinvl.sheet import Pair
 

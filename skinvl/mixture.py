@@ -13,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from skinvl import fingerprints
+from skinvl import clusters, fingerprints
+from skinvl.clusters import KINDS, Pairs
 from skinvl.example import Dropped, Example, read
-from skinvl.fingerprints import KINDS, Pairs
 from skinvl.fingerprints import folder as folder
 from skinvl.recipe import Data, SourceSpec
 
@@ -121,10 +121,10 @@ def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list
     images, shown, group = _nodes(every)
     groups = int(group.max()) + 1
     base = np.stack([group[shown[:, 0]], groups + shown[:, 1]], axis=1)
-    links = {kind: fingerprints.shared(images, kind) + groups for kind in KINDS}
+    links = {kind: clusters.shared(images, kind) + groups for kind in KINDS}
 
     def reached(*some: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        cluster = fingerprints.clusters(groups + len(images), np.concatenate([base, *some]))[group]
+        cluster = clusters.clusters(groups + len(images), np.concatenate([base, *some]))[group]
         return np.isin(cluster[len(train) :], cluster[: len(train)]), cluster
 
     leaking, cluster = reached(*links.values())

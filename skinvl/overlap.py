@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skinvl import fingerprints
+from skinvl import clusters, fingerprints
+from skinvl.clusters import KINDS, Pairs
 from skinvl.example import have, splits
-from skinvl.fingerprints import KINDS, Pairs
 
 BEYOND = 4  # bits above the threshold that are looked at, so that what was missed can be seen too
 
@@ -122,7 +122,7 @@ def evidence(images: pa.Table, threshold: int) -> tuple[list[Evidence], Evidence
         encoded = pc.dictionary_encode(images[kind].combine_chunks())
         code = pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64)
         hashes = encoded.dictionary.to_numpy() if kind == "phash" else np.empty(0, np.uint64)
-        near = fingerprints.near(hashes, threshold + BEYOND)
+        near = clusters.near(hashes, threshold + BEYOND)
         distance = np.bitwise_count(hashes[near[:, 0]] ^ hashes[near[:, 1]]).astype(np.int64)
         kinds.append(Evidence(kind, code, near, distance))
     close = kinds.pop()

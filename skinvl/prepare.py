@@ -7,7 +7,6 @@ a folder beside OUT, which takes OUT's place when it is whole.
 from __future__ import annotations
 
 import fcntl
-import gc
 import hashlib
 import json
 import os
@@ -27,8 +26,8 @@ import data_prep
 from data_prep import BLOCK, Card, PrepError
 from skinvl import blocks, join, source
 from skinvl.blocks import Block, Job
-from skinvl.crew import Crew, advance
-from skinvl.images import Looked, look
+from skinvl.crew import Crew
+from skinvl.images import Looked, look_at
 from skinvl.rules import RULES
 from skinvl.source import Account
 
@@ -36,7 +35,19 @@ SMALL_ROWS, SMALL_IMAGES = 20_000, 500  # up to so many, starting processes take
 BATCH = 32  # images that a process is given at once
 # What a prepared source depends on, beside the raw files.
 MODULES = (
-    *("blocks", "example", "fingerprints", "images", "join", "labels", "metadata", "pixels", "prepare", "questions"),
+    *(
+        "blocks",
+        "clusters",
+        "example",
+        "fingerprints",
+        "images",
+        "join",
+        "labels",
+        "metadata",
+        "pixels",
+        "prepare",
+        "questions",
+    ),
     "source",
 )
 
@@ -114,17 +125,8 @@ def _convert(job: Job, totals: Mapping[str, int], work: Path, index: int, count:
     with Crew(workers if sum(totals.values()) > SMALL_ROWS else 1) as crew:
         for part, total in totals.items():
             tasks = [(job, part, folder, index + count * one, count * crew.workers) for one in range(crew.workers)]
-            for _ in crew.each(f"{job.name} {part}: rows", total // count, _convert_some, tasks):
+            for _ in crew.each(f"{job.name} {part}: rows", total // count, blocks.make, tasks):
                 pass
-
-
-def _convert_some(job: Job, part: str, folder: Path, index: int, count: int) -> None:
-    gc.disable()  # rows hold no cycles, and to look for some takes a third of the time
-    try:
-        for rows in blocks.convert(job, part, folder, index, count):
-            advance(rows)
-    finally:
-        gc.enable()
 
 
 def _look(job: Job, work: Path, index: int, count: int, workers: int) -> None:
@@ -137,7 +139,7 @@ def _look(job: Job, work: Path, index: int, count: int, workers: int) -> None:
     tasks = [(root, rest[start : start + BATCH], work / "source") for start in range(0, len(rest), BATCH)]
     found: list[Looked] = []
     with Crew(workers if len(rest) > SMALL_IMAGES else 1) as crew:
-        for some in crew.each(f"{job.name}: images", len(rest), _look_at, tasks):
+        for some in crew.each(f"{job.name}: images", len(rest), look_at, tasks):
             found += some
             if len(found) >= BLOCK:
                 _write_looked(folder, index, found)
@@ -149,12 +151,6 @@ def _place(name: str) -> tuple[str, int]:
     """Where an image lies: those within one Parquet file in the order of its rows."""
     file, _, row = name.partition(".parquet#")
     return file, int(row) if row.isdecimal() else 0
-
-
-def _look_at(root: Path, names: Sequence[str], out: Path) -> list[Looked]:
-    found = [look(root, name, out) for name in names]
-    advance(len(found))
-    return found
 
 
 def _unfinished(job: Job, work: Path, made: Sequence[Block], images: pa.Table) -> bool:
@@ -208,7 +204,7 @@ def _join(
     rows = join.read(made, images)
     alone = not job.drops["missing-image"]
     fates = join.decide(rows, images, alone=alone, alike=card.alike, official=job.official)
-    account = source.write(made, rows, fates, images, job.drops, work / "source")
+    account = source.write(rows, fates, images, job.drops, work / "source")
     if account.rows != sum(totals.values()):
         raise PrepError(
             f"data_prep/{job.name}.py, a fault of the converter: {sum(totals.values()):,} rows in, but "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 
 from skinvl import fingerprints
 from skinvl.blocks import Block
-from skinvl.example import FEATURES, Dropped, Message, examples, table
+from skinvl.example import SCHEMA, Dropped, Message, examples, table
 from skinvl.join import SPLITS, Fates, Mask, Rows
 
 T = TypeVar("T")
-SCHEMA = FEATURES.arrow_schema
 # Columns of few different values; a dictionary of the others would cost time and save nothing.
 WORDS = [
     *("source", "split", "licence", "messages.list.element.role", "messages.list.element.content.list.element.type"),
@@ -62,21 +61,19 @@ class Account:
         return cls(**{one.name: type(getattr(cls(), one.name))(card[one.name]) for one in fields(cls)})
 
 
-def write(
-    blocks: Sequence[Block], rows: Rows, fates: Fates, images: pa.Table, drops: Mapping[str, bool], out: Path
-) -> Account:
+def write(rows: Rows, fates: Fates, images: pa.Table, drops: Mapping[str, bool], out: Path) -> Account:
     """What became of the rows; OUT then holds `<split>.parquet`, `images.parquet` and `ledger.jsonl`."""
     kept = fates.kept & ~fates.near if drops["near-duplicate"] else fates.kept
     moved = kept & (fates.rank != rows.rank)
     account = Account(joined=fates.joined, largest=fates.largest, moved=int(moved.sum()))
-    names = _group_names(blocks, rows, fates, kept)
+    names = _group_names(rows, fates, kept) if fates.joined else {}
     with ExitStack() as stack:
         ledger = stack.enter_context((out / "ledger.jsonl").open("w", encoding="utf-8", errors="backslashreplace"))
         writers: dict[str, pq.ParquetWriter] = {}
         paths = images["path"].combine_chunks()
         views = [
             _View(block, rows, fates, images, paths, kept, starts)
-            for block, starts in zip(blocks, pairwise(rows.starts.tolist()), strict=True)
+            for block, starts in zip(rows.blocks, pairwise(rows.starts.tolist()), strict=True)
         ]
         pool = stack.enter_context(ThreadPoolExecutor(1))  # Arrow works on a block while another is written
         for gone, made in _ahead(pool, lambda view: (view.dropped(), view.made(names)), views):
@@ -191,11 +188,11 @@ def _text_alone(message: Message) -> Message:
     return {"role": message["role"], "content": [part for part in message["content"] if part["type"] == "text"]}
 
 
-def _group_names(blocks: Sequence[Block], rows: Rows, fates: Fates, kept: Mask) -> dict[int, str]:
+def _group_names(rows: Rows, fates: Fates, kept: Mask) -> dict[int, str]:
     """The names of the groups that others join, by their leading rows."""
     leaders = np.unique(fates.leader[kept & (fates.leader != np.arange(len(kept)))])
     names: dict[int, str] = {}
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(rows.blocks):
         start = rows.starts[number]
         inside = leaders[(leaders >= start) & (leaders < rows.starts[number + 1])]
         if len(inside):

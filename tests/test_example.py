@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import tiny
 
 from skinvl import families
 from skinvl.chat import DATE, Chat
-from skinvl.example import Dropped, Example, ExampleError, Facts, read, text, validate, write, write_jsonl
+from skinvl.example import SCHEMA, Dropped, Example, ExampleError, Facts, read, text, validate, write, write_jsonl
 
 GOOD = Example(
     id="1",
@@ -73,6 +73,21 @@ def test_what_breaks_the_contract_is_refused(change: dict[str, Any], message: st
     with pytest.raises(ExampleError, match="Example '"):
         write(tmp_path, "train", [GOOD, bad])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_columns_are_those_that_the_datasets_library_would_write() -> None:
+    word = datasets.Value("string")
+    features = datasets.Features(
+        {
+            **dict.fromkeys(("id", "source"), word),
+            "images": datasets.List(datasets.Image(decode=False)),
+            "messages": datasets.List({"role": word, "content": datasets.List({"type": word, "text": word})}),
+            **dict.fromkeys(("group", "split", "licence"), word),
+            "facts": {one.name: datasets.Value("float64") if one.name == "age" else word for one in fields(Facts)},
+            "tags": datasets.List(word),
+        }
+    )
+    assert SCHEMA.equals(features.arrow_schema, check_metadata=True)
 
 
 def test_a_ledger_is_json_lines(tmp_path: Path) -> None:

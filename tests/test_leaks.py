@@ -15,8 +15,9 @@ from rich.table import Table
 from sources import fingerprint, photo
 
 from skinvl import leaks, sheet
+from skinvl.clusters import THRESHOLD
 from skinvl.example import Example, text, write
-from skinvl.fingerprints import SCHEMA, THRESHOLD, phash
+from skinvl.fingerprints import SCHEMA, phash
 from skinvl.overlap import Match, Set, evidence, matches, nearest, once, read
 
 

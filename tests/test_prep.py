@@ -18,7 +18,7 @@ from PIL import Image
 
 import data_prep
 from data_prep import Card, PrepError, Shard, taken
-from skinvl import prep, prepare
+from skinvl import images, prep
 from skinvl.example import Dropped, Example, read, text, words
 from skinvl.rules import RULES
 
@@ -98,8 +98,8 @@ def test_the_account_is_printed_and_written(run: Run, capsys: pytest.CaptureFixt
 
 
 def test_images_are_linked_and_looked_at_once(run: Run, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Mock(wraps=prepare.look)
-    monkeypatch.setattr(prepare, "look", watched)
+    watched = Mock(wraps=images.look)
+    monkeypatch.setattr(images, "look", watched)
     out = run(Fake(*(example(name, "sub/a.png", answer=f"{name} it is.") for name in "abc")))
     assert watched.call_count == 1
     assert (out / "images/sub/a.png").samefile(raw / "sub/a.png")

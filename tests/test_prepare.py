@@ -18,6 +18,7 @@ from PIL import Image
 
 import data_prep
 from data_prep import PrepError, llava
+from skinvl import images
 from skinvl import prepare as module
 from skinvl.example import read
 from skinvl.prepare import prepare
@@ -118,7 +119,7 @@ def test_blocks_and_images_that_are_done_are_not_made_again(
     raw: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    write, looked = module._write_looked, module.look
+    write, looked = module._write_looked, images.look
 
     def stop(*given: object) -> None:
         write(*given)  # type: ignore[arg-type]
@@ -128,11 +129,11 @@ def test_blocks_and_images_that_are_done_are_not_made_again(
     with pytest.raises(PrepError, match=r"No space left on device .*The same command goes on where this one stopped"):
         prepare("llava", raw, out)
     monkeypatch.setattr(module, "_write_looked", write)
-    monkeypatch.setattr(module, "look", lambda *given: pytest.fail("an image was looked at twice"))
+    monkeypatch.setattr(images, "look", lambda *given: pytest.fail("an image was looked at twice"))
     monkeypatch.setattr(llava, "conversation", lambda *given: pytest.fail("a row was converted twice"))
     prepare("llava", raw, out)
     assert fingerprint(out) == fingerprint(whole)
-    assert looked is not module.look
+    assert looked is not images.look
 
 
 def test_the_same_again_does_nothing_and_a_change_does_all(

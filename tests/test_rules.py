@@ -390,7 +390,9 @@ def test_a_turn_is_all_of_its_parts() -> None:
 
 
 def test_odd_texts_are_judged() -> None:
-    odd = ("\ud800 x", "\0", "\u202e\u0130", "\x85", "\u4e00", " ", "???", "\ufeff")
+    with pytest.raises(UnicodeEncodeError):  # which skinvl.blocks turns into a ledger row
+        names("\ud800 x", ASK)
+    odd = ("\0", "\u202e\u0130", "\x85", "\u4e00", " ", "???", "\ufeff")
     for words_ in odd:
         assert [name for name in names(words_, words_) if name != "sentinel"] == []
     assert names(ASK, "???") == ["sentinel"]

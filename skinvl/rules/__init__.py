@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from skinvl.example import Example
 from skinvl.example import words as said
@@ -52,26 +53,21 @@ def sameness(example: Example) -> int:
 
 
 def judge(example: Example) -> tuple[list[tuple[str, str]], int]:
-    """(`broken`, `sameness`) of a conversation, in less time than one after the other."""
+    """(`broken`, `sameness`) of a conversation, in less time than one after the other.
+
+    Raises:
+        UnicodeEncodeError: a text or path holds half of a surrogate pair, which no file can hold.
+    """
     turns = list(map(said, example.messages))
     key = 0
     signs: set[bytes] = set()
-    for turn in turns:
-        raw = encoded(turn)
-        words = split(raw)
-        weight = sum(map(_WEIGHTS.__getitem__, words))
-        if weight >= MARK:
-            weight += sum(map(_WEIGHTS.__getitem__, NUMBER.findall(raw)))
-            signs |= _SIGNS.intersection(words)
-        key = key * TURN + weight % MARK
-        if ":" in turn:
-            signs.add(COLON)
-        if "<" in turn:
-            signs.add(BRACKET)
-        if len(turn) <= SHORT and turn.strip(patterns.EDGES).lower() in patterns.MISSING:
-            signs.add(MISSING)
+    for message, turn in zip(example.messages, turns, strict=True):
+        weight, found = (_weighed_again if message["role"] == "user" else _weighed)(turn)
+        key = key * TURN + weight
+        if found:
+            signs |= found
     if example.images:
-        paths = "\0".join(example.images).encode("utf-8", "surrogatepass")
+        paths = "\0".join(example.images).encode()
         key += int.from_bytes(hashlib.blake2b(paths, digest_size=8).digest())
     facts = example.facts
     if facts.diagnosis is not None or facts.age is not None or facts.sex is not None:
@@ -80,6 +76,27 @@ def judge(example: Example) -> tuple[list[tuple[str, str]], int]:
     if longest > LONGEST:
         return [("oversized", f"a turn of {longest:,} characters")], key % 2**64
     return _found(example, turns, signs) if signs else [], key % 2**64
+
+
+def _weighed(turn: str) -> tuple[int, frozenset[bytes]]:
+    """The weight of a turn's words, and the signs in it."""
+    raw = encoded(turn)
+    words = split(raw)
+    weight = sum(map(_WEIGHTS.__getitem__, words))
+    signs: set[bytes] = set()
+    if weight >= MARK:
+        weight += sum(map(_WEIGHTS.__getitem__, NUMBER.findall(raw)))
+        signs |= _SIGNS.intersection(words)
+    if ":" in turn:
+        signs.add(COLON)
+    if "<" in turn:
+        signs.add(BRACKET)
+    if len(turn) <= SHORT and turn.strip(patterns.EDGES).lower() in patterns.MISSING:
+        signs.add(MISSING)
+    return weight % MARK, frozenset(signs)
+
+
+_weighed_again = lru_cache(maxsize=1 << 12)(_weighed)  # the same is asked of many images
 
 
 def _found(example: Example, turns: list[str], signs: set[bytes]) -> list[tuple[str, str]]:

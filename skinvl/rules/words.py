@@ -44,8 +44,12 @@ def _weight(word: bytes) -> int:
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8 with straight quotes and dashes, in lower case where it is not ASCII."""
-    return text.encode() if text.isascii() else text.casefold().translate(CURLY).encode("utf-8", "surrogatepass")
+    """UTF-8 with straight quotes and dashes, in lower case where it is not ASCII.
+
+    Raises:
+        UnicodeEncodeError: half of a surrogate pair, which no file can hold.
+    """
+    return text.encode() if text.isascii() else text.casefold().translate(CURLY).encode()
 
 
 def split(text: bytes) -> list[bytes]:
