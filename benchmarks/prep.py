@@ -2,7 +2,7 @@
 
 images   verified, hashed and placed per second, over Pillow's decoding alone with the same number of processes
 rows     conversations of a text-only source per second
-memory   peak resident set, of the largest process, for 10,000, 100,000 and 1,000,000 rows
+memory   peak resident set of each process for 10,000, 100,000 and 1,000,000 rows
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -101,23 +102,38 @@ def rows(folder: Path, count: int) -> None:
 
 
 def memory(folder: Path) -> None:
-    """Prints the peak resident set of a fresh `skinvl prep` at three sizes."""
-    code = (
-        "import resource, sys\n"
-        "from skinvl.prep import main\n"
-        "main(sys.argv[1:])\n"
-        "kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN\n"
-        "print(max(resource.getrusage(kind).ru_maxrss for kind in kinds))"
-    )
-    peaks = []
+    """Prints the peak resident sets of all processes of a fresh `skinvl prep` at three sizes."""
+    code = "import sys; from skinvl.prep import main; sys.exit(main(sys.argv[1:]))"
+    totals = []
     for count in (10_000, 100_000, 1_000_000):
         raw = folder / f"raw{count}"
         write_rows(raw / "talk.jsonl", count)
-        given = [sys.executable, "-c", code, "llava", str(raw), str(folder / f"out{count}"), "--workers", str(CORES)]
-        ended = subprocess.run(given, check=True, capture_output=True, text=True)
-        peaks.append(int(ended.stdout.split()[-1]) / 1024)
-        print(f"memory: {count:>9,} rows, {peaks[-1]:,.0f} MiB", flush=True)
-    print(f"memory: {max(peaks) / min(peaks):.2f} times from the least to the most")
+        given = [code, "llava", str(raw), str(folder / f"out{count}"), "--workers", str(CORES)]
+        peaks: Counter[str] = Counter()
+        with subprocess.Popen(
+            [sys.executable, "-c", *given], stdout=subprocess.DEVNULL, start_new_session=True
+        ) as started:
+            while started.poll() is None:
+                peaks |= _peaks(started.pid)  # the greater of each
+                time.sleep(0.02)
+        assert started.returncode == 0
+        totals.append(max(peaks.values()) / 1024)
+        listed = ", ".join(f"{peak / 1024:,.0f}" for peak in sorted(peaks.values(), reverse=True))
+        print(f"memory: {count:>9,} rows, MiB of each process: {listed}", flush=True)
+    print(f"memory: the largest process, {max(totals) / min(totals):.2f} times from the least to the most")
+
+
+def _peaks(session: int) -> Counter[str]:
+    """KiB by process id: the peak resident set of each process of a session that is alive."""
+    found: Counter[str] = Counter()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((process / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                lines = (process / "status").read_text().splitlines()
+                found[process.name] = sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            continue
+    return found
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def look(raw: Path, path: str, out: Path) -> Looked:
         path,
         placed,
         sha256=hashlib.sha256(data).hexdigest(),
-        phash=fingerprints.phash(picture.convert("L")),
+        phash=fingerprints.phash(picture if picture.mode == "L" else picture.convert("L")),
         archive=fingerprints.archive_id(path),
         width=picture.width,
         height=picture.height,
@@ -126,12 +126,12 @@ def _real(raw: Path, path: str) -> Path:
     if not inside(path) or _UNPRINTED.search(path) or len(path) > 1024 or max(map(_length, path.split("/"))) > 255:
         raise ImageError("unsafe-path", f"{path[:200]!r}; expected a path inside RAW, in printed characters")
     folder, _, name = f"{raw}/{path}".rstrip("/").rpartition("/")
-    real = Path(_folder(folder), name)
-    if real.is_symlink():
-        real = Path(os.path.realpath(real))
-    if not str(real).startswith(f"{_folder(str(raw)).rstrip('/')}/"):
+    real = f"{_folder(folder).rstrip('/')}/{name}"
+    if os.path.islink(real):  # noqa: PTH114 — a Path is made of it once, below
+        real = os.path.realpath(real)
+    if not real.startswith(f"{_folder(str(raw)).rstrip('/')}/"):
         raise ImageError("unsafe-path", f"{path}: a link that leads out of RAW")
-    return real
+    return Path(real)
 
 
 def _length(name: str) -> int:

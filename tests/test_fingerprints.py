@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import imagehash
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,6 +79,12 @@ def test_the_hash_of_a_large_picture_is_that_of_its_smaller_copy(photos: dict[st
     assert one is not None
     assert other is not None
     assert (one ^ other).bit_count() <= THRESHOLD
+
+
+def test_the_hash_is_that_of_the_imagehash_library(photos: dict[str, Image.Image]) -> None:
+    for picture in photos.values():
+        cells = picture.resize((32, 32), Image.Resampling.LANCZOS).convert("L")
+        assert phash(cells) == int(str(imagehash.phash(cells)), 16)
 
 
 def test_a_flat_picture_has_no_hash_and_a_pale_one_has() -> None:
