@@ -19,13 +19,13 @@ class Collator:
 
     chat: Chat
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The model's inputs with `labels` and `shift_labels`.
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """The model's inputs with `labels`, `shift_labels` and `row_ids`.
 
         Returns:
             input_ids, attention_mask, labels and shift_labels, each int64[B, T], and the family's own inputs.
             `shift_labels[:, t]` is the token that position t predicts; `labels` is the unshifted copy that the
-            Trainer looks for.
+            Trainer looks for; `row_ids` names the B conversations.
         """
         rows: list[Row] = [item["row"] for item in items]
         encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in rows]
@@ -47,6 +47,7 @@ class Collator:
         images = [[pixels[path] for path in some] for some in paths]
         return {
             "input_ids": ids,
+            "row_ids": [row.example.id for row in rows],
             "attention_mask": mask,
             "labels": labels,
             "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED),

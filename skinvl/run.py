@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -45,23 +46,36 @@ def claim(path: Path, resume: bool) -> None:
         raise RunError(f"{path}: not writable; change its permissions or start from a folder you may write to")
 
 
-def last_checkpoint(checkpoints: Path) -> Path | None:
-    """The checkpoint of the highest step, or None."""
-    return max(checkpoints.glob("checkpoint-*[0-9]"), key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer steps done when a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+def write(path: Path, text: str) -> None:
+    """Nothing; the file holds the text, or what it held before."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def rewind(log: Path, step: int) -> None:
     """Nothing; the log holds no entry after `step`, from which a resumed run writes on."""
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-    partial = log.with_suffix(".partial")
-    partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
-    partial.replace(log)
+    kept = []
+    for line in lines:
+        if not line.endswith("\n"):  # a killed run may leave half a line
+            break
+        entry = json.loads(line)
+        if entry["step"] > step or "train_runtime" in entry:  # the first of what follows the last step
+            break
+        kept.append(line)
+    write(log, "".join(kept))
+
+
+def mean_loss(log: Path) -> float:
+    """The mean of the logged train losses over the steps that they are of; NaN where none was logged."""
+    total, last = 0.0, 0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - last)
+            last = entry["step"]
+    return total / last if last else math.nan
 
 
 def environment(facts: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.table import Table
 from transformers import AutoProcessor, set_seed
 from trl import SFTConfig
 
-from skinvl import adapter, dry, mixture, model, run
+from skinvl import adapter, checkpoint, dry, mixture, model, run
 from skinvl.adapter import Trained
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
@@ -47,28 +48,44 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
     args = arguments(recipe, path)
     first = args.process_index == 0
     say = Console(quiet=not first)
-    resume = run.last_checkpoint(path / "checkpoints") if recipe.resume else None
+    resume = checkpoint.last(path / "checkpoints") if recipe.resume else None
+    facts = {"ranks": args.world_size, "data": checkpoint.digests(recipe.data)}
     with args.main_process_first(local=False):
         if first:
             run.claim(path, recipe.resume is not None)
             if recipe.resume:
-                run.rewind(path / "log.jsonl", run.step_of(resume) if resume else 0)
-    trainer = prepare(recipe, args, path, say)
+                checkpoint.same(path, dump(recipe), facts)
+                checkpoint.sweep(path / "checkpoints")
+                run.rewind(path / "log.jsonl", checkpoint.step_of(resume) if resume else 0)
+            if resume:
+                checkpoint.verify(resume)
+    trainer = prepare(recipe, args, path, say, facts)
     started = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     minutes = (time.monotonic() - started) / 60
+    if trainer.preemption.happened:
+        there = checkpoint.last(path / "checkpoints")
+        say.print(f"stopped by SIGTERM; {there} is whole: the same command with resume=auto goes on from it")
+        return 0
     save_adapter(trainer, path / "adapter")
     losses = trainer.evaluate() if trainer.eval_dataset else {}
     control = image_control(trainer, [row for rows in trainer.eval_dataset.values() for row in rows.rows])
     if first:
         run.plot_losses(path / "log.jsonl", path / "loss.png")
-        summary = {"train_loss": result.training_loss, **losses, **({"control": asdict(control)} if control else {})}
+        if there := checkpoint.last(path / "checkpoints"):
+            written = checkpoint.sizes(there)
+            say.print(f"{there}: {', '.join(f'{what} {size / 2**20:,.1f} MiB' for what, size in written.items())}")
+        summary = {
+            "train_loss": run.mean_loss(path / "log.jsonl"),
+            **losses,
+            **({"control": asdict(control)} if control else {}),
+        }
         (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    show_result(say, result.training_loss, losses, control, minutes, path)
+        show_result(say, summary, control, minutes, path)
     return 0
 
 
-def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Trainer:
+def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Mapping[str, Any]) -> Trainer:
     """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
     set_seed(args.seed)
     sets = mixture.load(recipe.data)
@@ -95,7 +112,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Traine
             "precision": "bf16" if args.bf16 else "fp32",
             "quantization": recipe.quantization,
             "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
-            "ranks": args.world_size,
+            **begun,
             "effective_batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "allow_leak": recipe.data.allow_leak,
             "leaking": sets.leaking,
@@ -104,17 +121,18 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console) -> Traine
             "dropped": len(dropped),
         }
         (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-        (path / "env.json").write_text(json.dumps(run.environment(facts), indent=2) + "\n", encoding="utf-8")
+        run.write(path / "env.json", json.dumps(run.environment(facts), indent=2) + "\n")
         write_jsonl(path / "ledger.jsonl", [*sets.moved, *dropped])
     return trainer
 
 
 def save_adapter(trainer: Trainer, path: Path) -> None:
     """Nothing; the folder holds the adapter with its fully trained parts, the processor and the template."""
-    trainer.save_model(str(path))
-    if trainer.is_world_process_zero():
-        for name in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing
-            (path / name).unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with checkpoint.written(path, Path(str(trainer.args.output_dir))):
+        trainer.save_model(str(partial))
+        if trainer.is_world_process_zero():
+            checkpoint.appear(partial, path)
 
 
 def arguments(recipe: Recipe, path: Path) -> SFTConfig:
@@ -129,6 +147,8 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
             )
     if "metric_for_best_model" in train:
         train.setdefault("load_best_model_at_end", True)
+        if train.get("save_total_limit") == 1:  # transformers would remove the last, and no run could go on
+            train["save_total_limit"] = 2
     train.setdefault("report_to", "tensorboard")
     train.setdefault("use_cpu", not torch.cuda.is_available())
     train.setdefault("per_device_eval_batch_size", train.get("per_device_train_batch_size", 8))
@@ -219,13 +239,11 @@ def show_parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Tr
     say.print(f"attention {kernel}; trainable weights in fp32; vision tower, projector and lm_head unquantised")
 
 
-def show_result(
-    say: Console, train_loss: float, losses: Mapping[str, float], control: Control | None, minutes: float, path: Path
-) -> None:
+def show_result(say: Console, losses: Mapping[str, Any], control: Control | None, minutes: float, path: Path) -> None:
     """Nothing; prints the run's losses, the image control and where the adapter lies."""
     table = Table("result", "value", title=str(path))
-    table.add_row("train loss (mean of the run)", f"{train_loss:.4f}")
-    shown = [name for name in losses if name.endswith("_loss")]
+    table.add_row("train loss (mean of the run)", f"{losses['train_loss']:.4f}")
+    shown = [name for name in losses if name.startswith("eval_") and name.endswith("_loss")]
     for name in shown[:1] if len(shown) == 2 else shown:  # of one source the overall loss is the same again
         table.add_row(name.replace("_", " "), f"{losses[name]:.4f}")
     if control:

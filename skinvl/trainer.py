@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from skinvl import checkpoint
 from skinvl.adapter import WRAPPER
 from skinvl.chat import UNTRAINED
+from skinvl.checkpoint import Preemption
 from skinvl.families import PARTS, Family
 from skinvl.mixture import Row, Rows
 from skinvl.pack import Collator
@@ -71,6 +73,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
         self.model_accepts_loss_kwargs = True
         self.images_seen = False  # by this rank, in the current step
+        self.preemption = Preemption(self.accelerator)
+        self.add_callback(self.preemption)
         self.add_callback(_Log(log))
         self.add_callback(_Gradients(self))
 
@@ -107,7 +111,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -115,14 +119,36 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
         `num_items_in_batch` counts those of all ranks and accumulated batches; ranks average their gradients, hence
         the factor of their number.
+
+        Raises:
+            TrainingError: the loss is not a number; the message names the conversations of the batch.
         """
         assert not return_outputs
         self.images_seen = self.images_seen or "pixel_values" in inputs
         losses, _ = token_losses(model, inputs)
+        if not losses.isfinite().all():
+            self._refuse_loss(inputs["row_ids"])
         if num_items_in_batch is None:
             return losses.mean()
         ranks: int = self.accelerator.num_processes
         return losses.sum() / num_items_in_batch * ranks
+
+    def _refuse_loss(self, names: Sequence[str]) -> None:
+        last = checkpoint.last(Path(str(self.args.output_dir)))
+        raise TrainingError(
+            f"step {self.state.global_step + 1}: the loss is not a finite number, in the batch of {', '.join(names)}. "
+            + (f"The last good checkpoint is {last}" if last else "There is no checkpoint yet")
+            + "; look at these conversations with skinvl show, lower train.learning_rate or set train.max_grad_norm"
+        )
+
+    def _run_epoch(self, *given: Any, **named: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: transformers would go on
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*given, **named)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        checkpoint.save(self)
 
     def evaluate(
         self,
@@ -180,12 +206,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return gathered
 
 
-def token_losses(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, whether the token is the most likely one) of each supervised token, float32[N] and bool[N], row by row.
 
     Logits are computed only at positions where some row of the batch is supervised.
     """
-    plain = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
+    plain = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels", "row_ids")}
     targets = inputs["shift_labels"]
     keep = (targets != UNTRAINED).any(0).nonzero().squeeze(1)
     logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
@@ -206,6 +232,7 @@ class _Log(TrainerCallback):
         self.path = path
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        event["logs"].pop("train_loss", None)  # of what was trained since the last resume; run.mean_loss is of all
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **event["logs"]}) + "\n")

@@ -15,7 +15,7 @@ LAYERS = [
     ["prep", "leaks", "sft", "show", "bases"],  # the verbs, which never import one another
     ["prepare"],
     ["trainer", "dry"],
-    ["adapter", "model", "run", "tiny"],
+    ["adapter", "model", "run", "checkpoint", "tiny"],
     ["chat", "pack", "mixture", "sampler", "lengths"],
     ["families", "recipe", "hub"],
     ["source"],
