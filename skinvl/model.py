@@ -15,6 +15,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from skinvl import families, hub, tiny
 from skinvl.families import Family
@@ -77,6 +78,10 @@ def load(path: Path, family: Family, recipe: Recipe, *, device_map: dict[str, An
     The vision tower, the projector and lm_head stay unquantised: they are named in full, since a bare suffix would
     leave some of them quantised.
     """
+    if is_deepspeed_zero3_enabled():  # each rank then loads its share of every weight, which needs the others
+        import deepspeed
+
+        deepspeed.init_distributed()
     dtype = torch.bfloat16 if recipe.train.get("bf16", True) else torch.float32
     quantization = None
     if recipe.quantization is not None:

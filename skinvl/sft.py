@@ -101,7 +101,9 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
-    trainer = Trainer(peft_model, args, recipe, family, train, evaluation, Collator(chat), path / "log.jsonl")
+    shown = any(row.example.images for rows in (train, *evaluation.values()) for row in rows)
+    collator = Collator(chat, filler=shown and args.world_size > 1)
+    trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)
     kernel = str(loaded.config.get_text_config()._attn_implementation)
     show_parts(say, recipe, args.learning_rate, counts, kernel)

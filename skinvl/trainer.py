@@ -124,7 +124,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             TrainingError: the loss is not a number; the message names the conversations of the batch.
         """
         assert not return_outputs
-        self.images_seen = self.images_seen or "pixel_values" in inputs
+        filler = len(inputs["input_ids"]) > len(inputs["row_ids"])
+        self.images_seen = self.images_seen or ("pixel_values" in inputs and not filler)
         losses, _ = token_losses(model, inputs)
         if not losses.isfinite().all():
             self._refuse_loss(inputs["row_ids"])
@@ -201,7 +202,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             sums += (
                 torch.stack([losses[weight].sum(), weight.sum(), answer.sum(), (right & answer).sum()]).double().cpu()
             )
-            seen += len(targets)
+            seen += len(inputs["row_ids"])
         gathered: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         return gathered
 
