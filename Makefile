@@ -1,4 +1,5 @@
 # Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`.
+# On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
 .PHONY: help setup sft prep show dry-run check test test-slow bench clean
 
@@ -10,6 +11,10 @@ BASE   ?=
 RUN    ?=
 GPUS   ?= 1
 DEEPSPEED ?=
+NNODES ?= 1
+NODE_RANK ?= 0
+MASTER_ADDR ?= localhost
+MASTER_PORT ?= 29500
 ARGS   ?=
 DATASET ?= demo
 RAW    ?= data/raw/$(DATASET)
@@ -17,7 +22,8 @@ OUT    ?= data/$(DATASET)
 
 OVERRIDES := $(if $(BASE),base=$(BASE)) $(if $(RUN),run=$(RUN)) $(if $(DEEPSPEED),train.deepspeed=$(DEEPSPEED)) $(ARGS)
 # DeepSpeed needs a process group even on one GPU, so it always goes through torchrun.
-LAUNCH := $(if $(or $(filter-out 1,$(GPUS)),$(findstring deepspeed,$(OVERRIDES))),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS),$(BIN)/python) -m skinvl
+NODES := $(if $(filter-out 1,$(NNODES)),--nnodes $(NNODES) --node-rank $(NODE_RANK) --master-addr $(MASTER_ADDR) --master-port $(MASTER_PORT),--standalone)
+LAUNCH := $(if $(or $(filter-out 1,$(GPUS) $(NNODES)),$(findstring deepspeed,$(OVERRIDES))),$(BIN)/torchrun $(NODES) --nproc-per-node $(GPUS),$(BIN)/python) -m skinvl
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +40,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 data/demo/card.json: | setup
 	$(BIN)/skinvl prep demo data/raw/demo data/demo
 
-sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapter: RECIPE, BASE, RUN, GPUS, DEEPSPEED, ARGS
+sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapter: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED, ARGS
 	$(LAUNCH) sft $(RECIPE) $(OVERRIDES)
 
 dry-run: setup  ## show what a recipe would train on a base, without its weights

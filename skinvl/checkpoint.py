@@ -18,7 +18,6 @@ import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
 from skinvl import fingerprints
 from skinvl.recipe import Data
@@ -92,10 +91,6 @@ def save(trainer: Trainer) -> None:
         trainer._save_scaler(str(partial))
         trainer._save_rng_state(str(partial))
         if trainer.is_world_process_zero():
-            states: Any = trainer.state.stateful_callbacks
-            for callback in [*trainer.callback_handler.callbacks, trainer.control]:
-                if isinstance(callback, ExportableState):
-                    states[type(callback).__name__] = callback.state()
             trainer.state.save_to_json(str(partial / "trainer_state.json"))
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():

@@ -53,8 +53,14 @@ class LeakError(ValueError):
     """A conversation of an eval set shares its group or an image with a train set, and may not move there."""
 
 
+NOTHING = -1  # the index of no row
+
+
 class Rows(Dataset[dict[str, Any]]):
-    """The rows of a set as dictionaries, the form in which the Trainer's data loader hands them to the collator."""
+    """The rows of a set as dictionaries, the form in which the Trainer's data loader hands them to the collator.
+
+    At NOTHING the row is None.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -63,7 +69,7 @@ class Rows(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"row": self.rows[index]}
+        return {"row": None if index == NOTHING else self.rows[index]}
 
 
 def label(spec: SourceSpec, specs: Sequence[SourceSpec]) -> str:

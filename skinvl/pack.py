@@ -15,9 +15,12 @@ from skinvl.mixture import Row
 from skinvl.pixels import upright
 
 SIDE = 64  # pixels of a blank image
-BLANK = Example(
-    "filler", "skinvl", ("blank",), (text("user", "?", 1), text("assistant", ".")), "filler", "none", "none"
-)
+
+
+def blank_of(images: int) -> Example:
+    """A conversation about so many blank images."""
+    turns = (text("user", "?", images), text("assistant", "."))
+    return Example("filler", "skinvl", ("blank",) * images, turns, "filler", "none", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Collator:
 
     chat: Chat
     # Whether a batch without an image gets one more row, with a blank image and nothing to train. Ranks that train
-    # together must all run the vision tower, or ZeRO-3 waits for ever and DDP misses gradients.
+    # together must all run the vision tower, or ZeRO-3 waits for ever and DDP misses gradients. A batch without any row
+    # gets one in any case.
     filler: bool = False
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -38,11 +42,11 @@ class Collator:
             Trainer looks for; `row_ids` names the conversations: B, or one less where
             the last row is a filler.
         """
-        rows: list[Row] = [item["row"] for item in items]
+        rows: list[Row] = [item["row"] for item in items if item["row"] is not None]
         encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in rows]
         filled = self.filler and not any(one.pictures for one in encoded)
-        if filled:
-            blank = self.chat.encode(BLANK, [(SIDE, SIDE)])
+        if filled or not rows:
+            blank = self.chat.encode(blank_of(int(filled)), [(SIDE, SIDE)] * filled)
             encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
         length = max(len(one.ids) for one in encoded)
         ids = torch.full((len(encoded), length), self.chat.pad_id)
@@ -60,8 +64,8 @@ class Collator:
         ]
         pixels = {path: upright(path) for path in {path for some in paths for path in some}}
         images = [[pixels[path] for path in some] for some in paths]
-        if filled:
-            images.append([Image.new("RGB", (SIDE, SIDE))])
+        if len(encoded) > len(rows):
+            images.append([Image.new("RGB", (SIDE, SIDE))] * filled)
         return {
             "input_ids": ids,
             "row_ids": [row.example.id for row in rows],

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from skinvl.mixture import Row
+from skinvl.mixture import NOTHING, Row
 
 
 class MixtureSampler(Sampler[int]):
@@ -17,12 +17,17 @@ class MixtureSampler(Sampler[int]):
     Weight w is ⌊w⌋ copies of a source and a share w − ⌊w⌋ of its groups; the last group drawn is cut, so that every
     epoch has the same length. With `balance`, the conversations whose fact is known are drawn so that each of its
     values is equally frequent; those whose fact is unknown are kept as they are.
+
+    An epoch ends with NOTHING until it is a multiple of `multiple`, the rows that all ranks see at once: where one has
+    no conversation left it trains on none, while accelerate alone would show it some a second time.
     """
 
-    def __init__(self, rows: Sequence[Row], seed: int, balance: str | None = None) -> None:
+    def __init__(self, rows: Sequence[Row], seed: int, balance: str | None = None, multiple: int = 1) -> None:
         self.rows, self.seed, self.balance = rows, seed, balance
         self.epoch = 0
-        self.length = len(self._draw(random.Random(0)))
+        drawn = len(self._draw(random.Random(0)))
+        self.filling = -drawn % multiple
+        self.length = drawn + self.filling
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing; the next iteration draws the indices of this epoch. Called by the Trainer."""
@@ -37,7 +42,7 @@ class MixtureSampler(Sampler[int]):
         if self.balance is not None:
             indices = self._balanced(indices, generator)
         generator.shuffle(indices)
-        return iter(indices)
+        return iter([*indices, *[NOTHING] * self.filling])
 
     def _draw(self, generator: random.Random) -> list[int]:
         pools: dict[tuple[str, float], list[int]] = defaultdict(list)

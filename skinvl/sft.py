@@ -24,6 +24,7 @@ from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
 from skinvl.lengths import preflight
 from skinvl.mixture import Row, Sets
+from skinvl.pace import Speed
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe, deepspeed_config, dump
 from skinvl.trainer import Trainer
@@ -56,6 +57,7 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
             if recipe.resume:
                 checkpoint.same(path, dump(recipe), facts)
                 checkpoint.sweep(path / "checkpoints")
+                checkpoint.sweep(path)
                 run.rewind(path / "log.jsonl", checkpoint.step_of(resume) if resume else 0)
             if resume:
                 checkpoint.verify(resume)
@@ -70,6 +72,7 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
     save_adapter(trainer, path / "adapter")
     losses = trainer.evaluate() if trainer.eval_dataset else {}
     control = image_control(trainer, [row for rows in trainer.eval_dataset.values() for row in rows.rows])
+    speed = trainer.pace.speed(trainer.accelerator)
     if first:
         run.plot_losses(path / "log.jsonl", path / "loss.png")
         if there := checkpoint.last(path / "checkpoints"):
@@ -78,10 +81,11 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
         summary = {
             "train_loss": run.mean_loss(path / "log.jsonl"),
             **losses,
+            **({"speed": asdict(speed)} if speed else {}),
             **({"control": asdict(control)} if control else {}),
         }
         (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        show_result(say, summary, control, minutes, path)
+        show_result(say, summary, control, speed, minutes, path)
     return 0
 
 
@@ -96,6 +100,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
     train, evaluation, dropped = checked(chat, sets.train, sets.evaluation, say)
     loaded = model.load(base.path, family, recipe, device_map={"": args.device} if recipe.quantization else None)
+    set_seed(args.seed)  # a new adapter must not depend on how the base was loaded, sharded or whole
     peft_model = adapter.attach(loaded, family, recipe)
     settings = peft_model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
@@ -106,23 +111,23 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)
     kernel = str(loaded.config.get_text_config()._attn_implementation)
-    show_parts(say, recipe, args.learning_rate, counts, kernel)
+    facts = {
+        "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
+        "attention": kernel,
+        "precision": "bf16" if args.bf16 else "fp32",
+        "quantization": recipe.quantization,
+        "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
+        **begun,
+        "effective_batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "allow_leak": recipe.data.allow_leak,
+        "leaking": sets.leaking,
+        "moved": len(sets.moved),
+        "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
+        "dropped": len(dropped),
+    }
+    show_parts(say, recipe, args.learning_rate, counts, facts)
     if args.process_index == 0:
-        facts = {
-            "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
-            "attention": kernel,
-            "precision": "bf16" if args.bf16 else "fp32",
-            "quantization": recipe.quantization,
-            "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
-            **begun,
-            "effective_batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "allow_leak": recipe.data.allow_leak,
-            "leaking": sets.leaking,
-            "moved": len(sets.moved),
-            "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
-            "dropped": len(dropped),
-        }
-        (path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+        run.write(path / "recipe.yaml", dump(recipe))
         run.write(path / "env.json", json.dumps(run.environment(facts), indent=2) + "\n")
         write_jsonl(path / "ledger.jsonl", [*sets.moved, *dropped])
     return trainer
@@ -141,7 +146,14 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
     """The SFTConfig of a recipe, with the few fields that skinvl decides."""
     train = dict(recipe.train)
     if "deepspeed" in train:
-        train["deepspeed"] = str(deepspeed_config(train["deepspeed"]))
+        file = deepspeed_config(train["deepspeed"])
+        stage = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage")
+        if recipe.quantization is not None and stage == 3:
+            raise ValueError(
+                f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
+                "in 4 bits at the same time; use zero2 with quantization, or zero3 without"
+            )
+        train["deepspeed"] = str(file)
         if "LOCAL_RANK" not in os.environ:
             raise ValueError(
                 "train.deepspeed: DeepSpeed needs a process group, even on one GPU; start with make sft DEEPSPEED=…, "
@@ -225,7 +237,9 @@ def show_shared(say: Console, sets: Sets) -> None:
         )
 
 
-def show_parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], kernel: str) -> None:
+def show_parts(
+    say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], facts: Mapping[str, Any]
+) -> None:
     """Nothing; prints what trains in each part, where, and at which learning rate."""
     table = Table(
         "part", "train", "learning rate", "trainable", "of", "where", title=f"{recipe.name} on {recipe.base.name}"
@@ -238,10 +252,20 @@ def show_parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Tr
             name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}", where if part.trainable else ""
         )
     say.print(table)
-    say.print(f"attention {kernel}; trainable weights in fp32; vision tower, projector and lm_head unquantised")
+    say.print(
+        f"{facts['engine']}, ranks {facts['ranks']}, effective batch {facts['effective_batch']}, {facts['precision']}, "
+        f"attention {facts['attention']}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
+    )
 
 
-def show_result(say: Console, losses: Mapping[str, Any], control: Control | None, minutes: float, path: Path) -> None:
+def show_result(
+    say: Console,
+    losses: Mapping[str, Any],
+    control: Control | None,
+    speed: Speed | None,
+    minutes: float,
+    path: Path,
+) -> None:
     """Nothing; prints the run's losses, the image control and where the adapter lies."""
     table = Table("result", "value", title=str(path))
     table.add_row("train loss (mean of the run)", f"{losses['train_loss']:.4f}")
@@ -252,5 +276,10 @@ def show_result(say: Console, losses: Mapping[str, Any], control: Control | None
         table.add_row(f"closed answers right, own image (n={control.questions})", f"{control.own:.3f}")
         table.add_row("closed answers right, images permuted", f"{control.permuted:.3f}")
     table.add_row("training time", f"{minutes:.1f} min")
+    if speed:
+        table.add_row("tokens/s, conversations/s", f"{speed.tokens_per_second:,.0f}, {speed.samples_per_second:,.1f}")
+        table.add_row("seconds a step", f"{speed.step_seconds:.3f}")
+        for rank, (wait, peak) in enumerate(zip(speed.data_wait, speed.peak_memory, strict=True)):
+            table.add_row(f"rank {rank}: waiting for data, peak memory", f"{wait:.0%}, {peak:,.0f} MiB")
     say.print(table)
     say.print(f"adapter: {path / 'adapter'}")

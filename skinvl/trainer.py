@@ -23,6 +23,7 @@ from skinvl.chat import UNTRAINED
 from skinvl.checkpoint import Preemption
 from skinvl.families import PARTS, Family
 from skinvl.mixture import Row, Rows
+from skinvl.pace import Pace
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
 from skinvl.sampler import MixtureSampler
@@ -74,13 +75,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.images_seen = False  # by this rank, in the current step
         self.preemption = Preemption(self.accelerator)
+        self.pace = Pace()
         self.add_callback(self.preemption)
+        self.add_callback(self.pace)
         self.add_callback(_Log(log))
         self.add_callback(_Gradients(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset).rows
-        return MixtureSampler(rows, self.args.seed, self.recipe.data.balance)
+        at_once = self.args.per_device_train_batch_size * self.args.world_size if self.args.world_size > 1 else 1
+        return MixtureSampler(rows, self.args.seed, self.recipe.data.balance, at_once)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """An optimizer with one group per part and weight decay, each at its part's learning rate."""
@@ -141,6 +145,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             + (f"The last good checkpoint is {last}" if last else "There is no checkpoint yet")
             + "; look at these conversations with skinvl show, lower train.learning_rate or set train.max_grad_norm"
         )
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The batches of the next step, and their supervised tokens."""
+        started = time.perf_counter()
+        batches, items = super().get_batch_samples(*given, **named)
+        self.pace.batches(batches, time.perf_counter() - started)
+        return batches, items
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed after its last step: transformers would go on
@@ -256,6 +267,11 @@ class _Gradients(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        # A step without an image gives the projector no gradient in one process and zeros on several ranks. AdamW skips
+        # what has none and moves what has zeros by its momentum, so all must have the same.
+        for parameter in self.trainer.model.parameters():
+            if parameter.requires_grad and parameter.grad is None and not self.trainer.is_deepspeed_enabled:
+                parameter.grad = torch.zeros_like(parameter)
         if state.global_step == 0 or not self.left or self.trainer.is_deepspeed_enabled:
             return
         due = self.left if self.trainer.images_seen else self.left & {"language"}

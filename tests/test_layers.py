@@ -21,7 +21,19 @@ LAYERS = [
     ["source"],
     ["join"],
     ["blocks", "images", "overlap"],
-    ["sections", "strict", "shipped", "rules", "fingerprints", "clusters", "crew", "metadata", "pixels", "sheet"],
+    [
+        "pace",
+        "sections",
+        "strict",
+        "shipped",
+        "rules",
+        "fingerprints",
+        "clusters",
+        "crew",
+        "metadata",
+        "pixels",
+        "sheet",
+    ],
     ["example", "labels", "questions"],
 ]
 # Within a layer a module may import those named here, and no other.

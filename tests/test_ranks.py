@@ -1,15 +1,20 @@
-"""Two gloo ranks give the loss, the gradients and the eval loss of one process."""
+"""Two gloo ranks, alone or under ZeRO, give the losses, the gradients and the weights of one process."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import runs
+import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +30,7 @@ def launch(tmp_path: Path, name: str, ranks: int, *overrides: str) -> list[dict[
     return [json.loads(line) for line in (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()]
 
 
-def compare(one: list[dict[str, float]], two: list[dict[str, float]], tolerance: float) -> None:
+def compare(one: list[dict[str, float]], two: list[dict[str, float]], tolerance: float, least: int = 8) -> None:
     """Fails where losses or gradient norms of two runs differ."""
     keys = ("loss", "grad_norm", "eval_drawn_loss")
     seen = 0
@@ -34,7 +39,12 @@ def compare(one: list[dict[str, float]], two: list[dict[str, float]], tolerance:
             if key in first:
                 assert second[key] == pytest.approx(first[key], rel=tolerance), (first["step"], key)
                 seen += 1
-    assert seen >= 8
+    assert seen >= least
+
+
+def weights(tmp_path: Path, name: str) -> dict[str, torch.Tensor]:
+    """What a run trained."""
+    return load_file(tmp_path / "runs" / name / "adapter" / "adapter_model.safetensors")
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
@@ -43,9 +53,7 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     one = launch(tmp_path, "one", 1)
     two = launch(tmp_path, "two", 2, "train.per_device_train_batch_size=2")
     compare(one, two, 2e-4)
-    first, second = (
-        load_file(tmp_path / "runs" / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two")
-    )
+    first, second = weights(tmp_path, "one"), weights(tmp_path, "two")
     assert first.keys() == second.keys()
     for name, weight in first.items():  # AdamW amplifies rounding where a gradient is nearly zero
         assert (weight - second[name]).norm() <= 0.01 * weight.norm() + 1e-6, name
@@ -54,8 +62,98 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_zero_2_runs_under_its_shipped_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
+def test_zero_2_and_zero_3_are_one_process(tmp_path: Path, family: str) -> None:
+    settings = {"train__eval_strategy": "steps", "train__eval_steps": 3, "train__activation_checkpointing": True}
+    one = runs.make(tmp_path, family, **settings, train__max_steps=12, train__learning_rate=2e-3)
+    # 33 conversations: batches without an image on one rank, or on both, and an odd last batch.
+    runs.source(Path(one.data.train[0].source), text_only=9)
+    whole = launch(tmp_path, "one", 1)
+    for name in ("zero2", "zero3"):
+        two = launch(tmp_path, name, 2, "train.per_device_train_batch_size=2", f"train.deepspeed={name}")
+        compare(whole[:1], two[:1], 1e-5, least=2)
+        compare(whole, two, 1e-3)
+        first, second = weights(tmp_path, "one"), weights(tmp_path, name)
+        assert first.keys() == second.keys()
+        for key, weight in first.items():
+            assert second[key].dtype == torch.float32
+            assert (weight - second[key]).norm() <= 0.01 * weight.norm() + 1e-6, (name, key)
+        assert any("multi_modal_projector" in key or "merger" in key for key in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_a_sharded_run_goes_on_to_the_same_weights(tmp_path: Path, engine: str) -> None:
+    runs.make(tmp_path, "qwen3_vl", lora={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}, train__max_steps=4)
+    given = ["train.per_device_train_batch_size=2", f"train.deepspeed={engine}"]
+    given += ["train.save_strategy=steps", "train.save_steps=2"]
+    whole = launch(tmp_path, "whole", 2, *given)
+    shutil.copytree(tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+    shutil.rmtree(tmp_path / "runs" / "cut" / "checkpoints" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "runs" / "cut" / "adapter")
+    cut = launch(tmp_path, "cut", 2, *given, "resume=auto")
+    assert [entry.get("loss") for entry in cut] == [entry.get("loss") for entry in whole]
+    first, second = weights(tmp_path, "whole"), weights(tmp_path, "cut")
+    assert all(torch.equal(weight, second[key]) for key, weight in first.items())
+    with pytest.raises(AssertionError, match="ranks were 2 and are 1"):
+        launch(tmp_path, "cut", 1, *given, "resume=auto")
+
+
+@pytest.mark.slow
+def test_qlora_runs_under_zero_2_and_zero_3_refuses_it(tmp_path: Path) -> None:
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    runs.make(tmp_path, "qwen2_vl", quantization=nf4, train__eval_strategy="steps", train__eval_steps=1)
+    one = launch(tmp_path, "one", 1)
+    compare(one, launch(tmp_path, "two", 2, "train.per_device_train_batch_size=2", "train.deepspeed=zero2"), 2e-3)
+    with pytest.raises(
+        AssertionError, match=r"zero3\.json shards the weights of the base.*use zero2 with quantization"
+    ):
+        launch(tmp_path, "three", 2, "train.deepspeed=zero3")
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_ranks_at_one_step(tmp_path: Path) -> None:
+    runs.make(tmp_path, "qwen2_vl", train__max_steps=200)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "skinvl"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    given = ["sft", "small.yaml", "run=one", "train.per_device_train_batch_size=2"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([*command, *given], cwd=tmp_path, env=environment, stdout=said, stderr=said)
+        log = tmp_path / "runs" / "one" / "log.jsonl"
+        deadline = time.monotonic() + 200
+        while not (log.is_file() and len(log.read_text().splitlines()) > 3):
+            assert process.poll() is None, (tmp_path / "said").read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(ranks.stdout.split()[0]), signal.SIGTERM)  # one rank alone is told
+        assert process.wait(60) == 0
+    assert "stopped by SIGTERM; runs/one/checkpoints/checkpoint-" in " ".join((tmp_path / "said").read_text().split())
+    assert len(list((tmp_path / "runs" / "one" / "checkpoints").glob("checkpoint-*/complete.json"))) == 1
+
+
+@pytest.mark.slow
+def test_two_machines_form_one_job(tmp_path: Path) -> None:
+    """Two torchrun agents on one machine, started by the commands that make would run."""
     runs.make(tmp_path, "qwen2_vl", train__eval_strategy="steps", train__eval_steps=1)
     one = launch(tmp_path, "one", 1)
-    two = launch(tmp_path, "two", 2, "train.per_device_train_batch_size=2", "train.deepspeed=zero2")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = ["RECIPE=small.yaml", "RUN=two", "DEEPSPEED=zero2", "ARGS=train.per_device_train_batch_size=2", "NNODES=2"]
+    given += ["MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}"]
+    started = []
+    for rank in range(2):
+        asked = ["make", "--dry-run", "--old-file=setup", "sft", *given, f"NODE_RANK={rank}"]
+        shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        command = next(line for line in shown.splitlines() if "torchrun" in line).split()
+        assert command[0].endswith("bin/torchrun")
+        command = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+        with (tmp_path / f"said{rank}").open("w") as said:
+            started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said))
+    codes = [process.wait(280) for process in started]
+    assert codes == [0, 0], (tmp_path / "said0").read_text()[-4000:]
+    two = [json.loads(line) for line in (tmp_path / "runs" / "two" / "log.jsonl").read_text().splitlines()]
     compare(one, two, 2e-3)
+    assert json.loads((tmp_path / "runs" / "two" / "env.json").read_text())["ranks"] == 2

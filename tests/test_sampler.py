@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skinvl.example import Example, Facts, text
-from skinvl.mixture import Row
+from skinvl.mixture import NOTHING, Row, Rows
 from skinvl.sampler import MixtureSampler
 
 
@@ -57,3 +57,13 @@ def test_balance_makes_the_known_values_equally_frequent() -> None:
     ]
     drawn = Counter(names[index] for index in MixtureSampler(some, seed=0, balance="diagnosis"))
     assert drawn == {"melanoma": 18, "nevus": 18, None: 4}
+
+
+def test_an_epoch_is_filled_to_what_all_ranks_see_at_once() -> None:
+    sampler = MixtureSampler(rows(10, 1.0), seed=1, multiple=4)
+    drawn = list(sampler)
+    assert drawn[10:] == [NOTHING, NOTHING]
+    assert sorted(drawn[:10]) == list(range(10))
+    assert len(sampler) == 12
+    assert NOTHING not in list(MixtureSampler(rows(8, 1.0), seed=1, multiple=4))
+    assert Rows(sampler.rows)[NOTHING] == {"row": None}

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from skinvl import mixture, sft
 from skinvl.chat import UNTRAINED
+from skinvl.mixture import Rows
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
 from skinvl.trainer import Trainer, TrainingError, token_losses
@@ -168,3 +169,46 @@ def test_workers_change_no_number(tmp_path: Path) -> None:
         losses.append([entry["loss"] for entry in log if "loss" in entry])
     assert len(losses[0]) == 3
     assert losses[0] == losses[1]
+
+
+def test_a_step_without_an_image_moves_the_projector_by_its_momentum(tmp_path: Path) -> None:
+    settings = {"train__max_steps": 2, "train__per_device_train_batch_size": 1, "train__lr_scheduler_type": "constant"}
+    one = runs.make(tmp_path, "qwen2_vl", data__eval=[], **settings)
+    made = trainer(one, tmp_path)
+    rows = made.train_dataset.rows
+    made.train_dataset = Rows([next(row for row in rows if row.example.images)])
+    made.train()
+    projector = [p for n, p in made.model.named_parameters() if p.requires_grad and "lora" not in n]
+    before = [p.detach().clone() for p in projector]
+    optimizer = made.optimizer
+    assert optimizer is not None
+    for p in projector:
+        p.grad = None
+    made.callback_handler.on_pre_optimizer_step(made.args, made.state, made.control)
+    assert all(p.grad is not None and not p.grad.any() for p in projector)
+    optimizer.step()
+    assert any(not torch.equal(p, earlier) for p, earlier in zip(projector, before, strict=True))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_filler_lets_the_tower_run_and_changes_nothing(tmp_path: Path, family: str) -> None:
+    one = runs.make(tmp_path, family)
+    runs.source(tmp_path / "drawn", text_only=3)
+    rows = mixture.load(one.data).train
+    model = runs.attached(one)
+    plain, filled = Collator(runs.chat(one)), Collator(runs.chat(one), filler=True)
+    text = [{"row": row} for row in rows if not row.example.images][:2]
+    batch, more = plain(text), filled(text)
+    assert "pixel_values" in more
+    assert "pixel_values" not in batch
+    assert more["row_ids"] == batch["row_ids"]
+    assert (len(batch["input_ids"]), len(more["input_ids"])) == (2, 3)
+    losses, _ = token_losses(model, batch)
+    again, _ = token_losses(model, more)
+    assert torch.allclose(losses, again, rtol=1e-5, atol=1e-6)
+    again.sum().backward()
+    projector = [p for n, p in model.named_parameters() if p.requires_grad and "lora" not in n]
+    assert projector
+    assert all(p.grad is not None and not p.grad.any() for p in projector)
+    mixed = [{"row": row} for row in rows if row.example.images][:1] + text
+    assert len(filled(mixed)["input_ids"]) == 3  # an image is there already
