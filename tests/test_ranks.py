@@ -17,6 +17,8 @@ import runs
 import torch
 from safetensors.torch import load_file
 
+from skinvl import checkpoint
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -69,7 +71,8 @@ def test_zero_2_and_zero_3_are_one_process(tmp_path: Path, family: str) -> None:
     # 33 conversations: batches without an image on one rank, or on both, and an odd last batch.
     runs.source(Path(one.data.train[0].source), text_only=9)
     whole = launch(tmp_path, "one", 1)
-    for name in ("zero2", "zero3"):
+    offloads = ("zero2_offload", "zero3_offload") if family == "qwen2_vl" else ()
+    for name in ("zero2", "zero3", *offloads):
         two = launch(tmp_path, name, 2, "train.per_device_train_batch_size=2", f"train.deepspeed={name}")
         compare(whole[:1], two[:1], 1e-5, least=2)
         compare(whole, two, 1e-3)
@@ -111,25 +114,52 @@ def test_qlora_runs_under_zero_2_and_zero_3_refuses_it(tmp_path: Path) -> None:
         launch(tmp_path, "three", 2, "train.deepspeed=zero3")
 
 
+def start(tmp_path: Path, ranks: int, *overrides: str) -> subprocess.Popen[bytes]:
+    """The launcher of a run called `one`, once that has taken a few steps; what it says goes into the file `said`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "said").open("w") as said:
+        given = [*command, "-m", "skinvl", "sft", "small.yaml", "run=one", *overrides]
+        process = subprocess.Popen(given, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+    log = tmp_path / "runs" / "one" / "log.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.is_file() and len(log.read_text().splitlines()) > 3):
+        assert process.poll() is None, (tmp_path / "said").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    """The ranks of a launcher."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in found if "skinvl" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
 @pytest.mark.slow
 def test_sigterm_stops_all_ranks_at_one_step(tmp_path: Path) -> None:
-    runs.make(tmp_path, "qwen2_vl", train__max_steps=200)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "skinvl"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    given = ["sft", "small.yaml", "run=one", "train.per_device_train_batch_size=2"]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen([*command, *given], cwd=tmp_path, env=environment, stdout=said, stderr=said)
-        log = tmp_path / "runs" / "one" / "log.jsonl"
-        deadline = time.monotonic() + 200
-        while not (log.is_file() and len(log.read_text().splitlines()) > 3):
-            assert process.poll() is None, (tmp_path / "said").read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-        os.kill(int(ranks.stdout.split()[0]), signal.SIGTERM)  # one rank alone is told
-        assert process.wait(60) == 0
+    runs.make(tmp_path, "qwen2_vl", train__max_steps=400)
+    process = start(tmp_path, 2, "train.per_device_train_batch_size=2")
+    os.kill(children(process)[0], signal.SIGTERM)  # one rank alone is told
+    assert process.wait(60) == 0
     assert "stopped by SIGTERM; runs/one/checkpoints/checkpoint-" in " ".join((tmp_path / "said").read_text().split())
     assert len(list((tmp_path / "runs" / "one" / "checkpoints").glob("checkpoint-*/complete.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
+    runs.make(tmp_path, "qwen2_vl", train__max_steps=400, train__save_strategy="steps", train__save_steps=2)
+    process = start(tmp_path, 2, "train.per_device_train_batch_size=2", "train.save_total_limit=2")
+    os.kill(children(process)[1], signal.SIGKILL)
+    died = time.monotonic()
+    assert process.wait(60) != 0
+    assert time.monotonic() - died < 60
+    said = (tmp_path / "said").read_text()
+    assert "Signal 9 (SIGKILL)" in said
+    assert len(said[said.rindex("'loss'") :].splitlines()) < 150
+    last = checkpoint.last(tmp_path / "runs" / "one" / "checkpoints")
+    assert last is not None
+    checkpoint.verify(last)
 
 
 @pytest.mark.slow
