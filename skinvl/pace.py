@@ -36,8 +36,9 @@ class Pace(TrainerCallback):
         """Nothing; these batches of the next step took so long to come."""
         self.waited += seconds
         for batch in found:
-            self.tokens = self.tokens + batch["attention_mask"].sum()
-            self.samples += len(batch["row_ids"])
+            rows = len(batch["row_ids"])  # a filler behind them does not count
+            self.tokens = self.tokens + batch["attention_mask"][:rows].sum()
+            self.samples += rows
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._begun = time.perf_counter()

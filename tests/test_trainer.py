@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from skinvl import mixture, sft
 from skinvl.chat import UNTRAINED
+from skinvl.lengths import sizes
 from skinvl.mixture import Rows
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
@@ -212,3 +213,20 @@ def test_a_filler_lets_the_tower_run_and_changes_nothing(tmp_path: Path, family:
     assert all(p.grad is not None and not p.grad.any() for p in projector)
     mixed = [{"row": row} for row in rows if row.example.images][:1] + text
     assert len(filled(mixed)["input_ids"]) == 3  # an image is there already
+
+
+def test_the_speed_of_a_run_counts_its_conversations(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", data__eval=[])
+    made = trainer(one, tmp_path)
+    assert made.pace.speed(made.accelerator) is None
+    made.train()
+    speed = made.pace.speed(made.accelerator)
+    assert speed is not None
+    assert speed.steps == 3
+    seconds = speed.steps * speed.step_seconds
+    assert speed.samples_per_second * seconds == pytest.approx(12)  # three batches of four
+    chat = runs.chat(one)
+    lengths = [len(chat.encode(row.example, sizes(row.root, row.example)).ids) for row in made.train_dataset.rows]
+    assert 12 * min(lengths) <= speed.tokens_per_second * seconds <= 12 * max(lengths)
+    assert 0 < speed.data_wait[0] < 1
+    assert speed.peak_memory[0] > 100
