@@ -162,6 +162,41 @@ def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     checkpoint.verify(last)
 
 
+SHARES = """
+import os
+from pathlib import Path
+from skinvl import model, recipe, sft
+one = recipe.load("small.yaml", ["train.deepspeed=zero3"])
+arguments = sft.arguments(one, Path("run"))
+base = Path(one.base.location)
+loaded = model.load(base, model.config(base)[1], one)
+held = sum(weight.ds_tensor.numel() for weight in loaded.parameters())
+Path(f"share{arguments.world_size}-{arguments.process_index}").write_text(str(held))
+"""
+
+
+@pytest.mark.slow
+def test_zero_3_loads_a_share_of_the_base_into_each_rank(tmp_path: Path) -> None:
+    runs.make(tmp_path, "qwen2_vl")
+    (tmp_path / "shares.py").write_text(SHARES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    for ranks in ("1", "2"):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            ranks,
+            "shares.py",
+        ]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr[-4000:]
+    whole, first, second = (int((tmp_path / f"share{name}").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    assert whole / 2 <= first <= 0.51 * whole
+
+
 @pytest.mark.slow
 def test_two_machines_form_one_job(tmp_path: Path) -> None:
     """Two torchrun agents on one machine, started by the commands that make would run."""
