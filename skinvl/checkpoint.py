@@ -34,9 +34,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written, or that a run cannot go on from."""
 
 
+def complete(checkpoints: Path) -> list[Path]:
+    """The complete checkpoints of a folder, by step."""
+    return sorted((path.parent for path in checkpoints.glob(f"checkpoint-*[0-9]/{MANIFEST}")), key=step_of)
+
+
 def last(checkpoints: Path) -> Path | None:
     """The complete checkpoint of the highest step, or None."""
-    return max((path.parent for path in checkpoints.glob(f"checkpoint-*[0-9]/{MANIFEST}")), key=step_of, default=None)
+    return next(reversed(complete(checkpoints)), None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -50,9 +55,8 @@ def verify(checkpoint: Path) -> None:
     Raises:
         CheckpointError: one is not; the message names the checkpoint before it.
     """
-    before = [path.parent for path in checkpoint.parent.glob(f"checkpoint-*[0-9]/{MANIFEST}")]
-    before = [path for path in before if step_of(path) < step_of(checkpoint)]
-    back = f"to go on from {max(before, key=step_of).name}" if before else "to begin anew"
+    before = [path for path in complete(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    back = f"to go on from {before[-1].name}" if before else "to begin anew"
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         found = {name: _facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
@@ -220,7 +224,7 @@ def written(path: Path, checkpoints: Path) -> Iterator[None]:
 
 
 def _rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    found = sorted((path.parent for path in folder.glob(f"checkpoint-*[0-9]/{MANIFEST}")), key=step_of)
+    found = complete(folder)
     spared = {found[-1], Path(best) if best else found[-1]}
     rest = [path for path in found if path not in spared]
     for path in rest[: max(len(found) - max(limit or len(found), len(spared)), 0)]:

@@ -77,7 +77,7 @@ def read(blocks: Sequence[Block], images: pa.Table) -> Rows:
     names = images["name"].combine_chunks()
     starts = np.cumsum([0, *(len(block.read()) for block in blocks)])
     rank = np.empty(starts[-1], np.int8)
-    shows: list[tuple[Ints, Ints]] = []
+    row, image = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     for block, (start, end) in zip(blocks, pairwise(starts), strict=True):
         rows = block.read()
         rank[start:end] = pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy()
@@ -85,14 +85,9 @@ def read(blocks: Sequence[Block], images: pa.Table) -> Rows:
         found = pc.index_in(pc.struct_field(shown.flatten(), "path"), value_set=names)
         if found.null_count:
             raise KeyError(f"{block.path}: shows an image that was not looked at")
-        if len(found):
-            shows.append(
-                (pc.list_parent_indices(shown).to_numpy().astype(np.int32) + np.int32(start), found.to_numpy())
-            )
-    row, image = (
-        np.concatenate([np.empty(0, np.int32), *parts]) for parts in ([one[k] for one in shows] for k in (0, 1))
-    )
-    return Rows(blocks, starts, rank, row, image)
+        row.append(pc.list_parent_indices(shown).to_numpy().astype(np.int32) + np.int32(start))
+        image.append(found.to_numpy())
+    return Rows(blocks, starts, rank, np.concatenate(row), np.concatenate(image))
 
 
 def decide(rows: Rows, images: pa.Table, *, alone: bool, alike: bool, official: bool) -> Fates:

@@ -44,9 +44,9 @@ class Collator:
         """
         rows: list[Row] = [item["row"] for item in items if item["row"] is not None]
         encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in rows]
-        filled = self.filler and not any(one.pictures for one in encoded)
-        if filled or not rows:
-            blank = self.chat.encode(blank_of(int(filled)), [(SIDE, SIDE)] * filled)
+        blanks = int(self.filler and not any(one.pictures for one in encoded))  # images of the filler
+        if filled := blanks > 0 or not rows:
+            blank = self.chat.encode(blank_of(blanks), [(SIDE, SIDE)] * blanks)
             encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
         length = max(len(one.ids) for one in encoded)
         ids = torch.full((len(encoded), length), self.chat.pad_id)
@@ -64,8 +64,8 @@ class Collator:
         ]
         pixels = {path: upright(path) for path in {path for some in paths for path in some}}
         images = [[pixels[path] for path in some] for some in paths]
-        if len(encoded) > len(rows):
-            images.append([Image.new("RGB", (SIDE, SIDE))] * filled)
+        if filled:
+            images.append([Image.new("RGB", (SIDE, SIDE))] * blanks)
         return {
             "input_ids": ids,
             "row_ids": [row.example.id for row in rows],

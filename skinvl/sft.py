@@ -50,7 +50,7 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
     first = args.process_index == 0
     say = Console(quiet=not first)
     resume = checkpoint.last(path / "checkpoints") if recipe.resume else None
-    facts = {"ranks": args.world_size, "data": checkpoint.digests(recipe.data)}
+    facts = {"ranks": args.world_size, "data": checkpoint.digests(recipe.data) if first else {}}
     with args.main_process_first(local=False):
         if first:
             run.claim(path, recipe.resume is not None)
@@ -91,7 +91,6 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
 
 def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Mapping[str, Any]) -> Trainer:
     """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
-    set_seed(args.seed)
     sets = mixture.load(recipe.data)
     show_shared(say, sets)
     with args.main_process_first():  # one process of a machine downloads or builds
@@ -100,7 +99,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
     train, evaluation, dropped = checked(chat, sets.train, sets.evaluation, say)
     loaded = model.load(base.path, family, recipe, device_map={"": args.device} if recipe.quantization else None)
-    set_seed(args.seed)  # a new adapter must not depend on how the base was loaded, sharded or whole
+    set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
     peft_model = adapter.attach(loaded, family, recipe)
     settings = peft_model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit

@@ -20,7 +20,6 @@ from trl import SFTConfig, SFTTrainer
 from skinvl import checkpoint
 from skinvl.adapter import WRAPPER
 from skinvl.chat import UNTRAINED
-from skinvl.checkpoint import Preemption
 from skinvl.families import PARTS, Family
 from skinvl.mixture import Row, Rows
 from skinvl.pace import Pace
@@ -74,7 +73,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
         self.model_accepts_loss_kwargs = True
         self.images_seen = False  # by this rank, in the current step
-        self.preemption = Preemption(self.accelerator)
+        self.preemption = checkpoint.Preemption(self.accelerator)
         self.pace = Pace()
         self.add_callback(self.preemption)
         self.add_callback(self.pace)
@@ -251,7 +250,7 @@ class _Log(TrainerCallback):
 
 
 class _Gradients(TrainerCallback):
-    """Stops a run in which a part that should train has no gradient, once for each part.
+    """Gives what has no gradient zeros, and stops a run in which a part that should train has nothing else.
 
     lora_A has none in the first step, since lora_B starts at zero; so lora_B and full weights are looked at, from the
     second step on, for projector and vision in the first step that shows an image.
@@ -267,12 +266,14 @@ class _Gradients(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if self.trainer.is_deepspeed_enabled:  # it has taken the gradients away by now
+            return
         # A step without an image gives the projector no gradient in one process and zeros on several ranks. AdamW skips
         # what has none and moves what has zeros by its momentum, so all must have the same.
         for parameter in self.trainer.model.parameters():
-            if parameter.requires_grad and parameter.grad is None and not self.trainer.is_deepspeed_enabled:
+            if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if state.global_step == 0 or not self.left or self.trainer.is_deepspeed_enabled:
+        if state.global_step == 0 or not self.left:
             return
         due = self.left if self.trainer.images_seen else self.left & {"language"}
         alive: set[str] = set()
