@@ -34,7 +34,10 @@ from skinvl.source import Account
 SMALL_ROWS, SMALL_IMAGES = 20_000, 500  # up to so many, starting processes takes longer than the work
 BATCH = 32  # images that a process is given at once
 # What a prepared source depends on, beside the raw files.
-MODULES = "blocks clusters example fingerprints images join labels metadata pixels prepare questions source".split()
+MODULES = (
+    *("blocks", "clusters", "example", "fingerprints", "images", "join"),
+    *("labels", "metadata", "pixels", "prepare", "questions", "source"),
+)
 
 
 def prepare(

@@ -127,6 +127,15 @@ class Parts(_Strict):
         return self
 
 
+class EarlyStopping(_Strict):
+    """When training ends before its last step: the fields of transformers.EarlyStoppingCallback."""
+
+    early_stopping_patience: int = Field(gt=0)
+    """Evaluations in a row without a better train.metric_for_best_model after which training ends."""
+    early_stopping_threshold: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """By how much the metric must be better to count, in its own unit."""
+
+
 class Recipe(_Strict):
     """One training, complete: everything that decides its result is in here."""
 
@@ -144,6 +153,8 @@ class Recipe(_Strict):
     """Fields of transformers.BitsAndBytesConfig for a 4-bit base; null is bf16."""
     train: dict[str, Any] = {}
     """Fields of trl.SFTConfig."""
+    early_stopping: EarlyStopping | None = None
+    """When training ends early; null trains to the last step."""
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is the fastest that is installed and that the family supports."""
     init_adapter: Text | None = None
@@ -244,4 +255,10 @@ def _settings(data: dict[str, Any]) -> list[Fault]:
             faults.append(Fault(("train", "deepspeed"), str(error)))
     if train.get("eval_strategy", "no") != "no" and isinstance(data.get("data"), dict) and not data["data"].get("eval"):
         faults.append(Fault(("train", "eval_strategy"), "data.eval is empty; name a source there, or set it to no"))
+    if data.get("early_stopping") is not None and (
+        train.get("metric_for_best_model") is None or train.get("eval_strategy", "no") == "no"
+    ):
+        faults.append(
+            Fault(("early_stopping",), "nothing to watch; set train.metric_for_best_model=loss and train.eval_strategy")
+        )
     return faults

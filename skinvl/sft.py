@@ -158,7 +158,13 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
                 "train.deepspeed: DeepSpeed needs a process group, even on one GPU; start with make sft DEEPSPEED=…, "
                 "or with torchrun --nproc-per-node GPUS -m skinvl sft …"
             )
-    if "metric_for_best_model" in train:
+    if train.get("metric_for_best_model") is not None:
+        known = ["loss", *(f"{mixture.label(spec, recipe.data.eval)}_loss" for spec in recipe.data.eval)]
+        if train["metric_for_best_model"].removeprefix("eval_") not in known:
+            raise ValueError(
+                f"train.metric_for_best_model: found {train['metric_for_best_model']}; expected {' or '.join(known)}, "
+                "the losses that a run computes"
+            )
         train.setdefault("load_best_model_at_end", True)
         if train.get("save_total_limit") == 1:  # transformers would remove the last, and no run could go on
             train["save_total_limit"] = 2

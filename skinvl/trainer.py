@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,22 +13,19 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from skinvl import checkpoint
 from skinvl.adapter import WRAPPER
+from skinvl.callbacks import EarlyStopping, Gradients, Log, TrainingError
 from skinvl.chat import UNTRAINED
-from skinvl.families import PARTS, Family
+from skinvl.families import Family
 from skinvl.mixture import Row, Rows
 from skinvl.pace import Pace
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
 from skinvl.sampler import MixtureSampler
-
-
-class TrainingError(ValueError):
-    """A run that would train nothing or the wrong thing."""
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -77,8 +73,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.pace = Pace()
         self.add_callback(self.preemption)
         self.add_callback(self.pace)
-        self.add_callback(_Log(log))
-        self.add_callback(_Gradients(self))
+        self.add_callback(Log(log))
+        self.add_callback(Gradients(self, recipe, family))
+        if recipe.early_stopping is not None:
+            self.add_callback(EarlyStopping(recipe.early_stopping))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset).rows
@@ -153,9 +151,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return batches, items
 
     def _run_epoch(self, *given: Any, **named: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: transformers would go on
-            self.control.should_training_stop = True
-        else:
+        # Resumed after its last step, transformers would go on; a run that ended early had fewer of them.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(*given, **named)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -234,57 +232,3 @@ def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[tor
 
 def _numbers(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"row": list(range(len(rows)))})
-
-
-class _Log(TrainerCallback):
-    """Appends every logged dictionary to a JSON-lines file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        event["logs"].pop("train_loss", None)  # of what was trained since the last resume; run.mean_loss is of all
-        if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **event["logs"]}) + "\n")
-
-
-class _Gradients(TrainerCallback):
-    """Gives what has no gradient zeros, and stops a run in which a part that should train has nothing else.
-
-    lora_A has none in the first step, since lora_B starts at zero; so lora_B and full weights are looked at, from the
-    second step on, for projector and vision in the first step that shows an image.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.left = {part for part in PARTS if getattr(trainer.recipe.parts, part).train != "frozen"}
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.images_seen = False
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.trainer.is_deepspeed_enabled:  # it has taken the gradients away by now
-            return
-        # A step without an image gives the projector no gradient in one process and zeros on several ranks. AdamW skips
-        # what has none and moves what has zeros by its momentum, so all must have the same.
-        for parameter in self.trainer.model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if state.global_step == 0 or not self.left:
-            return
-        due = self.left if self.trainer.images_seen else self.left & {"language"}
-        alive: set[str] = set()
-        for name, parameter in self.trainer.model.named_parameters():
-            if parameter.requires_grad and "lora_A" not in name:
-                part = self.trainer.family.part_of(name.removeprefix(WRAPPER))
-                if part in due - alive and parameter.grad is not None and parameter.grad.any():
-                    alive.add(part)
-        if due - alive:
-            raise TrainingError(
-                f"parts.{min(due - alive)}: every gradient is zero in step {state.global_step + 1}; nothing reaches "
-                "this part of the base. A projector or tower without gradient belongs to a base that ignores images"
-            )
-        self.left -= alive

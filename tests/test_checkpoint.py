@@ -95,6 +95,24 @@ def test_runs_killed_by_twenty_seeds_end_as_the_whole_one(tmp_path: Path, family
     killed(tmp_path, range(2, 12) if family == "mllama" else range(12, 22))
 
 
+def test_early_stopping_counts_across_an_interruption(tmp_path: Path) -> None:
+    """The loss falls; were more of it better, no evaluation after the first would improve."""
+    watched = {"train__greater_is_better": True, "early_stopping": {"early_stopping_patience": 2}}
+    one = runs.make(tmp_path, "qwen2_vl", **{**SETTINGS, **watched, "train__save_total_limit": 5})
+    assert sft.main(one.model_copy(update={"run": "whole"})) == 0
+    whole = result(tmp_path, "whole")
+    assert [entry["step"] for entry in whole[1] if "eval_loss" in entry] == [2, 4, 6, 6]
+    assert whole[0] == (tmp_path / "runs/whole/checkpoints/checkpoint-2/adapter_model.safetensors").read_bytes()
+    auto = one.model_copy(update={"run": "cut", "resume": "auto"})
+    for gone in ([4, 6], [6], []):
+        shutil.rmtree(tmp_path / "runs/cut", ignore_errors=True)
+        shutil.copytree(tmp_path / "runs/whole", tmp_path / "runs/cut")
+        for step in gone:
+            shutil.rmtree(tmp_path / f"runs/cut/checkpoints/checkpoint-{step}")
+        assert sft.main(auto) == 0
+        assert result(tmp_path, "cut") == whole, gone
+
+
 def test_sigterm_saves_and_a_full_disk_says_so(tmp_path: Path) -> None:
     runs.make(tmp_path, "qwen2_vl", **SETTINGS)
     auto = {"run": "stopped", "resume": "auto"}

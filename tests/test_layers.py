@@ -15,6 +15,7 @@ LAYERS = [
     ["prep", "leaks", "sft", "show", "bases"],  # the verbs, which never import one another
     ["prepare"],
     ["trainer", "dry"],
+    ["callbacks"],
     ["adapter", "model", "run", "checkpoint", "tiny"],
     ["chat", "pack", "mixture", "sampler", "lengths"],
     ["families", "recipe", "hub"],

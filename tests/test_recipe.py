@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from skinvl import recipe, sections
-from skinvl.recipe import Base, Parts, PartSpec, Recipe, RecipeError
+from skinvl.recipe import Base, EarlyStopping, Parts, PartSpec, Recipe, RecipeError
 
 GOOD = """\
 # a comment, so that lines do not start at 1
@@ -235,8 +235,13 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    models: list[type[BaseModel]] = [Recipe, Base, recipe.Data, recipe.SourceSpec, Parts, PartSpec]
+    models: list[type[BaseModel]] = [Recipe, Base, recipe.Data, recipe.SourceSpec, Parts, PartSpec, EarlyStopping]
     bare = [
         f"{model.__name__}.{name}" for model in models for name, f in model.model_fields.items() if not f.description
     ]
     assert bare == []
+
+
+def test_early_stopping_needs_something_to_watch(write: Callable[[str], str]) -> None:
+    with pytest.raises(RecipeError, match=r"early_stopping: nothing to watch; set train.metric_for_best_model=loss"):
+        recipe.load(write(GOOD), ["early_stopping={early_stopping_patience: 2}"])

@@ -208,3 +208,9 @@ def test_bf16_trains_with_checkpointing(tmp_path: Path) -> None:
     settings = {"train__bf16": True, "train__activation_checkpointing": True}
     path = trained(tmp_path, "qwen3_vl", **settings)
     assert json.loads((path / "env.json").read_text())["precision"] == "bf16"
+
+
+def test_only_a_loss_that_is_computed_can_choose_the_best(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", train__metric_for_best_model="bleu")
+    with pytest.raises(ValueError, match=r"metric_for_best_model: found bleu; expected loss or drawn_loss"):
+        sft.arguments(one, tmp_path)
