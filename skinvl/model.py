@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from skinvl import families, hub, tiny
+from skinvl import attention, families, hub, tiny
 from skinvl.families import Family
 from skinvl.hub import Snapshot
 from skinvl.recipe import Recipe
@@ -76,7 +76,7 @@ def load(path: Path, family: Family, recipe: Recipe, *, device_map: dict[str, An
     """The base of a recipe with its weights, in bf16 (fp32 with `train.bf16: false`) or 4-bit.
 
     The vision tower, the projector and lm_head stay unquantised: they are named in full, since a bare suffix would
-    leave some of them quantised.
+    leave some of them quantised. Its language layers attend over spans, which every batch must bring.
     """
     if is_deepspeed_zero3_enabled():  # each rank then loads its share of every weight, which needs the others
         import deepspeed
@@ -89,14 +89,16 @@ def load(path: Path, family: Family, recipe: Recipe, *, device_map: dict[str, An
         quantization = BitsAndBytesConfig(
             **{"bnb_4bit_compute_dtype": dtype, **recipe.quantization, "llm_int8_skip_modules": keep}
         )
+    kernel = attention_kernel(recipe.attention, family)
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=dtype,
         use_safetensors=True,
         quantization_config=quantization,
-        attn_implementation=attention_kernel(recipe.attention, family),
+        attn_implementation=kernel,
         device_map=device_map,
     )
+    attention.use(model, kernel)
     family.prepare(model)
     return model
 

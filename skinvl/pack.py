@@ -1,20 +1,59 @@
-"""Conversations → one batch of token rows, labels and pixels: the collator."""
+"""Conversations → one batch of rows in which those about the same images share their prefix: the collator."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
-from skinvl.chat import UNTRAINED, Chat
+from skinvl.attention import Span, Spans
+from skinvl.chat import UNTRAINED, Chat, Encoded
 from skinvl.example import Example, text
 from skinvl.lengths import sizes
 from skinvl.mixture import Row
 from skinvl.pixels import upright
 
 SIDE = 64  # pixels of a blank image
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Conversations, by their place in the batch, that share so many first tokens."""
+
+    members: tuple[int, ...]
+    prefix: int
+
+
+def grouped(encoded: Sequence[Encoded], shown: Sequence[tuple[Path, ...]], image_id: int) -> list[Group]:
+    """The groups of a batch: conversations that show the same images, or none, share what they begin with.
+
+    A prefix ends before the token that predicts the first trained one of any conversation, so that no position has two
+    targets. Conversations whose later turns show images of their own stay alone.
+    """
+    alike: dict[tuple[Path, ...], list[int]] = defaultdict(list)
+    for place, images in enumerate(shown):
+        alike[images].append(place)
+    groups = []
+    for members in alike.values():
+        some = [encoded[place] for place in members]
+        first = min(next(i for i, label in enumerate(one.labels) if label != UNTRAINED) for one in some)
+        prefix = _common([one.ids for one in some], first - 1) if len(some) > 1 else 0
+        if all(image_id not in one.ids[prefix:] for one in some):
+            groups.append(Group(tuple(members), prefix))
+        else:
+            groups += [Group((place,), 0) for place in members]
+    return groups
+
+
+def _common(some: Sequence[list[int]], limit: int) -> int:
+    least, most = min(some), max(some)  # what these two share, all share
+    return next((i for i in range(min(limit, len(least))) if least[i] != most[i]), min(limit, len(least)))
 
 
 def blank_of(images: int) -> Example:
@@ -25,52 +64,97 @@ def blank_of(images: int) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Right-padded rows with labels at the assistant's tokens alone, and the pixels of their images."""
+    """Rows with labels at the assistant's tokens alone, their spans, and the pixels of their images, each once."""
 
     chat: Chat
-    # Whether a batch without an image gets one more row, with a blank image and nothing to train. Ranks that train
-    # together must all run the vision tower, or ZeRO-3 waits for ever and DDP misses gradients. A batch without any row
-    # gets one in any case.
+    # Whether a batch without an image gets one more conversation, with a blank image and nothing to train. Ranks that
+    # train together must all run the vision tower, or ZeRO-3 waits for ever and DDP misses gradients. A batch without
+    # any conversation gets one in any case.
     filler: bool = False
+    share: bool = True  # whether conversations about the same images share their prefix
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """The model's inputs with `labels`, `shift_labels` and `row_ids`.
+        """The model's inputs with `labels`, `shift_labels`, `row_ids`, the `tokens` of the conversations and `filler`.
 
-        Returns:
-            input_ids, attention_mask, labels and shift_labels, each int64[B, T], and the family's own inputs.
-            `shift_labels[:, t]` is the token that position t predicts; `labels` is the unshifted copy that the
-            Trainer looks for; `row_ids` names the conversations: B, or one less where
-            the last row is a filler.
+        Raises:
+            ChatError, ImageError: a conversation cannot be trained on; preflight finds these before training.
         """
-        rows: list[Row] = [item["row"] for item in items if item["row"] is not None]
-        encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in rows]
-        blanks = int(self.filler and not any(one.pictures for one in encoded))  # images of the filler
-        if filled := blanks > 0 or not rows:
-            blank = self.chat.encode(blank_of(blanks), [(SIDE, SIDE)] * blanks)
-            encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
-        length = max(len(one.ids) for one in encoded)
-        ids = torch.full((len(encoded), length), self.chat.pad_id)
-        labels = torch.full((len(encoded), length), UNTRAINED)
-        mask = torch.zeros((len(encoded), length), dtype=torch.long)
-        for index, one in enumerate(encoded):
-            count = len(one.ids)
-            ids[index, :count] = torch.tensor(one.ids)
-            labels[index, :count] = torch.tensor(one.labels)
-            mask[index, :count] = 1
+        given: list[Row] = [item["row"] for item in items if item["row"] is not None]
+        encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in given]
         # A conversation cut by data.too_long=drop_turns shows fewer images than its Example names.
-        paths = [
-            [row.root / name for name in row.example.images[: len(one.pictures)]]
-            for row, one in zip(rows, encoded, strict=False)  # a filler is no row of the data
+        shown = [
+            tuple(row.root / name for name in row.example.images[: len(one.pictures)])
+            for row, one in zip(given, encoded, strict=True)
         ]
-        pixels = {path: upright(path) for path in {path for some in paths for path in some}}
-        images = [[pixels[path] for path in some] for some in paths]
+        groups = (
+            grouped(encoded, shown, self.chat.image_id)
+            if self.share
+            else [Group((place,), 0) for place in range(len(encoded))]
+        )
+        tokens = sum(len(one.ids) for one in encoded)
+        blanks = int(self.filler and not any(shown))  # images of the filler
+        if filled := blanks > 0 or not given:
+            blank = self.chat.encode(blank_of(blanks), [(SIDE, SIDE)] * blanks)
+            groups.append(Group((len(encoded),), 0))
+            encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
+        family = self.chat.family
+        rows = [groups] if family.one_row else [[group] for group in groups]
+        pixels = {path: upright(path) for path in {path for some in shown for path in some}}
+        pictures = [[pixels[path] for path in some] for some in shown]
         if filled:
-            images.append([Image.new("RGB", (SIDE, SIDE))] * blanks)
+            pictures.append([Image.new("RGB", (SIDE, SIDE))] * blanks)
+        ids, labels, targets, positions = self._rows(encoded, rows)
+        images = [[image for group in row for image in pictures[group.members[0]]] for row in rows]
         return {
             "input_ids": ids,
-            "row_ids": [row.example.id for row in rows],
-            "attention_mask": mask,
+            "position_ids": positions,
             "labels": labels,
-            "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED),
-            **self.chat.family.batch(self.chat.processor, ids, images, self.chat.image_arguments),
+            "shift_labels": targets,
+            "spans": spans(rows, [len(one.ids) for one in encoded]),
+            "row_ids": [row.example.id for row in given],
+            "tokens": tokens,
+            "filler": filled,
+            **family.batch(self.chat.processor, ids, images, self.chat.image_arguments),
         }
+
+    def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]]) -> list[torch.Tensor]:
+        """Ids, labels and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""
+        columns: list[list[torch.Tensor]] = [[], [], [], []]
+        for row in rows:
+            parts: list[list[torch.Tensor]] = [[], [], [], []]
+            for group in row:
+                for number, place in enumerate(group.members):
+                    one = encoded[place]
+                    cut = slice(group.prefix if number else 0, None)
+                    found = [torch.tensor(one.ids), torch.tensor(one.labels)]
+                    found.append(torch.tensor([*one.labels[1:], UNTRAINED]))
+                    found.append(self.chat.family.positions(self.chat.processor, one.ids, one.pictures))
+                    for part, tensor in zip(parts, found, strict=True):
+                        part.append(tensor[..., cut])
+            for column, part in zip(columns, parts, strict=True):
+                column.append(torch.cat(part, -1))
+        fill = (self.chat.pad_id, UNTRAINED, UNTRAINED, 0)
+        return [
+            pad_sequence([row.movedim(-1, 0) for row in column], padding_value=value).movedim(0, -1).movedim(0, -2)
+            for column, value in zip(columns, fill, strict=True)
+        ]
+
+
+def spans(rows: Sequence[Sequence[Group]], lengths: Sequence[int]) -> Spans:
+    """Where each group's prefix and branches lie in their row; `lengths` are the tokens of each conversation."""
+    found: list[Span] = []
+    widths = []
+    for index, row in enumerate(rows):
+        cursor = 0
+        for group in row:
+            begin = cursor
+            if group.prefix:
+                cursor += group.prefix
+                found.append(Span(index, begin, cursor))
+            shared = (begin, cursor)
+            for place in group.members:
+                end = cursor + lengths[place] - group.prefix
+                found.append(Span(index, cursor, end, shared if group.prefix else (0, 0)))
+                cursor = end
+        widths.append(cursor)
+    return Spans(tuple(found), (len(rows), max(widths)))

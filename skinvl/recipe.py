@@ -157,6 +157,8 @@ class Recipe(_Strict):
     """When training ends early; null trains to the last step."""
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is the fastest that is installed and that the family supports."""
+    share_images: bool = True
+    """Whether a batch computes what its conversations about one image have in common once; the results are the same."""
     init_adapter: Text | None = None
     """Adapter to continue from, a folder or a model id; null starts a new one."""
     run: Name | None = None

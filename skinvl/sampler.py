@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from torch.utils.data import Sampler
 
 from skinvl.mixture import NOTHING, Row
+
+SOON = 64  # images ahead among which a block looks for one that fits
 
 
 class MixtureSampler(Sampler[int]):
@@ -18,12 +21,25 @@ class MixtureSampler(Sampler[int]):
     epoch has the same length. With `balance`, the conversations whose fact is known are drawn so that each of its
     values is equally frequent; those whose fact is unknown are kept as they are.
 
+    Conversations about the same images stand together, whole within every `step` consecutive indices where they fit,
+    and in there within every `batch`: what an optimizer step sees does not depend on how it is cut into batches and
+    ranks. What is shown twice in an epoch is not shown twice together. With a step of 1 the shuffle is a plain one.
+
     An epoch ends with NOTHING until it is a multiple of `multiple`, the rows that all ranks see at once: where one has
     no conversation left it trains on none, while accelerate alone would show it some a second time.
     """
 
-    def __init__(self, rows: Sequence[Row], seed: int, balance: str | None = None, multiple: int = 1) -> None:
-        self.rows, self.seed, self.balance = rows, seed, balance
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        seed: int,
+        balance: str | None = None,
+        *,
+        multiple: int = 1,
+        batch: int = 1,
+        step: int = 1,
+    ) -> None:
+        self.rows, self.seed, self.balance, self.batch, self.step = rows, seed, balance, batch, step
         self.epoch = 0
         drawn = len(self._draw(random.Random(0)))
         self.filling = -drawn % multiple
@@ -42,6 +58,9 @@ class MixtureSampler(Sampler[int]):
         if self.balance is not None:
             indices = self._balanced(indices, generator)
         generator.shuffle(indices)
+        if self.step > 1:
+            steps = together(self.rows, indices, self.step)
+            indices = [index for some in steps for block in together(self.rows, some, self.batch) for index in block]
         return iter([*indices, *[NOTHING] * self.filling])
 
     def _draw(self, generator: random.Random) -> list[int]:
@@ -76,3 +95,33 @@ class MixtureSampler(Sampler[int]):
                 balanced += pool[:quota]
                 quota -= len(pool)
         return balanced + unknown
+
+
+def together(rows: Sequence[Row], indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Blocks of `size` indices, the last one perhaps shorter, that hold all conversations about one image together.
+
+    A block takes the images in their order, and where the next does not fit the first of those soon after it that does;
+    where none does, that next one is cut.
+    """
+    seen: Counter[int] = Counter()
+    alike: dict[tuple[Path, tuple[str, ...], int], list[int]] = defaultdict(list)
+    for index in indices:
+        row = rows[index]
+        alike[row.root, row.example.images, seen[index]].append(index)
+        seen[index] += 1
+    left = deque(group[start : start + size] for group in alike.values() for start in range(0, len(group), size))
+    block: list[int] = []
+    while left:
+        room = size - len(block)
+        fitting = next((place for place in range(min(SOON, len(left))) if len(left[place]) <= room), None)
+        if fitting is None:
+            block += left[0][:room]
+            left[0] = left[0][room:]
+        else:
+            block += left[fitting]
+            del left[fitting]
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block

@@ -18,7 +18,7 @@ from rich.table import Table
 from transformers import AutoProcessor, set_seed
 from trl import SFTConfig
 
-from skinvl import adapter, checkpoint, dry, mixture, model, run
+from skinvl import adapter, attention, checkpoint, dry, mixture, model, run
 from skinvl.adapter import Trained
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
@@ -106,13 +106,13 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     shown = any(row.example.images for rows in (train, *evaluation.values()) for row in rows)
-    collator = Collator(chat, filler=shown and args.world_size > 1)
+    collator = Collator(chat, filler=shown and args.world_size > 1, share=recipe.share_images)
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)
-    kernel = str(loaded.config.get_text_config()._attn_implementation)
     facts = {
         "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
-        "attention": kernel,
+        "attention": attention.kernel_of(loaded),
+        "share_images": recipe.share_images,
         "precision": "bf16" if args.bf16 else "fp32",
         "quantization": recipe.quantization,
         "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
@@ -259,7 +259,9 @@ def show_parts(
     say.print(table)
     say.print(
         f"{facts['engine']}, ranks {facts['ranks']}, effective batch {facts['effective_batch']}, {facts['precision']}, "
-        f"attention {facts['attention']}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
+        f"attention {facts['attention']}, what conversations about one image have in common is computed "
+        f"{'once a batch' if recipe.share_images else 'for each'}; trainable weights in fp32; vision tower, projector "
+        "and lm_head unquantised"
     )
 
 
@@ -283,6 +285,7 @@ def show_result(
     table.add_row("training time", f"{minutes:.1f} min")
     if speed:
         table.add_row("tokens/s, conversations/s", f"{speed.tokens_per_second:,.0f}, {speed.samples_per_second:,.1f}")
+        table.add_row("positions computed for each token", f"{speed.computed:.2f}")
         table.add_row("seconds a step", f"{speed.step_seconds:.3f}")
         for rank, (wait, peak) in enumerate(zip(speed.data_wait, speed.peak_memory, strict=True)):
             table.add_row(f"rank {rank}: waiting for data, peak memory", f"{wait:.0%}, {peak:,.0f} MiB")

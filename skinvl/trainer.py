@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +20,13 @@ from skinvl.adapter import WRAPPER
 from skinvl.callbacks import EarlyStopping, Gradients, Log, TrainingError
 from skinvl.chat import UNTRAINED
 from skinvl.families import Family
-from skinvl.mixture import Row, Rows
+from skinvl.mixture import NOTHING, Row, Rows
 from skinvl.pace import Pace
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
-from skinvl.sampler import MixtureSampler
+from skinvl.sampler import MixtureSampler, together
+
+OURS = ("labels", "shift_labels", "row_ids", "tokens", "filler")  # of a batch, what no model takes
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -80,8 +81,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset).rows
-        at_once = self.args.per_device_train_batch_size * self.args.world_size if self.args.world_size > 1 else 1
-        return MixtureSampler(rows, self.args.seed, self.recipe.data.balance, at_once)
+        batch, ranks = self.args.per_device_train_batch_size, self.args.world_size
+        step = batch * ranks * self.args.gradient_accumulation_steps
+        return MixtureSampler(
+            rows,
+            self.args.seed,
+            self.recipe.data.balance,
+            multiple=batch * ranks if ranks > 1 else 1,
+            batch=batch,
+            step=step if self.recipe.share_images else 1,
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """An optimizer with one group per part and weight decay, each at its part's learning rate."""
@@ -125,8 +134,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             TrainingError: the loss is not a number; the message names the conversations of the batch.
         """
         assert not return_outputs
-        filler = len(inputs["input_ids"]) > len(inputs["row_ids"])
-        self.images_seen = self.images_seen or ("pixel_values" in inputs and not filler)
+        self.images_seen = self.images_seen or ("pixel_values" in inputs and not inputs["filler"])
         losses, _ = token_losses(model, inputs)
         if not losses.isfinite().all():
             self._refuse_loss(inputs["row_ids"])
@@ -186,31 +194,26 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         Answer tokens are the supervised ones without the end of turn. Each row counts once whatever the number of
         ranks, and all ranks run the same number of forwards.
         """
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = [rows[index % len(rows)] for index in range(rank, math.ceil(len(rows) / ranks) * ranks, ranks)]
-        real = len(range(rank, len(rows), ranks))
+        blocks = list(together(rows, range(len(rows)), self.args.per_device_eval_batch_size))
+        ranks = self.accelerator.num_processes
+        blocks += [[NOTHING]] * (-len(blocks) % ranks)
         loader = DataLoader(
-            Rows(share),
-            batch_size=self.args.per_device_eval_batch_size,
+            Rows(rows),
+            batch_sampler=blocks[self.accelerator.process_index :: ranks],
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
         close = self.processing_class.tokenizer.convert_tokens_to_ids(self.family.turn_close)
-        sums, seen = torch.zeros(4, dtype=torch.float64), 0
+        sums = torch.zeros(4, dtype=torch.float64)
         self.model.eval()
         for batch in loader:
             inputs = self._prepare_inputs(batch)
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
                 losses, right = token_losses(self.model, inputs)
             targets = inputs["shift_labels"]
-            counted = torch.arange(len(targets), device=targets.device) < real - seen  # the rest is filling
-            supervised = targets != UNTRAINED
-            weight = counted[:, None].expand_as(targets)[supervised]
-            answer = weight & (targets[supervised] != close)
-            sums += (
-                torch.stack([losses[weight].sum(), weight.sum(), answer.sum(), (right & answer).sum()]).double().cpu()
-            )
-            seen += len(inputs["row_ids"])
+            answer = targets[targets != UNTRAINED] != close
+            counts = torch.tensor([len(losses), int(answer.sum()), int((right & answer).sum())])
+            sums += torch.cat([losses.double().sum().cpu()[None], counts])
         gathered: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         return gathered
 
@@ -220,7 +223,7 @@ def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[tor
 
     Logits are computed only at positions where some row of the batch is supervised.
     """
-    plain = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels", "row_ids")}
+    plain = {key: value for key, value in inputs.items() if key not in OURS}
     targets = inputs["shift_labels"]
     keep = (targets != UNTRAINED).any(0).nonzero().squeeze(1)
     logits = model(**plain, use_cache=False, logits_to_keep=keep).logits

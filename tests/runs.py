@@ -7,14 +7,17 @@ from typing import Any
 
 import sources
 import tiny
+import torch
 import yaml
 from transformers import AutoProcessor
 
 from skinvl import adapter, families, model, recipe
-from skinvl.chat import Chat
+from skinvl.chat import UNTRAINED, Chat
 from skinvl.example import Example, Facts, text, write
+from skinvl.lengths import sizes
 from skinvl.mixture import Row
 from skinvl.pack import Collator
+from skinvl.pixels import upright
 from skinvl.recipe import Recipe
 
 QUESTIONS = (
@@ -103,6 +106,19 @@ def attached(one: Recipe) -> Any:
 def batch(one: Recipe, rows: list[Row]) -> dict[str, Any]:
     """The rows as one batch of the recipe's base."""
     return Collator(chat(one))([{"row": row} for row in rows])
+
+
+def alone(chat: Chat, row: Row) -> dict[str, Any]:
+    """A conversation as Hugging Face's own model takes it: one row of its own, without spans or given positions."""
+    encoded = chat.encode(row.example, sizes(row.root, row.example))
+    ids, labels = torch.tensor([encoded.ids]), torch.tensor([encoded.labels])
+    images = [[upright(row.root / name) for name in row.example.images[: len(encoded.pictures)]]]
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED),
+        **chat.family.batch(chat.processor, ids, images, chat.image_arguments),
+    }
 
 
 def family_of(one: Recipe) -> families.Family:

@@ -23,20 +23,20 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from skinvl import families, mixture, recipe
 from skinvl.chat import Chat
-from skinvl.pack import Collator
 from skinvl.trainer import token_losses
+import runs
 run, base, kind = sys.argv[1:]
 one = recipe.load(run + "/recipe.yaml")
 family = families.load(kind)
 model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
 family.prepare(model)
 model = PeftModel.from_pretrained(model, run + "/adapter").eval()
-collate = Collator(Chat(AutoProcessor.from_pretrained(run + "/adapter"), family, **one.data.budget))
+chat = Chat(AutoProcessor.from_pretrained(run + "/adapter"), family, **one.data.budget)
 rows = mixture.load(one.data).evaluation["pad"]
 total = count = 0
-for start in range(0, len(rows), 8):
+for row in rows:
     with torch.no_grad():
-        losses, _ = token_losses(model, collate([{"row": row} for row in rows[start : start + 8]]))
+        losses, _ = token_losses(model, runs.alone(chat, row))
     total, count = total + float(losses.sum()), count + len(losses)
 print(json.dumps(total / count))
 """
@@ -79,7 +79,7 @@ def test_real_photos_and_a_real_tokenizer_make_an_adapter_that_reloads(
     log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", RELOAD, str(path), "base", family],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=True,

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from skinvl import adapter, families, mixture, model
 from skinvl.adapter import AdapterError
 from skinvl.hub import BaseError
+from skinvl.trainer import token_losses
 
 PARTS = [(part, mode) for part in families.PARTS for mode in ("lora", "full", "frozen")]
 
@@ -106,15 +107,13 @@ def test_a_frozen_tower_runs_without_grad_and_its_projector_with(tmp_path: Path,
     block.register_forward_hook(lambda m, i, o: seen.update(tower=torch.is_grad_enabled()))
     rows = mixture.load(one.data).train
     inputs = runs.batch(one, rows[:4])
-    labels = inputs.pop("labels")
-    inputs.pop("shift_labels")
-    peft_model(**inputs, labels=labels).loss.backward()
+    token_losses(peft_model, inputs)[0].mean().backward()
     assert seen == {"tower": False}
     projector = [p for n, p in peft_model.named_parameters() if p.requires_grad and "lora" not in n]
     assert projector
     assert all(p.grad is not None and p.grad.any() for p in projector)
     with torch.no_grad():
-        assert not peft_model(**inputs).logits.requires_grad
+        assert not token_losses(peft_model, inputs)[0].requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -128,18 +127,15 @@ def test_a_saved_adapter_loads_with_peft_alone(tmp_path: Path, family: str, sett
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
     rows = mixture.load(one.data).train
-    inputs = runs.batch(one, rows[:3])
-    for key in ("labels", "shift_labels"):
-        inputs.pop(key)
     peft_model.eval()
     with torch.no_grad():
-        expected = peft_model(**inputs).logits
+        expected, _ = token_losses(peft_model, runs.batch(one, rows[:3]))
     peft_model.save_pretrained(tmp_path / "adapter")
-    fresh = tiny.model(family)
+    fresh, chat = tiny.model(family), runs.chat(one)
     with torch.no_grad():
-        bare = fresh(**inputs).logits
+        bare = torch.cat([token_losses(fresh, runs.alone(chat, row))[0] for row in rows[:3]])
         loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter")).eval()
-        found = loaded(**inputs).logits
+        found = torch.cat([token_losses(loaded, runs.alone(chat, row))[0] for row in rows[:3]])
     assert not torch.allclose(bare, expected, atol=1e-2)  # the adapter does something
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

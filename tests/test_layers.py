@@ -18,7 +18,7 @@ LAYERS = [
     ["callbacks"],
     ["adapter", "model", "run", "checkpoint", "tiny"],
     ["chat", "pack", "mixture", "sampler", "lengths"],
-    ["families", "recipe", "hub"],
+    ["families", "recipe", "hub", "attention"],
     ["source"],
     ["join"],
     ["blocks", "images", "overlap"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skinvl.example import Example, Facts, text
 from skinvl.mixture import NOTHING, Row, Rows
-from skinvl.sampler import MixtureSampler
+from skinvl.sampler import MixtureSampler, together
 
 
 def example(name: str, group: str, **facts: str) -> Example:
@@ -67,3 +67,52 @@ def test_an_epoch_is_filled_to_what_all_ranks_see_at_once() -> None:
     assert len(sampler) == 12
     assert NOTHING not in list(MixtureSampler(rows(8, 1.0), seed=1, multiple=4))
     assert Rows(sampler.rows)[NOTHING] == {"row": None}
+
+
+def shown(counts: list[int]) -> list[Row]:
+    """Rows about images; the image of number i has `counts[i]` of them."""
+    return [
+        Row(replace(example(f"{image}-{k}", f"g{image}"), images=(f"{image}.png",)), Path("a"))
+        for image, count in enumerate(counts)
+        for k in range(count)
+    ]
+
+
+def test_a_batch_holds_whole_images_where_they_fit() -> None:
+    rows = shown([3] * 40 + [2] * 40 + [1] * 40)
+    sampler = MixtureSampler(rows, seed=3, batch=8, step=8)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(rows)))
+    batches = [order[start : start + 8] for start in range(0, len(order), 8)]
+    kinds = [{rows[index].example.images for index in batch} for batch in batches]
+    cut = sum(map(len, kinds)) - len(set.union(*kinds))  # images that stand in two batches
+    plain = list(MixtureSampler(rows, seed=3))
+    spread = [{rows[index].example.images for index in plain[start : start + 8]} for start in range(0, len(plain), 8)]
+    assert cut <= 1 < 60 < sum(map(len, spread)) - len(set.union(*spread))
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
+def test_an_image_with_more_questions_than_a_batch_is_cut() -> None:
+    rows = shown([11, 2])
+    blocks = list(together(rows, range(13), 4))
+    assert [len(block) for block in blocks] == [4, 4, 4, 1]
+    assert sorted(index for block in blocks for index in block) == list(range(13))
+    assert {rows[index].example.images for index in blocks[0]} == {("0.png",)}
+
+
+def test_what_is_shown_twice_does_not_stand_together() -> None:
+    rows = [Row(row.example, row.root, 2.0) for row in shown([2] * 20)]
+    order = list(MixtureSampler(rows, seed=0, batch=4, step=4))
+    batches = [order[start : start + 4] for start in range(0, len(order), 4)]
+    assert Counter(order) == dict.fromkeys(range(40), 2)
+    twice = [batch for batch in batches if len(set(batch)) < 4]
+    assert len(twice) <= 2  # two groups of one image may follow one another by chance
+
+
+def test_a_step_sees_the_same_however_it_is_cut() -> None:
+    rows = shown([3, 1, 2, 5, 4, 2, 1, 1, 3, 2] * 6)
+    orders = [list(MixtureSampler(rows, seed=0, batch=batch, step=16)) for batch in (2, 4, 8, 16)]
+    assert len(set(map(tuple, orders))) == 4
+    for start in range(0, len(rows), 16):
+        assert len({frozenset(order[start : start + 16]) for order in orders}) == 1

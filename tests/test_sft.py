@@ -20,7 +20,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from skinvl import families, mixture, recipe, run, sft
 from skinvl.chat import Chat
 from skinvl.model import ModelError
-from skinvl.pack import Collator
 from skinvl.trainer import token_losses
 
 
@@ -61,9 +60,9 @@ def test_a_run_leaves_an_adapter_that_peft_alone_loads_and_that_gives_the_same_l
     chat = Chat(processor, families.load(family), **one.data.budget)
     evaluation = mixture.load(one.data).evaluation
     with torch.no_grad():
-        losses, _ = token_losses(model, Collator(chat)([{"row": row} for row in evaluation["drawn"]]))
+        losses = torch.cat([token_losses(model, runs.alone(chat, row))[0] for row in evaluation["drawn"]])
         model.disable_adapter_layers()
-        bare, _ = token_losses(model, Collator(chat)([{"row": row} for row in evaluation["drawn"]]))
+        bare = torch.cat([token_losses(model, runs.alone(chat, row))[0] for row in evaluation["drawn"]])
     assert float(losses.mean()) == pytest.approx(summary["eval_drawn_loss"], rel=1e-4)
     assert float(bare.mean()) != pytest.approx(summary["eval_drawn_loss"], rel=1e-2)
     assert 0 <= summary["control"]["permuted"] <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ class Family(ABC):
     image_token: str  # what the chat template writes for one image
     turn_open: str  # what the chat template writes before an assistant's answer
     turn_close: str  # the end-of-turn token after it, trained with the answer
+    one_row: bool  # whether conversations about different images may stand in one row of a batch
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
     tokens: tuple[str, ...]  # the control tokens a tokenizer of the family must have
     roles: ClassVar[dict[str, str]]  # which of them is "bos", "eos" and "pad", where the family has one
@@ -55,6 +57,10 @@ class Family(ABC):
         Raises:
             ShapeError: the image is too elongated for this image processor, or for the budget.
         """
+
+    @abstractmethod
+    def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
+        """The `position_ids` of a conversation on its own, int64[T] or int64[3, T] (time, height, width)."""
 
     @abstractmethod
     def batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,7 @@ class Mllama(Family):
     image_token = "<|image|>"
     turn_open = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     turn_close = "<|eot_id|>"
+    one_row = False  # every position of a row reads all of the row's images
     flash_attention = False
     tokens = (
         "<|begin_of_text|>",
@@ -71,6 +73,9 @@ class Mllama(Family):
             text_tokens=1,
             vision_tokens=made.max_image_tiles * (positions + -positions % 8),
         )
+
+    def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
+        return torch.arange(len(ids))
 
     def batch(
         self,

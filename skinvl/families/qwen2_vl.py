@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ class QwenVL(Family):
     image_token = "<|image_pad|>"
     turn_open = "<|im_start|>assistant\n"
     turn_close = "<|im_end|>"
+    one_row = True
     flash_attention = True
     tokens = (
         "<|endoftext|>",
@@ -68,6 +70,22 @@ class QwenVL(Family):
                 f"{size[1]} x {size[0]} px takes {tokens} tokens; expected at most {budget} (data.image_tokens)"
             )
         return Picture(grid=grid, text_tokens=tokens, vision_tokens=patches)
+
+    def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
+        made: Any = processor
+        image, merge = made.tokenizer.convert_tokens_to_ids(self.image_token), made.image_processor.merge_size
+        parts, cursor, place = [], 0, 0  # in the row, and what M-RoPE counts: an image takes its longer side of it
+        for picture in pictures:
+            start = ids.index(image, cursor)
+            parts.append(torch.arange(place, place + start - cursor).expand(3, -1))
+            place += start - cursor
+            height, width = (side // merge for side in picture.grid[1:])
+            grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+            parts.append(place + torch.cat([torch.zeros(1, height * width, dtype=torch.long), grid.flatten(1)]))
+            place += max(height, width)
+            cursor = start + picture.text_tokens
+        parts.append(torch.arange(place, place + len(ids) - cursor).expand(3, -1))
+        return torch.cat(parts, 1)
 
     def batch(
         self,

@@ -1,0 +1,179 @@
+"""Attention over spans: a prefix that several conversations share, then each of them, which sees the prefix and itself.
+
+A row's queries are cut into spans, and every span attends to [its prefix; itself], causally and aligned to the lower
+right: the last query sees every key. No mask of the row's size is made, and nothing is computed for padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions start to end of a row, and those of the prefix before them in the same row; an empty one has none."""
+
+    row: int
+    start: int
+    end: int
+    prefix: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True)
+class Spans:
+    """The spans of a batch of rows int64[R, T]; a position in none is padding, whose output is zero."""
+
+    spans: tuple[Span, ...]
+    shape: tuple[int, int]
+    kept: dict[Any, Any] = field(default_factory=dict)  # what every layer needs again
+
+    def mask(self, span: Span, device: torch.device) -> torch.Tensor | None:
+        """bool[Q, K] of a span with a prefix: which keys each query sees; None where a causal mask says it all."""
+        length, before = span.end - span.start, span.prefix[1] - span.prefix[0]
+        if not before:
+            return None
+        key = (length, before, device)
+        if key not in self.kept:
+            ones = torch.ones(length, before + length, dtype=torch.bool, device=device)
+            self.kept[key] = ones.tril(before)
+        found: torch.Tensor = self.kept[key]
+        return found
+
+    def varlen(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Queries int64[Q] and keys int64[K], places in the flattened rows, and what flash-attention's kernels take."""
+        if device not in self.kept:
+            width = self.shape[1]
+            queries = [torch.arange(one.start, one.end) + one.row * width for one in self.spans]
+            keys = [
+                torch.cat([torch.arange(*one.prefix) + one.row * width, some])
+                for one, some in zip(self.spans, queries, strict=True)
+            ]
+            settings: dict[str, Any] = {}
+            for name, parts in (("q", queries), ("k", keys)):
+                ends = [0, *accumulate(len(part) for part in parts)]
+                settings[f"cu_seq_lens_{name}"] = torch.tensor(ends, dtype=torch.int32, device=device)
+                settings[f"max_length_{name}"] = max(len(part) for part in parts)
+            self.kept[device] = torch.cat(queries).to(device), torch.cat(keys).to(device), settings
+        found: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] = self.kept[device]
+        return found
+
+
+def use(model: PreTrainedModel, kernel: str) -> None:
+    """Nothing; from here on the model's language layers attend over the `spans` that its forward is given.
+
+    The vision tower keeps the kernel that the model was loaded with.
+    """
+    name = f"spans {kernel}"
+    AttentionInterface.register(name, partial(attend, kernel=kernel))
+    model.config.get_text_config()._attn_implementation = name
+
+
+def kernel_of(model: PreTrainedModel) -> str:
+    """The kernel that `use` was given."""
+    return str(model.config.get_text_config()._attn_implementation).removeprefix("spans ")
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    kernel: str,
+    spans: Spans | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of [R, H, T, D] queries to [R, G, T, D] keys and values, [R, T, H, D]: transformers' own signature.
+
+    Cross-attention, which is not causal, goes to torch's own attention with the mask that its model made.
+
+    Raises:
+        ValueError: no spans, or those of other rows: the branches of a row would see one another.
+    """
+    if not getattr(module, "is_causal", False):
+        found: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **settings
+        )
+        return found
+    rows, length = query.shape[0], query.shape[2]
+    if spans is None or spans.shape != (rows, length):
+        raise ValueError(
+            f"attention over spans: {rows} x {length} queries with spans of {spans and spans.shape}; "
+            "a packed batch must reach every layer with its own spans"
+        )
+    if kernel in ("sdpa", "eager"):
+        attention = partial(_eager if kernel == "eager" else _sdpa, scaling=scaling, dropout=dropout)
+        return _one_by_one(query, key, value, spans, attention), None
+    queries, keys, lengths = spans.varlen(query.device)
+    flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [R * T, heads, D]
+    some = [one[index].transpose(0, 1)[None] for one, index in zip(flat, (queries, keys, keys), strict=True)]
+    output, _ = ALL_ATTENTION_FUNCTIONS[kernel](
+        module, *some, None, dropout=dropout, scaling=scaling, is_causal=True, **lengths
+    )
+    whole = output.new_zeros(rows * length, *output.shape[2:]).index_copy(0, queries, output[0])
+    return whole.unflatten(0, (rows, length)), None
+
+
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, attention: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    dtype, device = query.dtype, query.device
+    # The backward of torch's attention in bf16 takes twice as long on a CPU as in fp32, casts included.
+    with torch.autocast(device.type, enabled=False):
+        if device.type == "cpu":
+            query, key, value = query.float(), key.float(), value.float()
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+        rows: list[list[torch.Tensor]] = [[] for _ in range(spans.shape[0])]
+        for one in spans.spans:
+            own, before = slice(one.start, one.end), slice(*one.prefix)
+            q, k, v = (part[one.row : one.row + 1, :, own] for part in (query, key, value))
+            if (mask := spans.mask(one, device)) is not None:
+                k = torch.cat([key[one.row : one.row + 1, :, before], k], 2)
+                v = torch.cat([value[one.row : one.row + 1, :, before], v], 2)
+            rows[one.row].append(attention(q, k, v, mask))
+        done = [torch.cat(parts, 2) for parts in rows]
+        padded = [torch.nn.functional.pad(one, (0, 0, 0, spans.shape[1] - one.shape[2])) for one in done]
+        return torch.cat(padded).transpose(1, 2).to(dtype)
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+    )
+
+
+def _eager(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).tril() if mask is None else mask
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.nn.functional.dropout(weights, dropout) @ value
