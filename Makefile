@@ -67,6 +67,9 @@ test-slow: setup  ## the rest: distributed runs, whole trainings
 bench: setup  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/prep.py
 	$(BIN)/python benchmarks/hashes.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove what was made here, data and runs excepted
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache bases

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flash_attention import get_target_dtype
 from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.modeling_flash_attention_utils import _flash_attention_forward, flash_attn_supports_top_left_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -72,7 +74,12 @@ def use(model: PreTrainedModel, kernel: str) -> None:
     """Nothing; from here on the model's language layers attend over the `spans` that its forward is given.
 
     The vision tower keeps the kernel that the model was loaded with.
+
+    Raises:
+        ValueError: a flash-attention that aligns causal masks to the upper left; a branch would not see its prefix.
     """
+    if kernel == "flash_attention_2" and flash_attn_supports_top_left_mask():
+        raise ValueError("flash-attn older than 2.1 aligns causal masks to the upper left; install 2.1 or newer")
     name = f"spans {kernel}"
     AttentionInterface.register(name, partial(attend, kernel=kernel))
     model.config.get_text_config()._attn_implementation = name
@@ -119,9 +126,20 @@ def attend(
         return _one_by_one(query, key, value, spans, attention), None
     queries, keys, lengths = spans.varlen(query.device)
     flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [R * T, heads, D]
-    some = [one[index].transpose(0, 1)[None] for one, index in zip(flat, (queries, keys, keys), strict=True)]
-    output, _ = ALL_ATTENTION_FUNCTIONS[kernel](
-        module, *some, None, dropout=dropout, scaling=scaling, is_causal=True, **lengths
+    q, k, v = (one[index][None] for one, index in zip(flat, (queries, keys, keys), strict=True))
+    # transformers' own attention function would ask for the kernel by the name in the config, which is ours.
+    output = _flash_attention_forward(
+        q,
+        k,
+        v,
+        attention_mask=None,
+        query_length=len(queries),
+        is_causal=True,
+        dropout=dropout,
+        softmax_scale=scaling,
+        target_dtype=get_target_dtype(query, module),
+        attn_implementation=kernel,
+        **lengths,
     )
     whole = output.new_zeros(rows * length, *output.shape[2:]).index_copy(0, queries, output[0])
     return whole.unflatten(0, (rows, length)), None

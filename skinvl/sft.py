@@ -106,13 +106,17 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     shown = any(row.example.images for rows in (train, *evaluation.values()) for row in rows)
-    collator = Collator(chat, filler=shown and args.world_size > 1, share=recipe.share_images)
+    collator = Collator(chat, filler=shown and args.world_size > 1, share=recipe.share_images and family.shares)
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)
     facts = {
         "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
         "attention": attention.kernel_of(loaded),
-        "share_images": recipe.share_images,
+        "shared": "once a batch"
+        if collator.share
+        else "for each"
+        if family.shares
+        else "for each, as the family needs",
         "precision": "bf16" if args.bf16 else "fp32",
         "quantization": recipe.quantization,
         "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
@@ -260,8 +264,7 @@ def show_parts(
     say.print(
         f"{facts['engine']}, ranks {facts['ranks']}, effective batch {facts['effective_batch']}, {facts['precision']}, "
         f"attention {facts['attention']}, what conversations about one image have in common is computed "
-        f"{'once a batch' if recipe.share_images else 'for each'}; trainable weights in fp32; vision tower, projector "
-        "and lm_head unquantised"
+        f"{facts['shared']}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
     )
 
 

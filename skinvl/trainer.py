@@ -52,6 +52,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         log: Path,
     ) -> None:
         self.recipe, self.family = recipe, family
+        args._n_gpu = min(args.n_gpu, 1)  # more GPUs are ranks: DataParallel would cut a row of many conversations
         masters = {p: p.data for p in model.parameters() if p.requires_grad}
         super().__init__(
             model=model,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import runs
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import modeling_flash_attention_utils
 
+from skinvl import attention, mixture
 from skinvl.attention import Span, Spans, attend
+from skinvl.trainer import token_losses
 
 SPANS = Spans(
     (
@@ -24,7 +29,7 @@ SPANS = Spans(
     ),
     (2, 20),
 )
-CAUSAL: Any = SimpleNamespace(is_causal=True)
+CAUSAL: Any = SimpleNamespace(is_causal=True, config=SimpleNamespace(), modules=lambda: [torch.nn.Linear(1, 1)])
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -53,37 +58,46 @@ def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> tuple[torch.T
 
 
 def varlen(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: None,
-    *,
-    scaling: float,
-    is_causal: bool,
-    cu_seq_lens_q: torch.Tensor,
-    cu_seq_lens_k: torch.Tensor,
-    max_length_q: int,
-    max_length_k: int,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """What flash-attention's kernels compute from cumulative lengths: causal, aligned to the lower right."""
-    assert is_causal
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """What flash-attention computes of [tokens, heads, D] and cumulative lengths: causal, aligned lower right."""
+    assert causal
     parts = []
-    starts = zip(pairwise(cu_seq_lens_q.tolist()), pairwise(cu_seq_lens_k.tolist()), strict=True)
-    for (q0, q1), (k0, k1) in starts:
-        assert q1 - q0 <= max_length_q
-        assert k1 - k0 <= max_length_k
-        q, k, v = query[:, :, q0:q1], key[:, :, k0:k1], value[:, :, k0:k1]
+    for (q0, q1), (k0, k1) in zip(pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True):
+        assert q1 - q0 <= max_seqlen_q
+        assert k1 - k0 <= max_seqlen_k
+        query, key, value = (one.transpose(0, 1) for one in (q[q0:q1], k[k0:k1], v[k0:k1]))
+        groups = len(query) // len(key)
+        key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
         seen = torch.ones(q1 - q0, k1 - k0).tril(k1 - k0 - q1 + q0).bool()
-        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        parts.append(scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling))
-    return torch.cat(parts, 2).transpose(1, 2), None
+        parts.append(scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=softmax_scale))
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers finds a flash_attn package whose kernel is `varlen`; everything around it is transformers' own."""
+    package, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
+    vars(package).update(flash_attn_func=None, flash_attn_varlen_func=varlen, flash_attn_with_kvcache=None)
+    vars(padding).update(pad_input=None, unpad_input=None)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
+    monkeypatch.setattr(modeling_flash_attention_utils, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager", "flash_attention_2"])
-def test_spans_are_what_a_mask_says(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", varlen)
+@pytest.mark.usefixtures("flash")
+def test_spans_are_what_a_mask_says(kernel: str) -> None:
     inputs = tensors()
     expected = dense(*inputs)
     found, _ = attend(CAUSAL, *inputs, None, kernel=kernel, spans=SPANS, scaling=0.3)
@@ -116,3 +130,29 @@ def test_cross_attention_keeps_its_mask() -> None:
     key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3).transpose(1, 2)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_model_on_a_flash_kernel_trains_as_on_torch(tmp_path: Path, family: str) -> None:
+    one = runs.make(tmp_path, family)
+    model, batch = runs.attached(one), runs.batch(one, mixture.load(one.data).train[:8])
+    found = []
+    for kernel in ("sdpa", "flash_attention_2"):
+        attention.use(model.get_base_model(), kernel)
+        assert attention.kernel_of(model.get_base_model()) == kernel
+        model.zero_grad()
+        batch["spans"] = Spans(batch["spans"].spans, batch["spans"].shape)
+        losses, _ = token_losses(model, batch)
+        losses.sum().backward()
+        found.append([losses.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_a_flash_kernel_that_aligns_to_the_upper_left_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "flash_attn_supports_top_left_mask", lambda: True)
+    with pytest.raises(ValueError, match=r"older than 2\.1 aligns causal masks to the upper left"):
+        attention.use(runs.attached(runs.make(tmp_path, "qwen2_vl")).get_base_model(), "flash_attention_2")

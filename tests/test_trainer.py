@@ -230,3 +230,18 @@ def test_the_speed_of_a_run_counts_its_conversations(tmp_path: Path) -> None:
     assert 12 * min(lengths) <= speed.tokens_per_second * seconds <= 12 * max(lengths)
     assert 0 < speed.data_wait[0] < 1
     assert speed.peak_memory[0] > 100
+
+
+def test_several_gpus_of_one_process_do_not_cut_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = runs.make(tmp_path, "qwen2_vl")
+    arguments = sft.arguments
+
+    def two(*given: Any) -> Any:
+        args = arguments(*given)
+        args._n_gpu = 2
+        return args
+
+    monkeypatch.setattr(sft, "arguments", two)
+    made = trainer(one, tmp_path)
+    assert made.args.n_gpu == 1
+    assert made.args.train_batch_size == one.train["per_device_train_batch_size"]

@@ -40,6 +40,9 @@ class Family(ABC):
     image_token: str  # what the chat template writes for one image
     turn_open: str  # what the chat template writes before an assistant's answer
     turn_close: str  # the end-of-turn token after it, trained with the answer
+    # Whether a conversation computes behind a shared prefix what it computes alone: not with recurrent layers, image or
+    # prefix tokens that see what follows them, or attention windows counted in a row's positions.
+    shares: bool = True
     one_row: bool  # whether conversations about different images may stand in one row of a batch
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
     tokens: tuple[str, ...]  # the control tokens a tokenizer of the family must have
