@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from torch.utils.data import Sampler
 
 from skinvl.mixture import NOTHING, Row
 
-SOON = 64  # images ahead among which a block looks for one that fits
+SOON = 64  # groups ahead among which a block looks for one that fits
 
 
 class MixtureSampler(Sampler[int]):
@@ -40,6 +39,7 @@ class MixtureSampler(Sampler[int]):
         step: int = 1,
     ) -> None:
         self.rows, self.seed, self.balance, self.batch, self.step = rows, seed, balance, batch, step
+        self.alike = alike(rows)
         self.epoch = 0
         drawn = len(self._draw(random.Random(0)))
         self.filling = -drawn % multiple
@@ -59,8 +59,8 @@ class MixtureSampler(Sampler[int]):
             indices = self._balanced(indices, generator)
         generator.shuffle(indices)
         if self.step > 1:
-            steps = together(self.rows, indices, self.step)
-            indices = [index for some in steps for block in together(self.rows, some, self.batch) for index in block]
+            steps = together(self.alike, indices, self.step)
+            indices = [index for some in steps for block in together(self.alike, some, self.batch) for index in block]
         return iter([*indices, *[NOTHING] * self.filling])
 
     def _draw(self, generator: random.Random) -> list[int]:
@@ -97,19 +97,28 @@ class MixtureSampler(Sampler[int]):
         return balanced + unknown
 
 
-def together(rows: Sequence[Row], indices: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Blocks of `size` indices, the last one perhaps shorter, that hold all conversations about one image together.
+def alike(rows: Sequence[Row]) -> list[int]:
+    """A number for each row, the same for those that show the same images; a row without images has its own."""
+    numbers: dict[tuple[str | int, ...], int] = {}
+    keys = ((str(row.root), *row.example.images) if row.example.images else (place,) for place, row in enumerate(rows))
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
-    A block takes the images in their order, and where the next does not fit the first of those soon after it that does;
-    where none does, that next one is cut.
+
+def together(alike: Sequence[int], indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Blocks of `size` indices, the last one perhaps shorter, in which those that are alike stand together.
+
+    A block takes groups in their order, and where the next does not fit the first of those soon after it that does;
+    where none does, that next one is cut. An index that is given twice is not alike to itself.
     """
     seen: Counter[int] = Counter()
-    alike: dict[tuple[Path, tuple[str, ...], int], list[int]] = defaultdict(list)
-    for index in indices:
-        row = rows[index]
-        alike[row.root, row.example.images, seen[index]].append(index)
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for place, index in enumerate(indices):
+        groups[alike[index], seen[index]].append((index, place))
         seen[index] += 1
-    left = deque(group[start : start + size] for group in alike.values() for start in range(0, len(group), size))
+    # A group stands where its lowest index does: where its first does, large groups would all come early.
+    ordered = sorted(groups.values(), key=lambda group: min(group)[1])
+    parts = (group[start : start + size] for group in ordered for start in range(0, len(group), size))
+    left = deque([index for index, _ in part] for part in parts)
     block: list[int] = []
     while left:
         room = size - len(block)

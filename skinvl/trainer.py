@@ -24,7 +24,7 @@ from skinvl.mixture import NOTHING, Row, Rows
 from skinvl.pace import Pace
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
-from skinvl.sampler import MixtureSampler, together
+from skinvl.sampler import MixtureSampler, alike, together
 
 OURS = ("labels", "shift_labels", "row_ids", "tokens", "filler")  # of a batch, what no model takes
 
@@ -195,7 +195,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         Answer tokens are the supervised ones without the end of turn. Each row counts once whatever the number of
         ranks, and all ranks run the same number of forwards.
         """
-        blocks = list(together(rows, range(len(rows)), self.args.per_device_eval_batch_size))
+        blocks = list(together(alike(rows), range(len(rows)), self.args.per_device_eval_batch_size))
         ranks = self.accelerator.num_processes
         blocks += [[NOTHING]] * (-len(blocks) % ranks)
         loader = DataLoader(

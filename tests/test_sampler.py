@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skinvl.example import Example, Facts, text
 from skinvl.mixture import NOTHING, Row, Rows
-from skinvl.sampler import MixtureSampler, together
+from skinvl.sampler import MixtureSampler, alike, together
 
 
 def example(name: str, group: str, **facts: str) -> Example:
@@ -95,7 +95,7 @@ def test_a_batch_holds_whole_images_where_they_fit() -> None:
 
 def test_an_image_with_more_questions_than_a_batch_is_cut() -> None:
     rows = shown([11, 2])
-    blocks = list(together(rows, range(13), 4))
+    blocks = list(together(alike(rows), range(13), 4))
     assert [len(block) for block in blocks] == [4, 4, 4, 1]
     assert sorted(index for block in blocks for index in block) == list(range(13))
     assert {rows[index].example.images for index in blocks[0]} == {("0.png",)}
@@ -116,3 +116,13 @@ def test_a_step_sees_the_same_however_it_is_cut() -> None:
     assert len(set(map(tuple, orders))) == 4
     for start in range(0, len(rows), 16):
         assert len({frozenset(order[start : start + 16]) for order in orders}) == 1
+
+
+def test_images_with_many_questions_do_not_come_early() -> None:
+    some = shown([6] * 200) + rows(400, 1.0)
+    early = []
+    for seed in range(10):
+        order = list(MixtureSampler(some, seed=seed, batch=8, step=16))
+        early.append(sum(bool(some[index].example.images) for index in order[:800]) / 800)
+    assert abs(sum(early) / len(early) - 0.75) < 0.02
+    assert max(early) - min(early) < 0.12
