@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
@@ -222,15 +223,18 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, whether the token is the most likely one) of each supervised token, float32[N] and bool[N], row by row.
 
-    Logits are computed only at positions where some row of the batch is supervised.
+    Logits are computed at those positions alone. `logits_to_keep` would take the same ones from every row.
     """
     plain = {key: value for key, value in inputs.items() if key not in OURS}
     targets = inputs["shift_labels"]
-    keep = (targets != UNTRAINED).any(0).nonzero().squeeze(1)
-    logits = model(**plain, use_cache=False, logits_to_keep=keep).logits
-    targets = targets[:, keep]
     supervised = targets != UNTRAINED
-    logits, targets = logits[supervised].float(), targets[supervised]
+    head: torch.nn.Module = extract_model_from_parallel(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, given: (given[0][supervised][None],))
+    try:
+        logits = model(**plain, use_cache=False).logits[0].float()
+    finally:
+        hook.remove()
+    targets = targets[supervised]
     return cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
 

@@ -100,6 +100,17 @@ def test_the_loss_is_that_of_hugging_face_at_the_supervised_tokens(tmp_path: Pat
     assert not torch.allclose(wrong, losses, rtol=1e-2)
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_logits_are_computed_where_a_token_is_supervised_and_nowhere_else(tmp_path: Path, family: str) -> None:
+    one = runs.make(tmp_path, family)
+    model, batch = runs.attached(one), runs.batch(one, mixture.load(one.data).train[:8])
+    seen: list[torch.Size] = []
+    model.get_output_embeddings().register_forward_hook(lambda module, given, logits: seen.append(logits.shape))
+    losses, _ = token_losses(model, batch)
+    assert [shape[:2] for shape in seen] == [(1, len(losses))]
+    assert len(losses) == int((batch["shift_labels"] != UNTRAINED).sum())
+
+
 def test_every_part_and_decay_has_its_group(tmp_path: Path) -> None:
     one = runs.make(tmp_path, "qwen2_vl", train__weight_decay=0.1)
     made = trainer(one, tmp_path)
