@@ -158,7 +158,7 @@ class Recipe(_Strict):
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is the fastest that is installed and that the family supports."""
     share_images: bool = True
-    """Whether a batch computes what its conversations about one image have in common once; the results are the same."""
+    """Whether a batch computes once what its conversations about one image have in common; false shuffles all alike."""
     init_adapter: Text | None = None
     """Adapter to continue from, a folder or a model id; null starts a new one."""
     run: Name | None = None

@@ -104,16 +104,16 @@ def alike(rows: Sequence[Row]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def together(alike: Sequence[int], indices: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Blocks of `size` indices, the last one perhaps shorter, in which those that are alike stand together.
+def together(kinds: Sequence[int], indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Blocks of `size` indices, the last one perhaps shorter, in which those of one kind stand together.
 
     A block takes groups in their order, and where the next does not fit the first of those soon after it that does;
-    where none does, that next one is cut. An index that is given twice is not alike to itself.
+    where none does, that next one is cut. An index that is given twice stands apart from itself.
     """
     seen: Counter[int] = Counter()
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for place, index in enumerate(indices):
-        groups[alike[index], seen[index]].append((index, place))
+        groups[kinds[index], seen[index]].append((index, place))
         seen[index] += 1
     # A group stands where its lowest index does: where its first does, large groups would all come early.
     ordered = sorted(groups.values(), key=lambda group: min(group)[1])

@@ -112,11 +112,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     facts = {
         "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
         "attention": attention.kernel_of(loaded),
-        "shared": "once a batch"
-        if collator.share
-        else "for each"
-        if family.shares
-        else "for each, as the family needs",
+        "shared": "once a batch" if collator.share else f"for each{'' if family.shares else ', as the family needs'}",
         "precision": "bf16" if args.bf16 else "fp32",
         "quantization": recipe.quantization,
         "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",

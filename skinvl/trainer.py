@@ -91,7 +91,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self.recipe.data.balance,
             multiple=batch * ranks if ranks > 1 else 1,
             batch=batch,
-            step=step if self.recipe.share_images else 1,
+            step=step if self.data_collator.share else 1,
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
