@@ -8,7 +8,6 @@ k (image + text) / (image + k text) for k questions.
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -77,17 +76,18 @@ def cost(model: torch.nn.Module, inputs: dict[str, Any], conversations: int) -> 
     """The least of three steps after a first one."""
     times = []
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
-    before = memory()
+    before = memory("VmRSS")
     for _ in range(4):
         started = time.perf_counter()
         torch.autograd.backward(token_losses(model, inputs)[0].mean())
         times.append(time.perf_counter() - started)
-    return Cost(min(times[1:]) / conversations, inputs["input_ids"].numel() / conversations, memory() - before)
+    return Cost(min(times[1:]) / conversations, inputs["input_ids"].numel() / conversations, memory("VmHWM") - before)
 
 
-def memory() -> float:
-    """MiB, the peak of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory(key: str) -> float:
+    """MiB of this process, now (VmRSS) or at the peak since it was last cleared (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def points() -> Iterator[tuple[str, Point]]:
