@@ -18,6 +18,7 @@ from statistics import mean, stdev
 
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t
 
 
 def trained(recipe: str, overrides: list[str], seed: int, share: bool, runs: Path) -> tuple[float, float]:
@@ -52,9 +53,7 @@ def main() -> None:
             table.add_row(str(seed), *(f"{value:.4f}" for value in values), f"{minutes:.2f}", f"{longer:.2f}")
     Console().print(table)
     if given.seeds > 1:
-        # Student's t at 2 to 5 seeds; the seeds are paired.
-        factor = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(given.seeds, 2.0)
-        half = factor * stdev(differences) / math.sqrt(given.seeds)
+        half = t.ppf(0.975, given.seeds - 1) * stdev(differences) / math.sqrt(given.seeds)
         print(f"shared minus apart: {mean(differences):+.4f} ± {half:.4f} (95 %, paired, n = {given.seeds})")
 
 

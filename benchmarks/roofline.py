@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from skinvl import attention
-from skinvl.attention import Span, Spans
+from skinvl.pack import Group, spans
 
 THREADS, HIDDEN, INNER, LAYERS, HEADS = 2, 1024, 2816, 8, 16
 PREFIX, BRANCHES, IMAGES = 160, (48, 40), 4  # tokens of a prefix and of each of its branches; images of the batch
@@ -33,18 +33,6 @@ def least(action: Callable[[], object], times: int = 5) -> float:
     return min(found)
 
 
-def spans() -> Spans:
-    """The spans of the batch, in one row."""
-    found, cursor = [], 0
-    for _ in range(IMAGES):
-        begin, cursor = cursor, cursor + PREFIX
-        found.append(Span(0, begin, cursor))
-        for length in BRANCHES:
-            found.append(Span(0, cursor, cursor + length, (begin, begin + PREFIX)))
-            cursor += length
-    return Spans(tuple(found), (1, cursor))
-
-
 def main() -> None:
     """Prints the machine's rate and the two shares of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -52,7 +40,9 @@ def main() -> None:
     dtype = getattr(torch, parser.parse_args().dtype)
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    laid = spans()
+    members = torch.arange(IMAGES * len(BRANCHES)).view(IMAGES, -1).tolist()
+    images = [Group(tuple(some), PREFIX) for some in members]
+    laid = spans([images], [PREFIX + length for length in BRANCHES] * IMAGES)
     length = laid.shape[1]
     a, b = torch.randn(length, HIDDEN, dtype=dtype), torch.randn(HIDDEN, INNER, dtype=dtype)
     rate = 2 * length * HIDDEN * INNER / least(lambda: a @ b, 20)

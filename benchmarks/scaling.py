@@ -57,7 +57,7 @@ class Cost:
     memory: float
 
 
-def batch(chat: Chat, folder: Path, point: Point, share: bool) -> dict[str, Any]:
+def batch(base: Path, folder: Path, point: Point, share: bool) -> dict[str, Any]:
     """The batch of a point, as the trainer would be given it."""
     side = round(point.tokens**0.5) * 28
     rows = []
@@ -67,8 +67,7 @@ def batch(chat: Chat, folder: Path, point: Point, share: bool) -> dict[str, Any]
             Image.effect_noise((side, side), 80).convert("RGB").save(folder / name)
         turns = (text("user", f"{number}. {QUESTION}", 1), text("assistant", ANSWER))
         rows.append(Row(Example(str(number), "drawn", (name,), turns, name, "train", "CC0-1.0"), folder))
-    chat.image_arguments = chat.family.image_arguments(chat.processor, point.tokens)
-    chat._pictures.clear()
+    chat = Chat(AutoProcessor.from_pretrained(base), families.load("qwen2_vl"), point.tokens, 1 << 20)
     return Collator(chat, share=share)([{"row": row} for row in rows])
 
 
@@ -116,10 +115,9 @@ def main() -> None:
         model = Qwen2VLForConditionalGeneration(config)
         attention.use(model, "sdpa")
         peft_model = get_peft_model(model, LoraConfig(r=8, target_modules=r".*language_model.*_proj"))
-        chat = Chat(AutoProcessor.from_pretrained(base), families.load("qwen2_vl"), 144, 1 << 20)
         for varies, point in points():
             shared, apart = (
-                cost(peft_model, batch(chat, folder, point, share), point.batch) for share in (True, False)
+                cost(peft_model, batch(base, folder, point, share), point.batch) for share in (True, False)
             )
             found.setdefault(varies, []).append((point, shared, apart))
     for varies, rows in found.items():

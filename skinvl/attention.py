@@ -7,12 +7,14 @@ right: the last query sees every key. No mask of the row's size is made, and not
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.flash_attention import get_target_dtype
@@ -122,8 +124,9 @@ def attend(
             "a packed batch must reach every layer with its own spans"
         )
     if kernel in ("sdpa", "eager"):
-        attention = partial(_eager if kernel == "eager" else _sdpa, scaling=scaling, dropout=dropout)
-        return _one_by_one(query, key, value, spans, attention), None
+        attention = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
+        with sdpa_kernel(SDPBackend.MATH) if kernel == "eager" else nullcontext():
+            return _one_by_one(query, key, value, spans, attention), None
     queries, keys, lengths = spans.varlen(query.device)
     flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [R * T, heads, D]
     q, k, v = (one[index][None] for one, index in zip(flat, (queries, keys, keys), strict=True))
@@ -162,36 +165,7 @@ def _one_by_one(
             if (mask := spans.mask(one, device)) is not None:
                 k = torch.cat([key[one.row : one.row + 1, :, before], k], 2)
                 v = torch.cat([value[one.row : one.row + 1, :, before], v], 2)
-            rows[one.row].append(attention(q, k, v, mask))
+            rows[one.row].append(attention(q, k, v, attn_mask=mask, is_causal=mask is None))
         done = [torch.cat(parts, 2) for parts in rows]
         padded = [torch.nn.functional.pad(one, (0, 0, 0, spans.shape[1] - one.shape[2])) for one in done]
         return torch.cat(padded).transpose(1, 2).to(dtype)
-
-
-def _sdpa(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
-    )
-
-
-def _eager(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).tril() if mask is None else mask
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return torch.nn.functional.dropout(weights, dropout) @ value

@@ -88,16 +88,22 @@ def test_a_mean_of_batch_means_would_be_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_loss_is_that_of_hugging_face_at_the_supervised_tokens(tmp_path: Path, family: str) -> None:
     one = runs.make(tmp_path, family)
-    row = mixture.load(one.data).train[0]
-    inputs = runs.alone(runs.chat(one), row)
-    model = tiny.model(family)
+    model, chat = tiny.model(family), runs.chat(one)
+    found, wrong, expected = [], [], []
     with torch.no_grad():
-        expected = model(**{key: value for key, value in inputs.items() if key != "shift_labels"}).loss
-        losses, right = token_losses(model, inputs)
-        wrong, _ = token_losses(model, {**inputs, "shift_labels": torch.roll(inputs["shift_labels"], 1, 1)})
-    assert len(losses) == int((inputs["labels"] != UNTRAINED).sum()) == len(right)
-    assert float(losses.mean()) == pytest.approx(float(expected), rel=1e-5)
-    assert not torch.allclose(wrong, losses, rtol=1e-2)
+        for row in mixture.load(one.data).train[:4]:
+            inputs = runs.alone(chat, row)
+            theirs = model(**{key: value for key, value in inputs.items() if key != "shift_labels"}).loss
+            losses, right = token_losses(model, inputs)
+            assert len(losses) == int((inputs["labels"] != UNTRAINED).sum()) == len(right)
+            assert float(losses.mean()) == pytest.approx(float(theirs), rel=1e-5)
+            rolled = torch.roll(inputs["shift_labels"], 1, 1)
+            found.append(losses)
+            expected.append(theirs.expand(len(losses)))
+            wrong.append(token_losses(model, {**inputs, "shift_labels": rolled})[0])
+    mean = float(torch.cat(expected).mean())
+    assert float(torch.cat(found).mean()) == pytest.approx(mean, rel=1e-5)
+    assert float(torch.cat(wrong).mean()) != pytest.approx(mean, rel=1e-2)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
