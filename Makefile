@@ -1,7 +1,7 @@
 # Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help setup sft prep show dry-run check test test-slow bench clean
+.PHONY: help setup sft cache prep show dry-run check test test-slow bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -34,7 +34,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "skinvl needs Python 3.11 or newer; set PYTHON=python3.12, say")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@uv="$$(command -v uv || echo $(BIN)/uv)"; "$$uv" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+# Compiled once, here: every rank imports 5,000 modules, and some machines forbid Python to keep what it compiled itself.
+	@uv="$$(command -v uv || echo $(BIN)/uv)"; "$$uv" pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 data/demo/card.json: | setup
@@ -42,6 +43,9 @@ data/demo/card.json: | setup
 
 sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapter: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED, ARGS
 	$(LAUNCH) sft $(RECIPE) $(OVERRIDES)
+
+cache: setup  ## compute the vision features of a recipe's images ahead of sft
+	$(LAUNCH) cache $(RECIPE) $(OVERRIDES)
 
 dry-run: setup  ## show what a recipe would train on a base, without its weights
 	$(BIN)/skinvl sft $(RECIPE) $(OVERRIDES) --dry-run
@@ -72,4 +76,4 @@ bench: setup  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove what was made here, data and runs excepted
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache bases
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache bases cache

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from skinvl import families, hub
 from skinvl.families import Family
@@ -56,12 +57,12 @@ def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
     return hits
 
 
-def attach(model: PreTrainedModel, family: Family, recipe: Recipe) -> PeftModel:
+def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bool = False) -> PeftModel:
     """The model with a fresh LoRA adapter, its fully trained parts copied, everything else frozen.
 
     Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
     modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
-    runs without autograd from here on.
+    runs without autograd from here on, or, `cached`, takes its images' features for pixels and does not run at all.
 
     Raises:
         AdapterError: a part that is to train has nothing to train, or `init_adapter` does not fit.
@@ -87,7 +88,9 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe) -> PeftModel:
     if recipe.init_adapter is not None:
         earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, earlier.path, family, lora)
-    if recipe.parts.vision.train == "frozen":
+    if cached:
+        _read_features(model, family)
+    elif recipe.parts.vision.train == "frozen":
         _run_tower_without_grad(model, family)
     return peft_model
 
@@ -234,6 +237,16 @@ def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
                 module = model.get_submodule(inner)
                 for one in module if isinstance(module, nn.ModuleList) else [module]:
                     one.forward = _recorded_again(one.forward, callers)
+
+
+def _read_features(model: nn.Module, family: Family) -> None:
+    (name,) = family.parts["vision"]
+    tower: Any = model.get_submodule(name)
+
+    def forward(pixel_values: torch.Tensor, **inputs: Any) -> ModelOutput:
+        return family.read(tower, pixel_values, **inputs)
+
+    tower.forward = forward
 
 
 def _unrecorded(forward: Callable[..., Any], callers: list[bool]) -> Callable[..., Any]:

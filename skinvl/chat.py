@@ -123,6 +123,19 @@ class Chat:
             raise ChatError("template-refused", f"the base's chat template says: {error}") from error
         return text
 
+    def picture(self, size: Size) -> Picture:
+        """What an image of this size becomes within the budget.
+
+        Raises:
+            ChatError: it is too elongated (image-too-elongated).
+        """
+        if size not in self._pictures:
+            try:
+                self._pictures[size] = self.family.picture(self.processor, size, self.image_arguments)
+            except ShapeError as error:
+                raise ChatError("image-too-elongated", str(error)) from error
+        return self._pictures[size]
+
     def paint(self, encoded: Encoded) -> Text:
         """The conversation as coloured text: what is trained stands out, an image's tokens are one ⟨image ×N⟩."""
         painted = Text()
@@ -140,7 +153,7 @@ class Chat:
             if found := self._control.search(words(message)):
                 raise ChatError("control-token", f"{found[0]} in the text of a {message['role']} turn")
         parts = [part for message in messages for part in message["content"]]
-        pictures = tuple(self._picture(size) for size in sizes[: sum(part["type"] == "image" for part in parts)])
+        pictures = tuple(self.picture(size) for size in sizes[: sum(part["type"] == "image" for part in parts)])
         answers = [words(message) for message in messages if message["role"] == "assistant"]
         text = self.render(messages, generation)
         pieces, trained = zip(*self._pieces(text, answers, generation), strict=True)
@@ -187,14 +200,6 @@ class Chat:
 
     def _expand(self, token: int, rest: Iterator[Picture]) -> list[int]:
         return [token] * next(rest).text_tokens if token == self.image_id else [token]
-
-    def _picture(self, size: Size) -> Picture:
-        if size not in self._pictures:
-            try:
-                self._pictures[size] = self.family.picture(self.processor, size, self.image_arguments)
-            except ShapeError as error:
-                raise ChatError("image-too-elongated", str(error)) from error
-        return self._pictures[size]
 
 
 def _template(processor: ProcessorMixin) -> str:

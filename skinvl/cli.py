@@ -16,6 +16,7 @@ VERBS = {
     "prep": "turn a raw download into a prepared source",
     "leaks": "show which images two sets share, and how sure that is",
     "sft": "train a recipe: prepared sources and a base become an adapter",
+    "cache": "compute the vision features of a recipe's images ahead of sft",
     "show": "paint what a recipe trains, conversation by conversation",
     "bases": "build tiny bases with random weights",
 }
@@ -72,7 +73,7 @@ def _run(verb: str, words: list[str]) -> int:
         parser.add_argument(
             "--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder"
         )
-    else:
+    elif verb == "show":
         parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="conversations of each source (default 4)")
     given = parser.parse_intermixed_args(words)
     if verb == "sft" and given.configs is not None and not given.dry_run:
@@ -84,8 +85,10 @@ def _run(verb: str, words: list[str]) -> int:
     module = importlib.import_module(f"skinvl.{verb}")
     if verb == "sft":
         code = module.main(loaded, dry_run=given.dry_run, configs=given.configs)
-    else:
+    elif verb == "show":
         code = module.main(loaded, count=given.n)
+    else:
+        code = module.main(loaded)
     return code
 
 

@@ -94,7 +94,7 @@ def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base"
         if not isinstance(try_to_load_from_cache(model, name, revision=info.sha), str)
     )
     cache = Path(constants.HF_HUB_CACHE)
-    free = shutil.disk_usage(_existing(cache)).free
+    free = shutil.disk_usage(existing(cache)).free
     if missing > free:
         raise BaseError(
             f"{what} {model}: {missing / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free in {cache}; "
@@ -124,7 +124,8 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The nearest folder above a path that is there, or the path itself."""
     while not path.exists():
         path = path.parent
     return Path(os.path.realpath(path))

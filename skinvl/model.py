@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,35 +74,99 @@ def attention_kernel(wanted: str, family: Family) -> str:
     raise ModelError(f"attention={wanted}: {reason}; use attention=auto or attention=sdpa")
 
 
-def load(path: Path, family: Family, recipe: Recipe, *, device_map: dict[str, Any] | None = None) -> PreTrainedModel:
+def dtype(recipe: Recipe) -> torch.dtype:
+    """What the unquantised weights of a base are loaded in, and what its tower's features are."""
+    return torch.bfloat16 if recipe.train.get("bf16", True) else torch.float32
+
+
+def load(
+    path: Path,
+    family: Family,
+    recipe: Recipe,
+    *,
+    device_map: dict[str, Any] | None = None,
+    config: PretrainedConfig | None = None,
+) -> PreTrainedModel:
     """The base of a recipe with its weights, in bf16 (fp32 with `train.bf16: false`) or 4-bit.
 
     The vision tower, the projector and lm_head stay unquantised: they are named in full, since a bare suffix would
     leave some of them quantised. Its language layers attend over spans, which every batch must bring.
+
+    Args:
+        config: one with fewer layers than the base's own, whose other weights are then not read.
+
+    Raises:
+        ModelError: the files lack weights of the model.
     """
     if is_deepspeed_zero3_enabled():  # each rank then loads its share of every weight, which needs the others
         import deepspeed
 
         deepspeed.init_distributed()
-    dtype = torch.bfloat16 if recipe.train.get("bf16", True) else torch.float32
     quantization = None
     if recipe.quantization is not None:
         keep = [*family.parts["vision"], *family.parts["projector"], "lm_head"]
         quantization = BitsAndBytesConfig(
-            **{"bnb_4bit_compute_dtype": dtype, **recipe.quantization, "llm_int8_skip_modules": keep}
+            **{"bnb_4bit_compute_dtype": dtype(recipe), **recipe.quantization, "llm_int8_skip_modules": keep}
         )
     kernel = attention_kernel(recipe.attention, family)
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-        path,
-        dtype=dtype,
-        use_safetensors=True,
-        quantization_config=quantization,
-        attn_implementation=kernel,
-        device_map=device_map,
-    )
+    settings: dict[str, Any] = {
+        "quantization_config": quantization,
+        "attn_implementation": kernel,
+        "device_map": device_map,
+    }
+    if config is not None:
+        settings["config"] = config
+    model = _read(AutoModelForImageTextToText, path, recipe, settings)
     attention.use(model, kernel)
     family.prepare(model)
     return model
+
+
+def load_tower(path: Path, family: Family, recipe: Recipe) -> PreTrainedModel:
+    """The vision tower of a base alone, with the projector where it lies within, as `load` would have it.
+
+    Raises:
+        ModelError: the files lack weights of the tower.
+    """
+    found, _ = config(path)
+    (name,) = family.parts["vision"]
+    settings = {
+        "config": found.vision_config,
+        "attn_implementation": attention_kernel(recipe.attention, family),
+        "key_mapping": {tower_names(family).pattern: ""},
+    }
+    tower = _read(type(blank(found).get_submodule(name)), path, recipe, settings)
+    tower.eval()
+    return tower
+
+
+def tower_names(family: Family) -> re.Pattern[str]:
+    """What the names of the tower's weights begin with in the files of a base, old or new."""
+    (name,) = family.parts["vision"]
+    return re.compile(rf"^(model\.)?{name.rpartition('.')[2]}\.")
+
+
+def _read(kind: Any, path: Path, recipe: Recipe, settings: dict[str, Any]) -> PreTrainedModel:
+    loader = logging.getLogger("transformers.modeling_utils")
+    loader.addFilter(_no_report)
+    try:
+        model, told = kind.from_pretrained(
+            path, dtype=dtype(recipe), use_safetensors=True, output_loading_info=True, **settings
+        )
+    finally:
+        loader.removeFilter(_no_report)
+    if missing := sorted(told["missing_keys"]):
+        raise ModelError(
+            f"{path}: {len(missing)} weights of {type(model).__name__} are not in its files (first: {missing[0]}); "
+            "they would be random. Download the base again, or give one that is whole"
+        )
+    found: PreTrainedModel = model
+    return found
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    """False for the list of the weights that a loaded model has no place for: here they are left out on purpose."""
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def blank(found: PretrainedConfig) -> PreTrainedModel:

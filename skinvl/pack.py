@@ -15,9 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from skinvl.attention import Span, Spans
 from skinvl.chat import UNTRAINED, Chat, Encoded
 from skinvl.example import Example, text
+from skinvl.families import Picture
 from skinvl.lengths import sizes
 from skinvl.mixture import Row
 from skinvl.pixels import upright
+from skinvl.vision import Cache
 
 SIDE = 64  # pixels of a blank image
 
@@ -72,12 +74,14 @@ class Collator:
     # any conversation gets one in any case.
     filler: bool = False
     share: bool = True  # whether conversations about the same images share their prefix
+    cache: Cache | None = None  # what holds the images' features, if these are read in place of their pixels
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """The model's inputs with `labels`, `shift_labels`, `row_ids`, the `tokens` of the conversations and `filler`.
 
         Raises:
             ChatError, ImageError: a conversation cannot be trained on; preflight finds these before training.
+            CacheError: an image's features are gone or damaged.
         """
         given: list[Row] = [item["row"] for item in items if item["row"] is not None]
         encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in given]
@@ -99,12 +103,16 @@ class Collator:
             encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
         family = self.chat.family
         rows = [groups] if family.one_row else [[group] for group in groups]
-        pixels = {path: upright(path) for path in {path for some in shown for path in some}}
-        pictures = [[pixels[path] for path in some] for some in shown]
+        read = {
+            path: self._image(path, picture)
+            for some, one in zip(shown, encoded[: len(shown)], strict=True)
+            for path, picture in dict(zip(some, one.pictures, strict=True)).items()
+        }
+        tensors = [[read[path] for path in some] for some in shown]
         if filled:
-            pictures.append([Image.new("RGB", (SIDE, SIDE))] * blanks)
+            tensors.append([self._blank(picture) for picture in encoded[-1].pictures])
         ids, labels, targets, positions = self._rows(encoded, rows)
-        images = [[image for group in row for image in pictures[group.members[0]]] for row in rows]
+        first = [[group.members[0] for group in row] for row in rows]  # a group's members show the same images
         return {
             "input_ids": ids,
             "position_ids": positions,
@@ -114,8 +122,24 @@ class Collator:
             "row_ids": [row.example.id for row in given],
             "tokens": tokens,
             "filler": filled,
-            **family.batch(self.chat.processor, ids, images, self.chat.image_arguments),
+            **family.inputs(
+                self.chat.processor,
+                ids,
+                [[picture for place in row for picture in encoded[place].pictures] for row in first],
+                [[tensor for place in row for tensor in tensors[place]] for row in first],
+            ),
         }
+
+    def _image(self, path: Path, picture: Picture) -> torch.Tensor:
+        if self.cache is not None:
+            return self.cache.get(path, picture)
+        return self.chat.family.pixels(self.chat.processor, upright(path), self.chat.image_arguments)
+
+    def _blank(self, picture: Picture) -> torch.Tensor:
+        if self.cache is not None:
+            return self.cache.blank(picture)
+        image = Image.new("RGB", (SIDE, SIDE))
+        return self.chat.family.pixels(self.chat.processor, image, self.chat.image_arguments)
 
     def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]]) -> list[torch.Tensor]:
         """Ids, labels and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""

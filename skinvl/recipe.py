@@ -159,6 +159,9 @@ class Recipe(_Strict):
     """Attention kernel; auto is the fastest that is installed and that the family supports."""
     share_images: bool = True
     """Whether a batch computes once what its conversations about one image have in common; false shuffles all alike."""
+    cache_gb: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Most GB of disk for the images' features under a frozen vision tower, computed once; 0 has the tower run in every
+    step, null is half of the free disk where the family's features are small and the run sees its images twice."""
     init_adapter: Text | None = None
     """Adapter to continue from, a folder or a model id; null starts a new one."""
     run: Name | None = None
@@ -257,6 +260,12 @@ def _settings(data: dict[str, Any]) -> list[Fault]:
             faults.append(Fault(("train", "deepspeed"), str(error)))
     if train.get("eval_strategy", "no") != "no" and isinstance(data.get("data"), dict) and not data["data"].get("eval"):
         faults.append(Fault(("train", "eval_strategy"), "data.eval is empty; name a source there, or set it to no"))
+    parts = data.get("parts")
+    vision = parts.get("vision") if isinstance(parts, dict) else None
+    if data.get("cache_gb") and isinstance(vision, dict) and vision.get("train", "frozen") != "frozen":
+        faults.append(
+            Fault(("cache_gb",), "parts.vision trains, so that its features change with every step; leave cache_gb out")
+        )
     if data.get("early_stopping") is not None and (
         train.get("metric_for_best_model") is None or train.get("eval_strategy", "no") == "no"
     ):

@@ -6,39 +6,29 @@ import json
 import os
 import random
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoProcessor, set_seed
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import SFTConfig
 
-from skinvl import adapter, attention, checkpoint, dry, mixture, model, run
-from skinvl.adapter import Trained
+from skinvl import adapter, attention, checkpoint, dry, features, mixture, model, report, run
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
 from skinvl.lengths import preflight
-from skinvl.mixture import Row, Sets
-from skinvl.pace import Speed
+from skinvl.mixture import Row
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe, deepspeed_config, dump
+from skinvl.report import Control
 from skinvl.trainer import Trainer
 
 CONTROL_ROWS = 512  # closed questions asked with their own and with another image after training
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Closed-answer token accuracy with each question's own image, and with the images permuted among questions."""
-
-    own: float
-    permuted: float
-    questions: int
 
 
 def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) -> int:
@@ -68,6 +58,7 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
     if trainer.preemption.happened:
         there = checkpoint.last(path / "checkpoints")
         say.print(f"stopped by SIGTERM; {there} is whole: the same command with resume=auto goes on from it")
+        trainer.accelerator.end_training()
         return 0
     save_adapter(trainer, path / "adapter")
     losses = trainer.evaluate() if trainer.eval_dataset else {}
@@ -85,34 +76,45 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
             **({"control": asdict(control)} if control else {}),
         }
         (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        show_result(say, summary, control, speed, minutes, path)
+        report.result(say, summary, control, speed, minutes, path)
+    trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
     return 0
 
 
 def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Mapping[str, Any]) -> Trainer:
     """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
     sets = mixture.load(recipe.data)
-    show_shared(say, sets)
+    report.shared(say, sets)
     with args.main_process_first():  # one process of a machine downloads or builds
         base = model.snapshot(recipe)
     config, family = model.config(base.path)
     chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
     train, evaluation, dropped = checked(chat, sets.train, sets.evaluation, say)
-    loaded = model.load(base.path, family, recipe, device_map={"": args.device} if recipe.quantization else None)
+    seen = [*train, *(row for rows in evaluation.values() for row in rows)]
+    with _unsharded(args):
+        cache = features.once(recipe, base.path, config, chat, seen, _passes(args, len(train)), say)
+    loaded = model.load(
+        base.path,
+        family,
+        recipe,
+        device_map={"": args.device} if recipe.quantization else None,
+        config=family.without_tower(config) if cache else None,
+    )
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
-    peft_model = adapter.attach(loaded, family, recipe)
+    peft_model = adapter.attach(loaded, family, recipe, cached=cache is not None)
     settings = peft_model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
-    shown = any(row.example.images for rows in (train, *evaluation.values()) for row in rows)
-    collator = Collator(chat, filler=shown and args.world_size > 1, share=recipe.share_images and family.shares)
+    filler = args.world_size > 1 and any(row.example.images for row in seen)
+    collator = Collator(chat, filler=filler, share=recipe.share_images and family.shares, cache=cache)
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)
     facts = {
         "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
         "attention": attention.kernel_of(loaded),
         "shared": "once a batch" if collator.share else f"for each{'' if family.shares else ', as the family needs'}",
+        "vision": f"features of {cache.folder}" if cache else "computed in every step",
         "precision": "bf16" if args.bf16 else "fp32",
         "quantization": recipe.quantization,
         "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
@@ -124,12 +126,30 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
         "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
         "dropped": len(dropped),
     }
-    show_parts(say, recipe, args.learning_rate, counts, facts)
+    report.parts(say, recipe, args.learning_rate, counts, facts)
     if args.process_index == 0:
         run.write(path / "recipe.yaml", dump(recipe))
         run.write(path / "env.json", json.dumps(run.environment(facts), indent=2) + "\n")
         write_jsonl(path / "ledger.jsonl", [*sets.moved, *dropped])
     return trainer
+
+
+def _passes(args: SFTConfig, rows: int) -> float:
+    if args.max_steps <= 0:
+        return float(args.num_train_epochs)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return float(args.max_steps * step / rows)
+
+
+@contextmanager
+def _unsharded(args: SFTConfig) -> Iterator[None]:
+    """Within, a model is loaded whole under ZeRO-3 too: ranks that go through different images cannot share weights."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if args.deepspeed:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 def save_adapter(trainer: Trainer, path: Path) -> None:
@@ -227,66 +247,3 @@ def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
     swapped = [replace(row, example=replace(row.example, images=other[row.root, row.example.images])) for row in sample]
     own, permuted = trainer.sums(sample), trainer.sums(swapped)
     return Control(float(own[3] / own[2]), float(permuted[3] / permuted[2]), len(sample))
-
-
-def show_shared(say: Console, sets: Sets) -> None:
-    """Nothing; prints how many eval conversations share a group or an image with the train set, and what came of it."""
-    for rule, count in Counter(row.rule for row in sets.moved).items():
-        what = "moved to the train set" if rule == "moved-to-train" else "left out"
-        say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
-    if sets.leaking:
-        say.print(
-            f"allow_leak: {sets.leaking:,} eval conversations share a group or an image with the train set; "
-            "what is measured on them says nothing about new patients",
-            style="red",
-        )
-
-
-def show_parts(
-    say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], facts: Mapping[str, Any]
-) -> None:
-    """Nothing; prints what trains in each part, where, and at which learning rate."""
-    table = Table(
-        "part", "train", "learning rate", "trainable", "of", "where", title=f"{recipe.name} on {recipe.base.name}"
-    )
-    for name, part in parts.items():
-        spec = getattr(recipe.parts, name)
-        own = "" if spec.train == "frozen" else f"{spec.learning_rate or rate:g}"
-        where = ", ".join(f"{module} ×{count}" for module, count in part.lora.items()) or f"{part.full} modules"
-        table.add_row(
-            name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}", where if part.trainable else ""
-        )
-    say.print(table)
-    say.print(
-        f"{facts['engine']}, ranks {facts['ranks']}, effective batch {facts['effective_batch']}, {facts['precision']}, "
-        f"attention {facts['attention']}, what conversations about one image have in common is computed "
-        f"{facts['shared']}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
-    )
-
-
-def show_result(
-    say: Console,
-    losses: Mapping[str, Any],
-    control: Control | None,
-    speed: Speed | None,
-    minutes: float,
-    path: Path,
-) -> None:
-    """Nothing; prints the run's losses, the image control and where the adapter lies."""
-    table = Table("result", "value", title=str(path))
-    table.add_row("train loss (mean of the run)", f"{losses['train_loss']:.4f}")
-    shown = [name for name in losses if name.startswith("eval_") and name.endswith("_loss")]
-    for name in shown[:1] if len(shown) == 2 else shown:  # of one source the overall loss is the same again
-        table.add_row(name.replace("_", " "), f"{losses[name]:.4f}")
-    if control:
-        table.add_row(f"closed answers right, own image (n={control.questions})", f"{control.own:.3f}")
-        table.add_row("closed answers right, images permuted", f"{control.permuted:.3f}")
-    table.add_row("training time", f"{minutes:.1f} min")
-    if speed:
-        table.add_row("tokens/s, conversations/s", f"{speed.tokens_per_second:,.0f}, {speed.samples_per_second:,.1f}")
-        table.add_row("positions computed for each token", f"{speed.computed:.2f}")
-        table.add_row("seconds a step", f"{speed.step_seconds:.3f}")
-        for rank, (wait, peak) in enumerate(zip(speed.data_wait, speed.peak_memory, strict=True)):
-            table.add_row(f"rank {rank}: waiting for data, peak memory", f"{wait:.0%}, {peak:,.0f} MiB")
-    say.print(table)
-    say.print(f"adapter: {path / 'adapter'}")

@@ -30,6 +30,7 @@ SETTINGS = {
     "train__eval_strategy": "steps",
     "train__eval_steps": 2,
     "train__metric_for_best_model": "eval_loss",
+    "cache_gb": 1,
 }
 
 

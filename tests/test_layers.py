@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["cli"],
-    ["prep", "leaks", "sft", "show", "bases"],  # the verbs, which never import one another
-    ["prepare"],
+    ["prep", "leaks", "sft", "cache", "show", "bases"],  # the verbs, which never import one another
+    ["prepare", "report"],
     ["trainer", "dry"],
-    ["callbacks"],
+    ["callbacks", "features"],
     ["adapter", "model", "run", "checkpoint", "tiny"],
-    ["chat", "pack", "mixture", "sampler", "lengths"],
+    ["chat", "pack", "vision", "mixture", "sampler", "lengths"],
     ["families", "recipe", "hub", "attention"],
     ["source"],
     ["join"],
@@ -42,7 +42,7 @@ BESIDE = {
     "model": ["tiny"],
     "chat": [],
     "lengths": ["chat"],
-    "pack": ["chat", "lengths", "mixture"],
+    "pack": ["chat", "lengths", "mixture", "vision"],
     "sections": ["strict"],
     "pixels": ["metadata"],
     "sheet": ["pixels"],

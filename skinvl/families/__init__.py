@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils.generic import ModelOutput
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -44,6 +45,7 @@ class Family(ABC):
     # prefix tokens that see what follows them, or attention windows counted in a row's positions.
     shares: bool = True
     one_row: bool  # whether conversations about different images may stand in one row of a batch
+    caches: bool = True  # whether reading an image's features is cheaper than computing them, so that it is the default
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
     tokens: tuple[str, ...]  # the control tokens a tokenizer of the family must have
     roles: ClassVar[dict[str, str]]  # which of them is "bos", "eos" and "pad", where the family has one
@@ -66,22 +68,57 @@ class Family(ABC):
         """The `position_ids` of a conversation on its own, int64[T] or int64[3, T] (time, height, width)."""
 
     @abstractmethod
-    def batch(
+    def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
+        """What the vision tower reads of one RGB PIL image; the first dimension counts patches, or tiles."""
+
+    @abstractmethod
+    def inputs(
         self,
         processor: ProcessorMixin,
         ids: torch.Tensor,
-        images: list[list[Any]],
-        image_arguments: dict[str, Any],
+        pictures: Sequence[Sequence[Picture]],
+        tensors: Sequence[Sequence[torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
         """The model inputs beside `input_ids` and `attention_mask`; none where no row has an image.
 
         Args:
             ids: int64[B, T], right-padded, image tokens already expanded.
-            images: the RGB PIL images of each of the B rows, in the order of their tokens; any row may have none.
+            pictures: the images of each of the B rows, in the order of their tokens; any row may have none.
+            tensors: what becomes `pixel_values`: of each image its `pixels`, or what `encode` made of them.
 
         Raises:
             ValueError: a row's image tokens are not those of its images.
         """
+
+    def batch(
+        self,
+        processor: ProcessorMixin,
+        ids: torch.Tensor,
+        images: Sequence[Sequence[Any]],
+        image_arguments: dict[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        """The `inputs` of rows with these RGB PIL images."""
+        pictures = [
+            [self.picture(processor, (one.height, one.width), image_arguments) for one in row] for row in images
+        ]
+        tensors = [[self.pixels(processor, one, image_arguments) for one in row] for row in images]
+        return self.inputs(processor, ids, pictures, tensors)
+
+    @abstractmethod
+    def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
+        """The shape of what `encode` gives for an image."""
+
+    @abstractmethod
+    def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        """All that leaves the vision tower for its projector, of one image: float[features]."""
+
+    @abstractmethod
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        """What the tower returns for a batch of images, given what `encode` made of them in place of their pixels."""
+
+    @abstractmethod
+    def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
+        """The config of the model without the layers that `read` does not need."""
 
     def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
         """Hook up whatever a loaded model needs so that the rows of a mixed batch do not touch one another.

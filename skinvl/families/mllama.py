@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.mllama.image_processing_mllama import (
     build_aspect_ratio_mask,
     convert_aspect_ratios_to_ids,
@@ -23,6 +25,7 @@ from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
 )
+from transformers.utils.generic import ModelOutput
 
 from skinvl.families import Family, Picture, Size
 
@@ -38,6 +41,7 @@ class Mllama(Family):
     turn_open = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     turn_close = "<|eot_id|>"
     one_row = False  # every position of a row reads all of the row's images
+    caches = False  # 25 MB of features for each tile
     flash_attention = False
     tokens = (
         "<|begin_of_text|>",
@@ -77,32 +81,34 @@ class Mllama(Family):
     def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
         return torch.arange(len(ids))
 
-    def batch(
+    def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
+        made: Any = processor.image_processor
+        rows, columns = self.picture(processor, (image.height, image.width), image_arguments).grid
+        cut: torch.Tensor = made(images=[[image]], return_tensors="pt", **image_arguments)["pixel_values"]
+        return cut[0, 0, : rows * columns]
+
+    def inputs(
         self,
         processor: ProcessorMixin,
         ids: torch.Tensor,
-        images: list[list[Any]],
-        image_arguments: dict[str, Any],
+        pictures: Sequence[Sequence[Picture]],
+        tensors: Sequence[Sequence[torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
         made: Any = processor.image_processor
         image_id = processor.tokenizer.convert_tokens_to_ids(self.image_token)
-        counts = [len(row) for row in images]
+        counts = [len(row) for row in pictures]
         if (found := (ids == image_id).sum(-1).tolist()) != counts:
             raise ValueError(f"image tokens per row: {found}; expected {counts}, one for each image of the row")
-        if not any(counts):
+        flat = [tensor for row in tensors for tensor in row]
+        if not flat:
             return {}
         # Ids, masks and tile embeddings count in the tiles that the model was built for, whatever the budget is.
         tiles = made.max_image_tiles
-        grids = [
-            [self.picture(processor, (image.height, image.width), image_arguments).grid for image in row]
-            for row in images
-        ]
-        with_images = [index for index, row in enumerate(images) if row]
-        cut = made(images=[images[index] for index in with_images], return_tensors="pt", **image_arguments)
-        cut = cut["pixel_values"]
-        pixels = cut.new_zeros(len(images), cut.shape[1], tiles, *cut.shape[3:])
-        pixels[with_images, :, : cut.shape[2]] = cut
-        pairs = [[(rows, columns) for rows, columns in row] for row in grids]
+        values = flat[0].new_zeros(len(pictures), max(counts), tiles, *flat[0].shape[1:])
+        for row, some in enumerate(tensors):
+            for place, tensor in enumerate(some):
+                values[row, place, : len(tensor)] = tensor
+        pairs = [[(one.grid[0], one.grid[1]) for one in row] for row in pictures]
         mask = convert_sparse_cross_attention_mask_to_dense(
             [get_cross_attention_token_mask(row, image_id) for row in ids.tolist()],
             num_tiles=[[rows * columns for rows, columns in row] for row in pairs],
@@ -110,11 +116,37 @@ class Mllama(Family):
             length=ids.shape[1],
         )
         return {
-            "pixel_values": pixels,
+            "pixel_values": values,
             "aspect_ratio_ids": convert_aspect_ratios_to_ids(pairs, tiles),
             "aspect_ratio_mask": build_aspect_ratio_mask(pairs, tiles),
             "cross_attention_mask": torch.from_numpy(mask),
         }
+
+    def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
+        vision: Any = config.vision_config
+        positions = (vision.image_size // vision.patch_size) ** 2 + 1
+        return (picture.grid[0] * picture.grid[1], positions, vision.vision_output_dim)
+
+    def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        config: Any = tower.config
+        given = pixels.new_zeros(1, 1, config.max_num_tiles, *pixels.shape[1:])
+        given[0, 0, : len(pixels)] = pixels
+        pair = [[(picture.grid[0], picture.grid[1])]]
+        found = tower(
+            given.to(tower.device),
+            aspect_ratio_ids=convert_aspect_ratios_to_ids(pair, config.max_num_tiles).to(tower.device),
+            aspect_ratio_mask=build_aspect_ratio_mask(pair, config.max_num_tiles).to(tower.device),
+        )
+        states: torch.Tensor = found.last_hidden_state[0, 0, : len(pixels)]
+        return states
+
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        return BaseModelOutput(last_hidden_state=features)
+
+    def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
+        found = copy.deepcopy(config)
+        found.vision_config.num_hidden_layers = found.vision_config.num_global_layers = 0
+        return found
 
     def prepare(self, model: PreTrainedModel) -> None:
         model.get_submodule("model.language_model").register_forward_pre_hook(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import (
     PretrainedConfig,
+    PreTrainedModel,
     ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
+from transformers.vision_utils import get_vision_window_index
 
 from skinvl.families.qwen2_vl import QwenVL
 
@@ -20,6 +25,19 @@ class Qwen25VL(QwenVL):
     """Qwen2.5-VL."""
 
     model_type = "qwen2_5_vl"
+
+    def width(self, vision: PretrainedConfig) -> int:
+        width: int = vision.hidden_size
+        return width
+
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        config: Any = tower.config
+        merger: Any = tower.merger
+        index, _ = get_vision_window_index(
+            inputs["grid_thw"], config.spatial_merge_size, config.window_size, config.patch_size
+        )
+        # The tower leaves its patches in the order of its windows.
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=merger(features)[index.argsort()])
 
     def tiny(self, tokenizer: Any) -> PretrainedConfig:
         return Qwen2_5_VLConfig(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from transformers import (
     PretrainedConfig,
+    PreTrainedModel,
     ProcessorMixin,
     Qwen2VLConfig,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.utils.generic import ModelOutput
 
 from skinvl.families import Family, Picture, ShapeError, Size
 
@@ -87,26 +91,59 @@ class QwenVL(Family):
         parts.append(torch.arange(place, place + len(ids) - cursor).expand(3, -1))
         return torch.cat(parts, 1)
 
-    def batch(
+    def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
+        made: Any = processor.image_processor
+        found: torch.Tensor = made(images=[image], return_tensors="pt", **image_arguments)["pixel_values"]
+        return found
+
+    def inputs(
         self,
         processor: ProcessorMixin,
         ids: torch.Tensor,
-        images: list[list[Any]],
-        image_arguments: dict[str, Any],
+        pictures: Sequence[Sequence[Picture]],
+        tensors: Sequence[Sequence[torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
-        made: Any = processor.image_processor
         image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.image_token)
-        flat = [image for row in images for image in row]
-        pixels: dict[str, torch.Tensor] = {}
-        counts = torch.zeros(len(images), dtype=torch.long)
-        if flat:
-            pixels = dict(made(images=flat, return_tensors="pt", **image_arguments))
-            tokens = pixels["image_grid_thw"].prod(-1) // made.merge_size**2
-            rows = torch.tensor([index for index, row in enumerate(images) for _ in row])
-            counts.index_add_(0, rows, tokens)
-        if (found := image_positions.sum(-1)).tolist() != counts.tolist():
-            raise ValueError(f"image tokens per row: {found.tolist()}; expected {counts.tolist()} for the rows' images")
-        return {**pixels, "mm_token_type_ids": image_positions.long()} if flat else {}
+        found, counts = image_positions.sum(-1).tolist(), [sum(one.text_tokens for one in row) for row in pictures]
+        if found != counts:
+            raise ValueError(f"image tokens per row: {found}; expected {counts} for the rows' images")
+        flat = [tensor for row in tensors for tensor in row]
+        if not flat:
+            return {}
+        return {
+            "pixel_values": torch.cat(flat),
+            "image_grid_thw": torch.tensor([one.grid for row in pictures for one in row]),
+            "mm_token_type_ids": image_positions.long(),
+        }
+
+    def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
+        return (picture.vision_tokens, self.width(config.vision_config))
+
+    def width(self, vision: PretrainedConfig) -> int:
+        """How many numbers leave the tower for each patch."""
+        width: int = vision.embed_dim
+        return width
+
+    def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda module, given: seen.append(given[0])) for module in _mergers(tower)
+        ]
+        try:
+            tower(pixels.to(tower.device, tower.dtype), grid_thw=torch.tensor([picture.grid], device=tower.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(seen, -1)
+
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        merger: Any = tower.merger
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=merger(features))
+
+    def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
+        found = copy.deepcopy(config)
+        found.vision_config.depth = 0
+        return found
 
     def tiny(self, tokenizer: Any) -> PretrainedConfig:
         return Qwen2VLConfig(
@@ -152,6 +189,10 @@ class QwenVL(Family):
             video_processor=Qwen2VLVideoProcessor(),
             chat_template=chat_template,
         )
+
+
+def _mergers(tower: Any) -> list[torch.nn.Module]:
+    return [tower.merger, *getattr(tower, "deepstack_merger_list", [])]
 
 
 class Qwen2VL(QwenVL):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from transformers import (
     PretrainedConfig,
+    PreTrainedModel,
     ProcessorMixin,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.utils.generic import ModelOutput
 
 from skinvl.families.qwen2_vl import QwenVL
 
@@ -21,6 +25,18 @@ class Qwen3VL(QwenVL):
 
     model_type = "qwen3_vl"
     parts: ClassVar = {**QwenVL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")}
+
+    def width(self, vision: PretrainedConfig) -> int:
+        width: int = vision.hidden_size * (len(vision.deepstack_visual_indexes) + 1)
+        return width
+
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        mergers: Any = tower.deepstack_merger_list
+        *early, last = features.chunk(len(mergers) + 1, -1)
+        return BaseModelOutputWithDeepstackFeatures(
+            **super().read(tower, last),
+            deepstack_features=[merger(one.contiguous()) for merger, one in zip(mergers, early, strict=True)],
+        )
 
     def tiny(self, tokenizer: Any) -> PretrainedConfig:
         text = self.tiny_text(tokenizer)

@@ -1,0 +1,172 @@
+"""The images of a run through its frozen vision tower once, all of them before training begins, shared among ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import xxhash
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from torch.utils.data import DataLoader, Dataset
+from transformers import PretrainedConfig
+
+from skinvl import hub, model, run
+from skinvl.chat import Chat
+from skinvl.families import Family, Picture
+from skinvl.lengths import sizes
+from skinvl.mixture import Row
+from skinvl.pixels import upright
+from skinvl.recipe import Recipe
+from skinvl.vision import Cache, CacheError
+
+ROOT = Path("cache") / "vision"
+GB = 10**9
+STALE = 3600.0  # seconds after which a half-written file is nobody's work any more
+
+
+def once(
+    recipe: Recipe, base: Path, config: PretrainedConfig, chat: Chat, rows: Sequence[Row], passes: float, say: Console
+) -> Cache | None:
+    """The features of every image of these rows, on disk; None where the tower is to run in every step instead.
+
+    Args:
+        passes: how often the run sees each image.
+
+    Raises:
+        CacheError: there is no room for them.
+    """
+    if recipe.parts.vision.train != "frozen" or recipe.cache_gb == 0:
+        return None
+    pictures = {
+        row.root / name: chat.picture(size)
+        for row in rows
+        for name, size in zip(row.example.images, sizes(row.root, row.example), strict=True)
+    }
+    if not pictures:
+        return None
+    numbers = sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
+    size = numbers * model.dtype(recipe).itemsize
+    free = shutil.disk_usage(hub.existing(ROOT)).free
+    told = f"vision features of {len(pictures):,} images: {_bytes(size)}"
+    if refusal := _refusal(recipe, chat.family, size, passes, free):
+        say.print(f"{told}; {refusal}, so that the tower runs in every step")
+        return None
+    cache = _open(recipe, base, config, chat)
+    there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
+    if size - there > free:
+        raise CacheError(f"{told}, {_bytes(size - there)} of them to write; {ROOT} has {_bytes(free)} free")
+    say.print(f"{told}, each computed once and kept in {cache.folder}")
+    computed = _fill(cache, pictures, recipe, base, chat, say)
+    saved = tower_size(config, chat.family) * model.dtype(recipe).itemsize
+    say.print(f"{computed:,} of them computed now; the tower is not loaded, which saves {_bytes(saved)}")
+    return cache
+
+
+def tower_size(config: PretrainedConfig, family: Family) -> int:
+    """The parameters of a base that nothing needs once its images' features are known."""
+    whole, rest = (model.count_parameters(model.blank(one)) for one in (config, family.without_tower(config)))
+    return whole - rest
+
+
+def _refusal(recipe: Recipe, family: Family, size: int, passes: float, free: int) -> str | None:
+    if recipe.cache_gb is not None:
+        return f"cache_gb={recipe.cache_gb:g} is less" if size > recipe.cache_gb * GB else None
+    enough = f"cache_gb={math.ceil(size / GB)} would keep them"
+    if not family.caches:
+        return f"{family.model_type} keeps them only when asked ({enough})"
+    if passes < 2:
+        return f"the run sees an image {passes:.2g} times ({enough})"
+    return f"more than half of the {_bytes(free)} free in {ROOT} ({enough})" if size > free / 2 else None
+
+
+def _bytes(count: float) -> str:
+    return f"{count / GB:,.1f} GB" if count >= GB else f"{count / 10**6:,.1f} MB"
+
+
+def _open(recipe: Recipe, base: Path, config: PretrainedConfig, chat: Chat) -> Cache:
+    """The cache of all that decides what the tower makes of an image: other weights, say, have another folder."""
+    processor: Any = chat.processor
+    about = {
+        "base": recipe.base.location,
+        "tower": _fingerprint(base, chat.family),
+        "config": json.loads((base / "config.json").read_text(encoding="utf-8"))["vision_config"],
+        "image_processor": {**processor.image_processor.to_dict(), **chat.image_arguments},
+        "dtype": str(model.dtype(recipe)),
+        "attention": model.attention_kernel(recipe.attention, chat.family),
+        "device": PartialState().device.type,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    text = json.dumps(about, indent=2, sort_keys=True, default=str) + "\n"
+    folder = ROOT / xxhash.xxh3_64_hexdigest(text.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    if PartialState().is_main_process:
+        run.write(folder / "about.json", text)
+        for path in folder.glob("*/*.partial"):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink(missing_ok=True)
+    return Cache(folder, model.dtype(recipe), partial(chat.family.features, config))
+
+
+def _fingerprint(base: Path, family: Family) -> str:
+    """Digest of the tower's weights as they lie in the base's files, its projector included where it lies within."""
+    ours = model.tower_names(family)
+    digest, seen = xxhash.xxh3_128(), 0
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, "pt") as opened:
+            for name in sorted(filter(ours.match, opened.keys())):
+                tensor = opened.get_tensor(name)
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                seen += 1
+    if not seen:
+        raise CacheError(f"{base}: no weight of a vision tower in its safetensors files; set cache_gb=0")
+    return digest.hexdigest()
+
+
+class _Pixels(Dataset[tuple[Path, torch.Tensor | None]]):
+    """The pixels of each image whose features are not there, or not whole; None for the others."""
+
+    def __init__(self, cache: Cache, chat: Chat, pictures: Sequence[tuple[Path, Picture]]) -> None:
+        self.cache, self.chat, self.pictures = cache, chat, pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | None]:
+        path, picture = self.pictures[index]
+        if self.cache.read(path, picture) is not None:
+            return path, None
+        chat = self.chat
+        return path, chat.family.pixels(chat.processor, upright(path), chat.image_arguments)
+
+
+def _fill(cache: Cache, pictures: dict[Path, Picture], recipe: Recipe, base: Path, chat: Chat, say: Console) -> int:
+    """How many features this process computed of its share of the images, once every process has done its own."""
+    state = PartialState()
+    mine = sorted(pictures.items())[state.process_index :: state.num_processes]
+    workers = recipe.train.get("dataloader_num_workers", 0)
+    loader = DataLoader(_Pixels(cache, chat, mine), batch_size=None, num_workers=workers)
+    tower, computed = None, 0
+    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=model.dtype(recipe) == torch.bfloat16)
+    for path, pixels in track(loader, "vision features", len(mine), console=say, disable=say.quiet):
+        if pixels is None:
+            continue
+        if tower is None:
+            tower = model.load_tower(base, chat.family, recipe).to(state.device)
+        with torch.no_grad(), bf16:  # as within a step
+            cache.write(path, chat.family.encode(tower, pictures[path], pixels))
+        computed += 1
+    state.wait_for_everyone()
+    return computed
