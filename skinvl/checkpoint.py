@@ -25,8 +25,8 @@ from skinvl.recipe import Data
 MANIFEST = "complete.json"  # of a checkpoint: the bytes and the digest of each of its files
 # Keys of a recipe that change what is written or shown, or how fast; any other would make it another training.
 FREE = (
-    *("run", "resume", "cache_gb", "train.logging_", "train.save_", "train.eval_", "train.dataloader_", "train.report_to"),
-    *("train.disable_tqdm", "train.per_device_eval_batch_size", "train.load_best_model_at_end"),
+    *("run", "resume", "cache_gb", "train.logging_", "train.save_", "train.eval_", "train.dataloader_"),
+    *("train.report_to", "train.disable_tqdm", "train.per_device_eval_batch_size", "train.load_best_model_at_end"),
 )
 
 
