@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration
 
 from skinvl import attention, families, tiny
@@ -50,7 +52,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds and positions of a conversation, and MiB of the step."""
+    """Seconds and positions of a conversation, and MiB that a step keeps for its backward."""
 
     seconds: float
     positions: float
@@ -72,21 +74,24 @@ def batch(base: Path, folder: Path, point: Point, share: bool) -> dict[str, Any]
 
 
 def cost(model: torch.nn.Module, inputs: dict[str, Any], conversations: int) -> Cost:
-    """The least of three steps after a first one."""
+    """The least of three steps after a first one, and what the first keeps for its backward."""
     times = []
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
-    before = memory("VmRSS")
-    for _ in range(4):
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}  # bytes of each storage
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    for number in range(4):
         started = time.perf_counter()
-        torch.autograd.backward(token_losses(model, inputs)[0].mean())
+        with saved_tensors_hooks(keep, lambda tensor: tensor) if number == 0 else nullcontext():
+            loss = token_losses(model, inputs)[0].mean()
+        torch.autograd.backward(loss)
         times.append(time.perf_counter() - started)
-    return Cost(min(times[1:]) / conversations, inputs["input_ids"].numel() / conversations, memory("VmHWM") - before)
-
-
-def memory(key: str) -> float:
-    """MiB of this process, now (VmRSS) or at the peak since it was last cleared (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+    return Cost(min(times[1:]) / conversations, inputs["input_ids"].numel() / conversations, sum(kept.values()) / 2**20)
 
 
 def points() -> Iterator[tuple[str, Point]]:
@@ -139,7 +144,7 @@ def show(varies: str, rows: list[tuple[Point, Cost, Cost]]) -> None:
         "MiB shared",
         "MiB apart",
     )
-    table = Table(*columns, title=f"{varies}: time of a conversation, memory of the step")
+    table = Table(*columns, title=f"{varies}: time of a conversation, memory kept for backward")
     for point, shared, apart in rows:
         table.add_row(
             *map(str, (point.questions, point.tokens, point.batch)),

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,18 @@ GB = 10**9
 STALE = 3600.0  # seconds after which a half-written file is nobody's work any more
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The features of a run's images, how many of them this process has just computed, and what all that took."""
+
+    cache: Cache
+    computed: int
+    seconds: float
+
+
 def once(
     recipe: Recipe, base: Path, config: PretrainedConfig, chat: Chat, rows: Sequence[Row], passes: float, say: Console
-) -> Cache | None:
+) -> Kept | None:
     """The features of every image of these rows, on disk; None where the tower is to run in every step instead.
 
     Args:
@@ -62,6 +72,7 @@ def once(
     if refusal := _refusal(recipe, chat.family, size, passes, free):
         say.print(f"{told}; {refusal}, so that the tower runs in every step")
         return None
+    started = time.monotonic()
     cache = _open(recipe, base, config, chat)
     there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
     if size - there > free:
@@ -69,8 +80,11 @@ def once(
     say.print(f"{told}, each computed once and kept in {cache.folder}")
     computed = _fill(cache, pictures, recipe, base, chat, say)
     saved = tower_size(config, chat.family) * model.dtype(recipe).itemsize
-    say.print(f"{computed:,} of them computed now; the tower is not loaded, which saves {_bytes(saved)}")
-    return cache
+    seconds = time.monotonic() - started
+    say.print(
+        f"{computed:,} of them computed now, in {seconds:,.1f} s; the tower is not loaded, which saves {_bytes(saved)}"
+    )
+    return Kept(cache, computed, seconds)
 
 
 def tower_size(config: PretrainedConfig, family: Family) -> int:

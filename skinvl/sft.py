@@ -92,20 +92,21 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     train, evaluation, dropped = checked(chat, sets.train, sets.evaluation, say)
     seen = [*train, *(row for rows in evaluation.values() for row in rows)]
     with _unsharded(args):
-        cache = features.once(recipe, base.path, config, chat, seen, _passes(args, len(train)), say)
+        kept = features.once(recipe, base.path, config, chat, seen, _passes(args, len(train)), say)
     loaded = model.load(
         base.path,
         family,
         recipe,
         device_map={"": args.device} if recipe.quantization else None,
-        config=family.without_tower(config) if cache else None,
+        config=family.without_tower(config) if kept else None,
     )
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
-    peft_model = adapter.attach(loaded, family, recipe, cached=cache is not None)
+    peft_model = adapter.attach(loaded, family, recipe, cached=kept is not None)
     settings = peft_model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
+    cache = kept.cache if kept else None
     filler = args.world_size > 1 and any(row.example.images for row in seen)
     collator = Collator(chat, filler=filler, share=recipe.share_images and family.shares, cache=cache)
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
@@ -114,7 +115,9 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
         "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
         "attention": attention.kernel_of(loaded),
         "shared": "once a batch" if collator.share else f"for each{'' if family.shares else ', as the family needs'}",
-        "vision": f"features of {cache.folder}" if cache else "computed in every step",
+        "features": {"folder": str(kept.cache.folder), "computed": kept.computed, "seconds": kept.seconds}
+        if kept
+        else None,
         "precision": "bf16" if args.bf16 else "fp32",
         "quantization": recipe.quantization,
         "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",

@@ -54,7 +54,7 @@ def once(one: Recipe, passes: float = math.inf, some: Sequence[Row] | None = Non
     path = Path(one.base.location)
     config, _ = model.config(path)
     kept = features.once(one, path, config, runs.chat(one), rows(one) if some is None else some, passes, say)
-    return kept, say.export_text()
+    return kept.cache if kept else None, say.export_text()
 
 
 def filled(tmp_path: Path, family: str = "qwen2_vl", **changes: Any) -> tuple[Recipe, Cache]:
@@ -82,8 +82,8 @@ def test_features_give_what_pixels_give(tmp_path: Path, family: str) -> None:
     computed = result(runs.make(tmp_path, family, run="pixels", cache_gb=0, **SETTINGS))
     one = runs.make(tmp_path, family, run="features", cache_gb=1, **SETTINGS)
     kept = result(one)
-    assert json.loads(Path("runs/features/env.json").read_text())["vision"].startswith("features of cache/vision/")
-    assert json.loads(Path("runs/pixels/env.json").read_text())["vision"] == "computed in every step"
+    assert json.loads(Path("runs/features/env.json").read_text())["features"]["computed"] == 11
+    assert json.loads(Path("runs/pixels/env.json").read_text())["features"] is None
     assert kept[0] == computed[0]
     assert kept[1].keys() == computed[1].keys()
     assert all(torch.equal(weight, computed[1][name]) for name, weight in kept[1].items())
