@@ -173,8 +173,9 @@ def test_no_flipped_bit_and_no_cut_gives_other_features(tmp_path: Path) -> None:
     assert kept.read(path, picture) is None
 
 
-def test_what_is_damaged_missing_or_of_another_shape_is_computed_again(tmp_path: Path) -> None:
-    one, kept = filled(tmp_path)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_damaged_missing_or_of_another_shape_is_computed_again(tmp_path: Path, workers: int) -> None:
+    one, kept = filled(tmp_path, train__dataloader_num_workers=workers)
     files = sorted(kept.folder.glob("*/*.safetensors"))
     good = [file.read_bytes() for file in files]
     assert "0 of them computed now" in once(one)[1]
