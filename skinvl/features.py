@@ -16,6 +16,7 @@ import torch
 import transformers
 import xxhash
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import track
 from safetensors import safe_open
@@ -67,17 +68,29 @@ def once(
         return None
     numbers = sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
     size = numbers * model.dtype(recipe).itemsize
-    free = shutil.disk_usage(hub.existing(ROOT)).free
     told = f"vision features of {len(pictures):,} images: {_bytes(size)}"
-    if refusal := _refusal(recipe, chat.family, size, passes, free):
+    started = time.monotonic()
+    about = json.dumps(_about(recipe, base, chat), indent=2, sort_keys=True, default=str)
+    shape = partial(chat.family.features, config)
+    cache = Cache(ROOT / xxhash.xxh3_64_hexdigest(about.encode()), model.dtype(recipe), shape)
+    found: list[Any] = [None, None]
+    if PartialState().is_main_process:  # one decides for all: a disk that others fill meanwhile looks smaller to them
+        there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
+        room = shutil.disk_usage(hub.existing(ROOT)).free + there
+        found = [_refusal(recipe, chat.family, size, passes, room), room]
+    refusal, room = broadcast_object_list(found)
+    if refusal:
         say.print(f"{told}; {refusal}, so that the tower runs in every step")
         return None
-    started = time.monotonic()
-    cache = _open(recipe, base, config, chat)
-    there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
-    if size - there > free:
-        raise CacheError(f"{told}, {_bytes(size - there)} of them to write; {ROOT} has {_bytes(free)} free")
+    if size > room:
+        raise CacheError(f"{told}; {ROOT} has room for {_bytes(room)}. Make some, or link cache/ to another disk")
     say.print(f"{told}, each computed once and kept in {cache.folder}")
+    if PartialState().is_main_process:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        run.write(cache.folder / "about.json", about)
+        for path in cache.folder.glob("*/*.partial"):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink(missing_ok=True)
     computed = _fill(cache, pictures, recipe, base, chat, say)
     saved = tower_size(config, chat.family) * model.dtype(recipe).itemsize
     seconds = time.monotonic() - started
@@ -93,7 +106,7 @@ def tower_size(config: PretrainedConfig, family: Family) -> int:
     return whole - rest
 
 
-def _refusal(recipe: Recipe, family: Family, size: int, passes: float, free: int) -> str | None:
+def _refusal(recipe: Recipe, family: Family, size: int, passes: float, room: int) -> str | None:
     if recipe.cache_gb is not None:
         return f"cache_gb={recipe.cache_gb:g} is less" if size > recipe.cache_gb * GB else None
     enough = f"cache_gb={math.ceil(size / GB)} would keep them"
@@ -101,18 +114,17 @@ def _refusal(recipe: Recipe, family: Family, size: int, passes: float, free: int
         return f"{family.model_type} keeps them only when asked ({enough})"
     if passes < 2:
         return f"the run sees an image {passes:.2g} times ({enough})"
-    return f"more than half of the {_bytes(free)} free in {ROOT} ({enough})" if size > free / 2 else None
+    return f"more than half of the {_bytes(room)} that {ROOT} has room for ({enough})" if size > room / 2 else None
 
 
 def _bytes(count: float) -> str:
     return f"{count / GB:,.1f} GB" if count >= GB else f"{count / 10**6:,.1f} MB"
 
 
-def _open(recipe: Recipe, base: Path, config: PretrainedConfig, chat: Chat) -> Cache:
-    """The cache of all that decides what the tower makes of an image: other weights, say, have another folder."""
+def _about(recipe: Recipe, base: Path, chat: Chat) -> dict[str, Any]:
+    """All that decides what the tower makes of an image."""
     processor: Any = chat.processor
-    about = {
-        "base": recipe.base.location,
+    return {
         "tower": _fingerprint(base, chat.family),
         "config": json.loads((base / "config.json").read_text(encoding="utf-8"))["vision_config"],
         "image_processor": {**processor.image_processor.to_dict(), **chat.image_arguments},
@@ -122,15 +134,6 @@ def _open(recipe: Recipe, base: Path, config: PretrainedConfig, chat: Chat) -> C
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    text = json.dumps(about, indent=2, sort_keys=True, default=str) + "\n"
-    folder = ROOT / xxhash.xxh3_64_hexdigest(text.encode())
-    folder.mkdir(parents=True, exist_ok=True)
-    if PartialState().is_main_process:
-        run.write(folder / "about.json", text)
-        for path in folder.glob("*/*.partial"):
-            if time.time() - path.stat().st_mtime > STALE:
-                path.unlink(missing_ok=True)
-    return Cache(folder, model.dtype(recipe), partial(chat.family.features, config))
 
 
 def _fingerprint(base: Path, family: Family) -> str:
