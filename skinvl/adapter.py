@@ -63,6 +63,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
     modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
     runs without autograd from here on, or, `cached`, takes its images' features for pixels and does not run at all.
+    With `train.bf16` the model is to be called under autocast, as a trainer does.
 
     Raises:
         AdapterError: a part that is to train has nothing to train, or `init_adapter` does not fit.
@@ -85,6 +86,11 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if recipe.bf16:
+        # Autocast makes a layer's input bf16 again, whatever PEFT casts it to first: two copies of it for nothing.
+        for module in peft_model.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
     if recipe.init_adapter is not None:
         earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, earlier.path, family, lora)

@@ -69,18 +69,18 @@ def once(
     numbers = sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
     size = numbers * model.dtype(recipe).itemsize
     told = f"vision features of {len(pictures):,} images: {_bytes(size)}"
+    if refusal := _refusal(recipe, chat.family, size, passes):
+        say.print(f"{told}; {refusal}, so that the tower runs in every step")
+        return None
     started = time.monotonic()
     about = json.dumps(_about(recipe, base, chat), indent=2, sort_keys=True, default=str)
     shape = partial(chat.family.features, config)
     cache = Cache(ROOT / xxhash.xxh3_64_hexdigest(about.encode()), model.dtype(recipe), shape)
-    found: list[Any] = [None, None]
-    if PartialState().is_main_process:  # one decides for all: a disk that others fill meanwhile looks smaller to them
-        there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
-        room = shutil.disk_usage(hub.existing(ROOT)).free + there
-        found = [_refusal(recipe, chat.family, size, passes, room), room]
-    refusal, room = broadcast_object_list(found)
-    if refusal:
-        say.print(f"{told}; {refusal}, so that the tower runs in every step")
+    room = _room(cache)
+    if recipe.cache_gb is None and size > room / 2:
+        say.print(
+            f"{told}, more than half of the {_bytes(room)} that {ROOT} has room for: the tower runs in every step"
+        )
         return None
     if size > room:
         raise CacheError(f"{told}; {ROOT} has room for {_bytes(room)}. Make some, or link cache/ to another disk")
@@ -106,15 +106,22 @@ def tower_size(config: PretrainedConfig, family: Family) -> int:
     return whole - rest
 
 
-def _refusal(recipe: Recipe, family: Family, size: int, passes: float, room: int) -> str | None:
+def _refusal(recipe: Recipe, family: Family, size: int, passes: float) -> str | None:
+    """Why these features are not kept, whatever the disk has room for."""
     if recipe.cache_gb is not None:
         return f"cache_gb={recipe.cache_gb:g} is less" if size > recipe.cache_gb * GB else None
     enough = f"cache_gb={math.ceil(size / GB)} would keep them"
     if not family.caches:
         return f"{family.model_type} keeps them only when asked ({enough})"
-    if passes < 2:
-        return f"the run sees an image {passes:.2g} times ({enough})"
-    return f"more than half of the {_bytes(room)} that {ROOT} has room for ({enough})" if size > room / 2 else None
+    return f"the run sees an image {passes:.2g} times ({enough})" if passes < 2 else None
+
+
+def _room(cache: Cache) -> int:
+    """Bytes that the cache may grow to, by what the first rank sees: to a later one the disk may look fuller."""
+    there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
+    found = [shutil.disk_usage(hub.existing(ROOT)).free + there]
+    room: int = broadcast_object_list(found)[0]
+    return room
 
 
 def _bytes(count: float) -> str:
@@ -176,7 +183,7 @@ def _fill(cache: Cache, pictures: dict[Path, Picture], recipe: Recipe, base: Pat
     workers = recipe.train.get("dataloader_num_workers", 0)
     loader = DataLoader(_Pixels(cache, chat, mine), batch_size=None, num_workers=workers)
     tower, computed = None, 0
-    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=model.dtype(recipe) == torch.bfloat16)
+    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
     for path, pixels in track(loader, "vision features", len(mine), console=say, disable=say.quiet):
         if pixels is None:
             continue

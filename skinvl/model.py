@@ -76,7 +76,7 @@ def attention_kernel(wanted: str, family: Family) -> str:
 
 def dtype(recipe: Recipe) -> torch.dtype:
     """What the unquantised weights of a base are loaded in, and what its tower's features are."""
-    return torch.bfloat16 if recipe.train.get("bf16", True) else torch.float32
+    return torch.bfloat16 if recipe.bf16 else torch.float32
 
 
 def load(

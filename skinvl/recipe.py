@@ -169,6 +169,11 @@ class Recipe(_Strict):
     resume: Literal["auto"] | None = None
     """auto goes on from the last checkpoint of the run's folder, if there is one."""
 
+    @property
+    def bf16(self) -> bool:
+        """Whether the base is in bf16 and runs under autocast; else both are fp32."""
+        return bool(self.train.get("bf16", True))
+
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a shipped name or a YAML file, with `key=value` overrides laid over it.

@@ -100,6 +100,12 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
         device_map={"": args.device} if recipe.quantization else None,
         config=family.without_tower(config) if kept else None,
     )
+    if args.deepspeed and recipe.bf16:
+        # ZeRO-3 loads in the dtype of DeepSpeed's own bf16, which knows no autocast: in it the bf16 output of a frozen
+        # layer would meet fp32 weights that train, and under ZeRO-2 these would be bf16 themselves.
+        engine = args.hf_deepspeed_config.config
+        engine["bf16"]["enabled"] = False
+        engine["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
     peft_model = adapter.attach(loaded, family, recipe, cached=kept is not None)
     settings = peft_model.peft_config["default"]
@@ -118,7 +124,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
         "features": {"folder": str(kept.cache.folder), "computed": kept.computed, "seconds": kept.seconds}
         if kept
         else None,
-        "precision": "bf16" if args.bf16 else "fp32",
+        "precision": "bf16" if recipe.bf16 else "fp32",
         "quantization": recipe.quantization,
         "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
         **begun,

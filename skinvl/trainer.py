@@ -210,7 +210,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.model.eval()
         for batch in loader:
             inputs = self._prepare_inputs(batch)
-            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.recipe.bf16):
                 losses, right = token_losses(self.model, inputs)
             targets = inputs["shift_labels"]
             answer = targets[targets != UNTRAINED] != close

@@ -10,6 +10,7 @@ import runs
 import tiny
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig
 
 from skinvl import adapter, families, mixture, model
@@ -179,3 +180,26 @@ def test_an_adapter_of_the_language_part_alone_leaves_the_projector_as_it_is(tmp
     runs.attached(lean).save_pretrained(tmp_path / "adapter")
     both = runs.attached(runs.make(tmp_path, "qwen2_vl", init_adapter=str(tmp_path / "adapter")))
     assert any(p.requires_grad for n, p in both.named_parameters() if "merger" in n)
+
+
+@pytest.mark.parametrize("quantization", [None, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}], ids=str)
+def test_bf16_without_pefts_casts_is_bf16_with_them(tmp_path: Path, quantization: dict[str, Any] | None) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", train__bf16=True, quantization=quantization)
+    model = runs.attached(one)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert not any(layer.cast_input_dtype_enabled for layer in layers)
+    batch = runs.batch(one, mixture.load(one.data).train[:6])
+    found = []
+    for casts in (False, True):
+        for layer in layers:
+            layer.cast_input_dtype_enabled = casts
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses, _ = token_losses(model, batch)
+        losses.mean().backward()
+        found.append([losses, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -102,6 +102,27 @@ def test_zero_2_and_zero_3_are_one_process(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("engine", "nf4"), [("zero2", False), ("zero2", True), ("zero3", False)])
+def test_bf16_under_zero_is_bf16_in_one_process(tmp_path: Path, engine: str, nf4: bool) -> None:
+    """With a projector that trains in fp32 behind a bf16 tower, as autocast has it and DeepSpeed's own bf16 has not."""
+    quantization = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if nf4 else None
+    changes = {"train__bf16": True, "train__eval_strategy": "steps", "train__eval_steps": 1}
+    runs.make(tmp_path, "mllama", **changes, quantization=quantization)
+    one = launch(tmp_path, "one", 1)
+    two = launch(tmp_path, "two", 2, "train.per_device_train_batch_size=2", f"train.deepspeed={engine}")
+    compare(one, two, 1e-2)
+    assert json.loads((tmp_path / "runs" / "two" / "env.json").read_text())["precision"] == "bf16"
+    first, second = weights(tmp_path, "one"), weights(tmp_path, "two")
+    assert first.keys() == second.keys()
+    assert any("multi_modal_projector" in key for key in first)
+    for key, weight in first.items():
+        assert second[key].dtype == torch.float32
+        assert (weight - second[key]).norm() <= 0.1 * weight.norm() + 1e-6, key
+        # Had they been bf16 while training, no number would need the bits that bf16 lacks.
+        assert not torch.equal(second[key], second[key].bfloat16().float()) or not second[key].any(), key
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_a_sharded_run_goes_on_to_the_same_weights(tmp_path: Path, engine: str) -> None:
     runs.make(tmp_path, "qwen3_vl", lora={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}, train__max_steps=9)
