@@ -101,11 +101,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
         config=family.without_tower(config) if kept else None,
     )
     if args.deepspeed and recipe.bf16:
-        # ZeRO-3 loads in the dtype of DeepSpeed's own bf16, which knows no autocast: in it the bf16 output of a frozen
-        # layer would meet fp32 weights that train, and under ZeRO-2 these would be bf16 themselves.
-        engine = args.hf_deepspeed_config.config
-        engine["bf16"]["enabled"] = False
-        engine["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        _use_autocast(args)
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
     peft_model = adapter.attach(loaded, family, recipe, cached=kept is not None)
     settings = peft_model.peft_config["default"]
@@ -159,6 +155,14 @@ def _unsharded(args: SFTConfig) -> Iterator[None]:
     finally:
         if args.deepspeed:
             set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def _use_autocast(args: SFTConfig) -> None:
+    # ZeRO-3 loads in the dtype of DeepSpeed's own bf16, which knows no autocast: in it the bf16 output of a frozen
+    # layer would meet fp32 weights that train, and under ZeRO-2 these would be bf16 themselves.
+    engine = args.hf_deepspeed_config.config
+    engine["bf16"] = {"enabled": False}
+    engine["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
 
 
 def save_adapter(trainer: Trainer, path: Path) -> None:

@@ -244,9 +244,9 @@ def test_whatever_raw_holds(whole: tuple[str, list[Path]]) -> None:
         ended[_attempt(name, roots, Random(seed))] += 1
 
     check()
-    # Enough of the attempts get somewhere, and enough are stopped: else this would test little.
-    assert ended["refused"] or name == "dermnet", ended  # which has no table
-    assert ended["prepared"] + ended["kept some"] > attempts // 20, ended
+    if attempts == EACH:  # enough of them get somewhere, and enough are stopped: else this would test little
+        assert ended["refused"] or name == "dermnet", ended  # which has no table
+        assert ended["prepared"] + ended["kept some"] > attempts // 20, ended
 
 
 def _attempt(name: str, roots: list[Path], draw: Random) -> str:
