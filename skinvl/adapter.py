@@ -238,11 +238,8 @@ def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
         callers = [True]  # whether the tower's caller records gradients
         tower = model.get_submodule(name)
         tower.forward = _unrecorded(tower.forward, callers)
-        for inner in family.parts["projector"]:
-            if inner.startswith(name + "."):
-                module = model.get_submodule(inner)
-                for one in module if isinstance(module, nn.ModuleList) else [module]:
-                    one.forward = _recorded_again(one.forward, callers)
+        for inner in family.within(tower):
+            inner.forward = _recorded_again(inner.forward, callers)
 
 
 def _read_features(model: nn.Module, family: Family) -> None:

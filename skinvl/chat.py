@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 import jinja2
+import torch
 from rich.text import Text
 from transformers import ProcessorMixin
 
@@ -135,6 +136,10 @@ class Chat:
             except ShapeError as error:
                 raise ChatError("image-too-elongated", str(error)) from error
         return self._pictures[size]
+
+    def pixels(self, image: Any) -> torch.Tensor:
+        """What the base's vision tower reads of an RGB PIL image within the budget."""
+        return self.family.pixels(self.processor, image, self.image_arguments)
 
     def paint(self, encoded: Encoded) -> Text:
         """The conversation as coloured text: what is trained stands out, an image's tokens are one ⟨image ×N⟩."""

@@ -30,7 +30,7 @@ from skinvl.lengths import sizes
 from skinvl.mixture import Row
 from skinvl.pixels import upright
 from skinvl.recipe import Recipe
-from skinvl.vision import Cache, CacheError
+from skinvl.vision import Cache, CacheError, buffer
 
 ROOT = Path("cache") / "vision"
 GB = 10**9
@@ -152,7 +152,7 @@ def _fingerprint(base: Path, family: Family) -> str:
             for name in sorted(filter(ours.match, opened.keys())):
                 tensor = opened.get_tensor(name)
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                digest.update(buffer(tensor))
                 seen += 1
     if not seen:
         raise CacheError(f"{base}: no weight of a vision tower in its safetensors files; set cache_gb=0")
@@ -172,8 +172,7 @@ class _Pixels(Dataset[tuple[Path, torch.Tensor | None]]):
         path, picture = self.pictures[index]
         if self.cache.read(path, picture) is not None:
             return path, None
-        chat = self.chat
-        return path, chat.family.pixels(chat.processor, upright(path), chat.image_arguments)
+        return path, self.chat.pixels(upright(path))
 
 
 def _fill(cache: Cache, pictures: dict[Path, Picture], recipe: Recipe, base: Path, chat: Chat, say: Console) -> int:

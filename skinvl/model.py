@@ -113,9 +113,8 @@ def load(
         "quantization_config": quantization,
         "attn_implementation": kernel,
         "device_map": device_map,
+        "config": config,
     }
-    if config is not None:
-        settings["config"] = config
     model = _read(AutoModelForImageTextToText, path, recipe, settings)
     attention.use(model, kernel)
     family.prepare(model)

@@ -133,13 +133,12 @@ class Collator:
     def _image(self, path: Path, picture: Picture) -> torch.Tensor:
         if self.cache is not None:
             return self.cache.get(path, picture)
-        return self.chat.family.pixels(self.chat.processor, upright(path), self.chat.image_arguments)
+        return self.chat.pixels(upright(path))
 
     def _blank(self, picture: Picture) -> torch.Tensor:
         if self.cache is not None:
             return self.cache.blank(picture)
-        image = Image.new("RGB", (SIDE, SIDE))
-        return self.chat.family.pixels(self.chat.processor, image, self.chat.image_arguments)
+        return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)))
 
     def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]]) -> list[torch.Tensor]:
         """Ids, labels and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""

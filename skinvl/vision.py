@@ -94,5 +94,10 @@ class Cache:
             ) from error
 
 
+def buffer(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
 def _digest(tensor: torch.Tensor) -> str:
-    return xxhash.xxh3_128_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return xxhash.xxh3_128_hexdigest(buffer(tensor))

@@ -105,6 +105,17 @@ def test_features_give_what_pixels_give(tmp_path: Path, family: str) -> None:
     assert abs(wrong[0][0]["loss"] - kept[0][0]["loss"]) > 1e-3
 
 
+def test_features_of_fewer_tiles_than_the_tower_is_built_for(tmp_path: Path) -> None:
+    changes = {**SETTINGS, "data__image_tokens": 8}
+    computed, kept = (result(runs.make(tmp_path, "mllama", run=f"keep{gb}", cache_gb=gb, **changes)) for gb in (0, 1))
+    assert {picture.grid for picture in pictures(runs.make(tmp_path, "mllama", **changes)).values()} < {
+        (1, 1),
+        (1, 2),
+        (2, 1),
+    }
+    assert kept[0] == computed[0]
+
+
 @pytest.mark.parametrize("changes", [{"quantization": {"load_in_4bit": True}}, {"train__bf16": True}], ids=str)
 def test_features_of_a_4_bit_and_of_a_bf16_base(tmp_path: Path, changes: dict[str, Any]) -> None:
     computed, kept = (
@@ -183,11 +194,14 @@ def test_what_is_damaged_missing_or_of_another_shape_is_computed_again(tmp_path:
     files[1].write_bytes(good[1][:-100])
     files[2].write_bytes(good[2][:-1] + bytes([good[2][-1] ^ 1]))
     save_file({"features": torch.zeros(3, 3)}, files[3])
+    image = {kept.file(path): path for path in pictures(one)}
+    kept.write(image[files[4]], torch.zeros(3, 3))  # whole, with its digest, but of another shape or type
+    kept.write(image[files[5]], load_file(files[5])["features"].double())
     abandoned, alive = (files[0].with_name(f"{name}.partial") for name in ("abandoned", "alive"))
     abandoned.touch()
     os.utime(abandoned, (0, 0))
     alive.touch()
-    assert "4 of them computed now" in once(one)[1]
+    assert "6 of them computed now" in once(one)[1]
     assert [file.read_bytes() for file in files] == good
     assert not abandoned.exists()
     assert alive.exists()
@@ -341,11 +355,11 @@ def test_a_run_that_is_resumed_computes_lost_features_again_and_ends_the_same(tm
 
 @pytest.mark.parametrize(
     ("base", "picture", "size", "tower"),
-    [  # MB an image or a tile, as the README has them, and the billions of parameters that are not loaded
+    [  # MB an image, as the README has them, and the billions of parameters that are not loaded
         ("qwen2-vl-7b-instruct", Picture((1, 32, 64), 512, 2048), 5.2, 0.6),
         ("qwen2.5-vl-7b-instruct", Picture((1, 32, 64), 512, 2048), 5.2, 0.6),
         ("qwen3-vl-8b-instruct", Picture((1, 32, 64), 512, 2048), 18.9, 0.4),
-        ("llama-3.2-11b-vision-instruct", Picture((1, 1), 1, 6432), 24.6, 0.8),
+        ("llama-3.2-11b-vision-instruct", Picture((1, 1), 1, 6432), 98.4, 0.8),
     ],
 )
 def test_what_released_bases_take(shared: Path, base: str, picture: Picture, size: float, tower: float) -> None:

@@ -137,6 +137,13 @@ class Family(ABC):
     def prepare_tiny(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
         """Open what starts shut in a new model of the architecture, so that a random one reads its images."""
 
+    def within(self, tower: torch.nn.Module) -> list[torch.nn.Module]:
+        """The modules of the projector that lie within the vision tower, those of a list one by one."""
+        (name,) = self.parts["vision"]
+        inner = [one.removeprefix(name + ".") for one in self.parts["projector"] if one.startswith(name + ".")]
+        modules = [tower.get_submodule(one) for one in inner]
+        return [one for module in modules for one in (module if isinstance(module, torch.nn.ModuleList) else [module])]
+
     def part_of(self, name: str) -> str:
         """The part that a parameter or module name belongs to.
 

@@ -41,7 +41,7 @@ class Mllama(Family):
     turn_open = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     turn_close = "<|eot_id|>"
     one_row = False  # every position of a row reads all of the row's images
-    caches = False  # 25 MB of features for each tile
+    caches = False  # 98 MB of features for each image
     flash_attention = False
     tokens = (
         "<|begin_of_text|>",
@@ -125,7 +125,8 @@ class Mllama(Family):
     def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
         vision: Any = config.vision_config
         positions = (vision.image_size // vision.patch_size) ** 2 + 1
-        return (picture.grid[0] * picture.grid[1], positions, vision.vision_output_dim)
+        # Of the tiles that the image does not fill too: tokens that stand before it read them.
+        return (vision.max_num_tiles, positions, vision.vision_output_dim)
 
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
         config: Any = tower.config
@@ -137,7 +138,7 @@ class Mllama(Family):
             aspect_ratio_ids=convert_aspect_ratios_to_ids(pair, config.max_num_tiles).to(tower.device),
             aspect_ratio_mask=build_aspect_ratio_mask(pair, config.max_num_tiles).to(tower.device),
         )
-        states: torch.Tensor = found.last_hidden_state[0, 0, : len(pixels)]
+        states: torch.Tensor = found.last_hidden_state[0, 0]
         return states
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:

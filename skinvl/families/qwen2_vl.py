@@ -127,7 +127,8 @@ class QwenVL(Family):
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
         hooks = [
-            module.register_forward_pre_hook(lambda module, given: seen.append(given[0])) for module in _mergers(tower)
+            module.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+            for module in self.within(tower)
         ]
         try:
             tower(pixels.to(tower.device, tower.dtype), grid_thw=torch.tensor([picture.grid], device=tower.device))
@@ -189,10 +190,6 @@ class QwenVL(Family):
             video_processor=Qwen2VLVideoProcessor(),
             chat_template=chat_template,
         )
-
-
-def _mergers(tower: Any) -> list[torch.nn.Module]:
-    return [tower.merger, *getattr(tower, "deepstack_merger_list", [])]
 
 
 class Qwen2VL(QwenVL):
