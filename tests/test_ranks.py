@@ -186,7 +186,7 @@ def test_sigterm_stops_all_ranks_at_one_step(tmp_path: Path) -> None:
     runs.make(tmp_path, "qwen2_vl", train__max_steps=400)
     process = start(tmp_path, 2, "train.per_device_train_batch_size=2")
     os.kill(children(process)[0], signal.SIGTERM)  # one rank alone is told
-    assert process.wait(60) == 0
+    assert process.wait(60) == 0, (tmp_path / "said").read_text()[-6000:]
     assert "stopped by SIGTERM; runs/one/checkpoints/checkpoint-" in " ".join((tmp_path / "said").read_text().split())
     assert len(list((tmp_path / "runs" / "one" / "checkpoints").glob("checkpoint-*/complete.json"))) == 1
 
