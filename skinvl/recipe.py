@@ -136,6 +136,73 @@ class EarlyStopping(_Strict):
     """By how much the metric must be better to count, in its own unit."""
 
 
+class Generation(_Strict):
+    """How answers are generated: fields of transformers.GenerationConfig, greedy unless `do_sample`."""
+
+    max_new_tokens: int = Field(default=256, gt=0)
+    """Longest answer, in tokens; one that reaches it has finish_reason length."""
+    do_sample: bool = False
+    """Whether each token is drawn; else it is the most likely one."""
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Divides the logits before drawing; null is 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Share of the probability that is drawn from; null is all of it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of drawing: each row has its own from this and its id, whatever stands beside it in a batch."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if not self.do_sample and (self.temperature is not None or self.top_p is not None):
+            raise ValueError(
+                "temperature and top_p change nothing in greedy decoding; set do_sample=true, or leave out"
+            )
+        return self
+
+
+class ClassSpec(_Strict):
+    """One classification: rows, their true classes, and what is asked."""
+
+    source: Text
+    """Name of a folder in data/, or a path; or a CSV of MM-Skin's classification sets as released."""
+    split: Text = "test"
+    """Split of the source."""
+    images: Text | None = None
+    """Of a CSV: the folder that its image paths start from."""
+    benchmark: Text | None = None
+    """Name of a class list in skinvl/labels.py; null is the source's own name, if that is one."""
+    label: Text = "diagnosis"
+    """Field of an Example's facts that holds the true class; `answer` is the last answer itself."""
+    classes: list[Text] | None = Field(default=None, min_length=2)
+    """The classes, where no benchmark names them; null without a benchmark is every value that the rows have."""
+    where: dict[str, str] = {}
+    """Only rows whose facts have these values."""
+    question: Text | None = None
+    """What is asked of each image; null is the row's own question where label is `answer`, else a fixed one."""
+    validation: Text | None = None
+    """Split of the source on which temperature and threshold are fitted; null fits none."""
+
+
+class Evaluate(_Strict):
+    """What a finished run is asked, and how that is scored."""
+
+    metrics: list[Text] = ["bleu", "closed_accuracy", "exact_match", "multiple_choice", "rouge", "tokens"]
+    """Modules of skinvl/metrics; bertscore and meteor need data of their own."""
+    generation: Generation = Generation()
+    """How answers are generated."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates; vllm where it is installed."""
+    batch_size: int = Field(default=16, gt=0)
+    """Conversations generated at a time."""
+    control_rows: int = Field(default=512, ge=0)
+    """Most questions asked again with the images permuted among them, as a control; 0 asks none."""
+    classify: list[ClassSpec] = []
+    """Sets to classify by likelihood."""
+    prompted: bool = True
+    """Whether classification also asks with the classes listed and matches the free answer."""
+    during: int = Field(default=0, ge=0)
+    """Questions of the eval sets, a fixed sample, answered and scored at every evaluation of a training; 0 is none."""
+
+
 class Recipe(_Strict):
     """One training, complete: everything that decides its result is in here."""
 
@@ -153,6 +220,8 @@ class Recipe(_Strict):
     """Fields of transformers.BitsAndBytesConfig for a 4-bit base; null is bf16."""
     train: dict[str, Any] = {}
     """Fields of trl.SFTConfig."""
+    evaluate: Evaluate = Evaluate()
+    """What a finished run is asked, and how that is scored."""
     early_stopping: EarlyStopping | None = None
     """When training ends early; null trains to the last step."""
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
@@ -265,6 +334,9 @@ def _settings(data: dict[str, Any]) -> list[Fault]:
             faults.append(Fault(("train", "deepspeed"), str(error)))
     if train.get("eval_strategy", "no") != "no" and isinstance(data.get("data"), dict) and not data["data"].get("eval"):
         faults.append(Fault(("train", "eval_strategy"), "data.eval is empty; name a source there, or set it to no"))
+    evaluate = data.get("evaluate")
+    if isinstance(evaluate, dict) and evaluate.get("during") and train.get("eval_strategy", "no") == "no":
+        faults.append(Fault(("evaluate", "during"), "the training evaluates nothing; set train.eval_strategy"))
     parts = data.get("parts")
     vision = parts.get("vision") if isinstance(parts, dict) else None
     if data.get("cache_gb") and isinstance(vision, dict) and vision.get("train", "frozen") != "frozen":
