@@ -72,6 +72,26 @@ class Spans:
         return found
 
 
+@dataclass(slots=True)
+class Step:
+    """One new token for each of B rows: `keys` bool[B, K] tells which of the first K cached positions are its own.
+
+    What was cached after these, one position a step, is every row's own.
+    """
+
+    keys: torch.Tensor
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Attention of [B, H, 1, D] queries to [B, G, K + steps, D] keys and values, [B, 1, H, D]."""
+        own = torch.nn.functional.pad(self.keys, (0, key.shape[2] - self.keys.shape[1]), value=True)
+        # Heads that share keys are queries of one another's here: nothing is repeated for them.
+        shared = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
+        found = scaled_dot_product_attention(shared, key, value, attn_mask=own[:, None, None], scale=scaling)
+        return found.reshape(query.shape).transpose(1, 2)
+
+
 def use(model: PreTrainedModel, kernel: str) -> None:
     """Nothing; from here on the model's language layers attend over the `spans` that its forward is given.
 
@@ -100,7 +120,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     kernel: str,
-    spans: Spans | None = None,
+    spans: Spans | Step | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **settings: Any,
@@ -118,6 +138,8 @@ def attend(
         )
         return found
     rows, length = query.shape[0], query.shape[2]
+    if isinstance(spans, Step):
+        return spans.attend(query, key, value, scaling), None
     if spans is None or spans.shape != (rows, length):
         raise ValueError(
             f"attention over spans: {rows} x {length} queries with spans of {spans and spans.shape}; "

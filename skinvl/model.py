@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -173,6 +175,24 @@ def blank(found: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(found)
     return model
+
+
+def logits(model: nn.Module, inputs: Mapping[str, Any], where: torch.Tensor, **settings: Any) -> torch.Tensor:
+    """The logits at some positions of the rows, float32[N, V], row by row; at no other are they computed.
+
+    `logits_to_keep` would take the same positions from every row.
+
+    Args:
+        where: bool[R, T].
+        settings: more for the model's forward; without a cache unless they say so.
+    """
+    head: nn.Module = extract_model_from_parallel(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, given: (given[0][where][None],))
+    try:
+        found: torch.Tensor = model(**inputs, **{"use_cache": False, **settings}).logits[0]
+    finally:
+        hook.remove()
+    return found.float()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -22,6 +22,7 @@ from skinvl.pixels import upright
 from skinvl.vision import Cache
 
 SIDE = 64  # pixels of a blank image
+Shown = tuple[Path | None, ...]  # the images of a conversation; None is a blank one
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,20 @@ class Group:
     prefix: int
 
 
-def grouped(encoded: Sequence[Encoded], shown: Sequence[tuple[Path, ...]], image_id: int) -> list[Group]:
+def grouped(encoded: Sequence[Encoded], shown: Sequence[Shown], image_id: int) -> list[Group]:
     """The groups of a batch: conversations that show the same images, or none, share what they begin with.
 
     A prefix ends before the token that predicts the first trained one of any conversation, so that no position has two
-    targets. Conversations whose later turns show images of their own stay alone.
+    targets; where nothing is trained, before the last token, which predicts the answer. Conversations whose later turns
+    show images of their own stay alone.
     """
-    alike: dict[tuple[Path, ...], list[int]] = defaultdict(list)
+    alike: dict[Shown, list[int]] = defaultdict(list)
     for place, images in enumerate(shown):
         alike[images].append(place)
     groups = []
     for members in alike.values():
         some = [encoded[place] for place in members]
-        first = min(next(i for i, label in enumerate(one.labels) if label != UNTRAINED) for one in some)
+        first = min(_first_trained(one) for one in some)
         prefix = _common([one.ids for one in some], first - 1) if len(some) > 1 else 0
         if all(image_id not in one.ids[prefix:] for one in some):
             groups.append(Group(tuple(members), prefix))
@@ -53,9 +55,18 @@ def grouped(encoded: Sequence[Encoded], shown: Sequence[tuple[Path, ...]], image
     return groups
 
 
+def _first_trained(one: Encoded) -> int:
+    return next((i for i, label in enumerate(one.labels) if label != UNTRAINED), len(one.ids))
+
+
 def _common(some: Sequence[list[int]], limit: int) -> int:
     least, most = min(some), max(some)  # what these two share, all share
     return next((i for i in range(min(limit, len(least))) if least[i] != most[i]), min(limit, len(least)))
+
+
+def seen(row: Row, encoded: Encoded) -> Shown:
+    """The images that a conversation shows: fewer than its Example names where turns were cut from its end."""
+    return tuple(row.root / name for name in row.example.images[: len(encoded.pictures)])
 
 
 def blank_of(images: int) -> Example:
@@ -85,32 +96,46 @@ class Collator:
         """
         given: list[Row] = [item["row"] for item in items if item["row"] is not None]
         encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in given]
-        # A conversation cut by data.too_long=drop_turns shows fewer images than its Example names.
-        shown = [
-            tuple(row.root / name for name in row.example.images[: len(one.pictures)])
-            for row, one in zip(given, encoded, strict=True)
-        ]
-        groups = (
-            grouped(encoded, shown, self.chat.image_id)
-            if self.share
-            else [Group((place,), 0) for place in range(len(encoded))]
-        )
+        shown = [seen(row, one) for row, one in zip(given, encoded, strict=True)]
+        rows = self.groups(encoded, shown)
         tokens = sum(len(one.ids) for one in encoded)
         blanks = int(self.filler and not any(shown))  # images of the filler
         if filled := blanks > 0 or not given:
             blank = self.chat.encode(blank_of(blanks), [(SIDE, SIDE)] * blanks)
-            groups.append(Group((len(encoded),), 0))
+            alone = Group((len(encoded),), 0)
+            rows = [[*rows[0], alone]] if rows and self.chat.family.one_row else [*rows, [alone]]
             encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
-        family = self.chat.family
-        rows = [groups] if family.one_row else [[group] for group in groups]
+            shown.append((None,) * blanks)
+        return {
+            **self.lay(encoded, shown, rows),
+            "row_ids": [row.example.id for row in given],
+            "tokens": tokens,
+            "filler": filled,
+        }
+
+    def groups(self, encoded: Sequence[Encoded], shown: Sequence[Shown]) -> list[list[Group]]:
+        """The groups of each row of a batch of conversations that show these images."""
+        found = (
+            grouped(encoded, shown, self.chat.image_id)
+            if self.share
+            else [Group((place,), 0) for place in range(len(encoded))]
+        )
+        return [found] * bool(found) if self.chat.family.one_row else [[group] for group in found]
+
+    def lay(
+        self, encoded: Sequence[Encoded], shown: Sequence[Shown], rows: Sequence[Sequence[Group]]
+    ) -> dict[str, Any]:
+        """The model's inputs for rows of groups of these conversations, with `labels` and `shift_labels`.
+
+        Raises:
+            ImageError: an image cannot be read.
+            CacheError: an image's features are gone or damaged.
+        """
         read = {
             path: self._image(path, picture)
-            for some, one in zip(shown, encoded[: len(shown)], strict=True)
+            for some, one in zip(shown, encoded, strict=True)
             for path, picture in dict(zip(some, one.pictures, strict=True)).items()
         }
-        tensors = [[read[path] for path in some] for some in shown]
-        if filled:
-            tensors.append([self._blank(picture) for picture in encoded[-1].pictures])
         ids, labels, targets, positions = self._rows(encoded, rows)
         first = [[group.members[0] for group in row] for row in rows]  # a group's members show the same images
         return {
@@ -119,26 +144,18 @@ class Collator:
             "labels": labels,
             "shift_labels": targets,
             "spans": spans(rows, [len(one.ids) for one in encoded]),
-            "row_ids": [row.example.id for row in given],
-            "tokens": tokens,
-            "filler": filled,
-            **family.inputs(
+            **self.chat.family.inputs(
                 self.chat.processor,
                 ids,
                 [[picture for place in row for picture in encoded[place].pictures] for row in first],
-                [[tensor for place in row for tensor in tensors[place]] for row in first],
+                [[read[path] for place in row for path in shown[place]] for row in first],
             ),
         }
 
-    def _image(self, path: Path, picture: Picture) -> torch.Tensor:
+    def _image(self, path: Path | None, picture: Picture) -> torch.Tensor:
         if self.cache is not None:
-            return self.cache.get(path, picture)
-        return self.chat.pixels(upright(path))
-
-    def _blank(self, picture: Picture) -> torch.Tensor:
-        if self.cache is not None:
-            return self.cache.blank(picture)
-        return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)))
+            return self.cache.blank(picture) if path is None else self.cache.get(path, picture)
+        return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)) if path is None else upright(path))
 
     def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]]) -> list[torch.Tensor]:
         """Ids, labels and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -119,6 +119,20 @@ class Family(ABC):
     @abstractmethod
     def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
         """The config of the model without the layers that `read` does not need."""
+
+    def branch(self, layer: int, config: PretrainedConfig) -> bool:
+        """Whether a layer's cached keys stand in the language row, so that a branch takes only some of them."""
+        return True
+
+    def step(self, inputs: Mapping[str, torch.Tensor], rows: torch.Tensor, last: torch.Tensor) -> dict[str, Any]:
+        """What the model needs beside ids and positions to go on by one token from these positions of these rows.
+
+        Args:
+            inputs: those of the batch in which the cache was filled.
+            rows: int64[B].
+            last: int64[B], the last position of each prompt in its row.
+        """
+        return {}
 
     def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
         """Hook up whatever a loaded model needs so that the rows of a mixed batch do not touch one another.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -148,6 +148,13 @@ class Mllama(Family):
         found = copy.deepcopy(config)
         found.vision_config.num_hidden_layers = found.vision_config.num_global_layers = 0
         return found
+
+    def branch(self, layer: int, config: PretrainedConfig) -> bool:
+        return layer not in config.text_config.cross_attention_layers
+
+    def step(self, inputs: Mapping[str, torch.Tensor], rows: torch.Tensor, last: torch.Tensor) -> dict[str, Any]:
+        mask = inputs.get("cross_attention_mask")
+        return {} if mask is None else {"cross_attention_mask": mask[rows, last][:, None]}
 
     def prepare(self, model: PreTrainedModel) -> None:
         model.get_submodule("model.language_model").register_forward_pre_hook(
