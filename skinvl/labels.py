@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -171,6 +172,95 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "patch16": ("nontumor", "tumor"),
 }
 
+# Of a list that is not known whole: its classes that are; the others are those that the data have.
+BEGINNINGS: dict[str, tuple[str, ...]] = {"mskcc": ("nevus", "solar lentigo", "lentigo NOS", "melanoma")}
+
+# What benchmarks and their files are called, beside the names above.
+ALIASES: dict[str, str] = {
+    **{name: name for name in (*CLASSES, *BEGINNINGS)},
+    **{"bcn": "bcn20000", "fitzpatrick": "fitzpatrick17k", "fitz17k": "fitzpatrick17k", "ham": "ham10000"},
+    **{"isic_2019": "isic2019", "msk": "mskcc", "pad": "pad_ufes_20", "pad_ufes": "pad_ufes_20"},
+}
+
+# Of benchmarks that grade: what Facts.malignancy says → the class. A grade that is not here has no class.
+GRADES: dict[str, dict[str, str]] = {
+    "ddi": {"benign": "Non-Malignant", "premalignant": "Non-Malignant", "malignant": "Malignant"},
+    "hiba": {"benign": "benign", "malignant": "malignant"},
+}
+
+# Of benchmarks whose class is no fact of an Example: the name of the question whose answer says it. The converters name
+# an Example after its image and its question.
+ASKED: dict[str, str] = {
+    "derm12345": "diagnosis",
+    "dermnet": "category",
+    "fitzpatrick17k": "malignancy",
+    "patch16": "tumor",
+}
+
+# The classes of DERM12345 that are malignant and have no canonical name; it calls actinic keratosis indeterminate.
+_MALIGNANT = {
+    *("acral lentiginous melanoma", "acral nodular melanoma", "lentigo maligna", "lentigo maligna melanoma"),
+    *("bowen disease", "dermatofibrosarcoma protuberans", "kaposi sarcoma", "mammary paget disease"),
+}
+_DERM12345_OTHERS = {name.casefold() for name in DERM12345_CODES.values()} - _MALIGNANT
+_NAMED_GRADES = {"malignant": True} | dict.fromkeys(
+    ("benign", "non-malignant", "non-neoplastic", "premalignant"), False
+)
+
+# How answers call a class, by its canonical name or by its own in lower case, beside that name and _SYNONYMS. They are
+# for matching answers alone: what a dataset means by a name is above.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "actinic keratosis": ("AK", "AKIEC", "ACK", "solar keratosis"),
+    "basal cell carcinoma": ("BCC", "basalioma", "basal cell cancer", "basal cell epithelioma"),
+    "dermatofibroma": ("DF", "fibrous histiocytoma"),
+    "melanoma": ("MEL",),
+    "melanoma metastasis": ("metastatic melanoma", "metastasis of melanoma", "melanoma metastatic"),
+    "nevus": ("NV", "NEV", "mole", "melanocytic nevus"),
+    "scar": ("scar tissue",),
+    "seborrheic keratosis": ("SK", "SEK", "BKL", "seborrheic wart", "benign keratosis-like lesion"),
+    "squamous cell carcinoma": ("SCC", "squamous cell cancer"),
+    "squamous cell carcinoma in situ": ("SCCIS", "SCC in situ", "Bowen disease", "Bowen's disease"),
+    "vascular lesion": ("VASC", "hemangioma", "angioma", "angiokeratoma", "pyogenic granuloma"),
+    "benign": ("benign lesion",),
+    "malignant": ("malignancy", "cancerous"),
+    "non-malignant": ("benign", "premalignant", "non-cancerous"),
+    "non-neoplastic": ("non-neoplasm",),
+    "nontumor": ("non-tumorous", "non-tumoral", "tumor-free", "non-neoplastic"),
+    "tumor": ("tumorous", "tumoral", "neoplasm", "neoplastic"),
+    "bowen disease": ("squamous cell carcinoma in situ",),
+    "spitz or reed nevus": ("Spitz nevus", "Reed nevus"),
+    # The classes of Dermnet list the diseases that they hold.
+    "acne and rosacea photos": ("acne and rosacea", "acne", "rosacea"),
+    "actinic keratosis basal cell carcinoma and other malignant lesions": (
+        *("actinic keratosis", "basal cell carcinoma", "BCC", "malignant lesion"),
+    ),
+    "atopic dermatitis photos": ("atopic dermatitis",),
+    "bullous disease photos": ("bullous disease",),
+    "cellulitis impetigo and other bacterial infections": ("cellulitis", "impetigo", "bacterial infection"),
+    "eczema photos": ("eczema",),
+    "exanthems and drug eruptions": ("exanthem", "drug eruption"),
+    "hair loss photos alopecia and other hair diseases": ("hair loss", "alopecia", "hair disease"),
+    "herpes hpv and other stds photos": (
+        *("herpes hpv and other STDs", "herpes", "HPV", "STD", "sexually transmitted disease"),
+    ),
+    "light diseases and disorders of pigmentation": ("light disease", "disorder of pigmentation"),
+    "lupus and other connective tissue diseases": ("lupus", "connective tissue disease"),
+    "melanoma skin cancer nevi and moles": ("melanoma", "nevus", "mole"),
+    "nail fungus and other nail disease": ("nail fungus", "nail disease", "onychomycosis"),
+    "poison ivy photos and other contact dermatitis": (
+        *("poison ivy and other contact dermatitis", "poison ivy", "contact dermatitis"),
+    ),
+    "psoriasis pictures lichen planus and related diseases": (
+        *("psoriasis lichen planus and related diseases", "psoriasis", "lichen planus"),
+    ),
+    "scabies lyme disease and other infestations and bites": ("scabies", "lyme disease", "infestation"),
+    "seborrheic keratoses and other benign tumors": ("seborrheic keratosis", "benign tumor"),
+    "tinea ringworm candidiasis and other fungal infections": ("tinea", "ringworm", "candidiasis", "fungal infection"),
+    "urticaria hives": ("urticaria", "hives"),
+    "vasculitis photos": ("vasculitis",),
+    "warts molluscum and other viral infections": ("wart", "molluscum", "molluscum contagiosum", "viral infection"),
+}
+
 
 def canonical(name: str) -> str:
     """The canonical name of a diagnosis, whatever its case and spacing.
@@ -213,6 +303,48 @@ def malignancy(diagnosis: str) -> Malignancy:
         ValueError: an unknown diagnosis.
     """
     return _MALIGNANCY[canonical(diagnosis)]
+
+
+def malignant(classes: Sequence[str]) -> tuple[bool, ...] | None:
+    """Which of these classes are malignant, not merely premalignant; None where it is not known of all of them.
+
+    >>> malignant(CLASSES["ddi"]), malignant(CLASSES["patch16"])
+    ((False, True), None)
+    """
+    found = []
+    for name in classes:
+        plain = diagnosis(name)
+        if plain in _NAMED_GRADES:
+            found.append(_NAMED_GRADES[plain])
+        elif plain in _MALIGNANCY or plain in _MALIGNANT or plain in _DERM12345_OTHERS:
+            found.append(plain in _MALIGNANT or _MALIGNANCY.get(plain) == "malignant")
+        else:
+            return None
+    return tuple(found)
+
+
+def spellings(name: str) -> list[str]:
+    """What an answer may call a class: its name first, then synonyms, other spellings and abbreviations."""
+    plain, own = diagnosis(name), " ".join(name.casefold().split())
+    same = [other for other, meant in _SYNONYMS.items() if meant == plain]
+    return list(dict.fromkeys((name, plain, *same, *SPELLINGS.get(plain, ()), *SPELLINGS.get(own, ()))))
+
+
+def benchmark(name: str, begins: bool = False) -> str | None:
+    """The benchmark of a name, whatever its case, separators and count of classes; None where there is none.
+
+    Args:
+        begins: whether the name may go on after that of a benchmark, as the name of a file does.
+
+    >>> benchmark("PAD-6"), benchmark("DDI_2class_test", begins=True), benchmark("paddle", begins=True)
+    ('pad_ufes_20', 'ddi', None)
+    """
+    plain = re.sub(r"[^a-z0-9]+", "_", name.casefold()).strip("_")
+    for alias in sorted(ALIASES, key=len, reverse=True):
+        rest = r"(?:_.*)?" if begins else r"(?:_\d{1,2}(?:class(?:es)?)?)?"
+        if re.fullmatch(alias + rest, plain):
+            return ALIASES[alias]
+    return None
 
 
 def ways(below: Mapping[str, Sequence[str]], root: str) -> dict[str, list[str]]:
