@@ -1,7 +1,7 @@
-# Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`.
+# Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`, `make eval RUN=runs/…`.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help setup sft cache prep show dry-run check test test-slow bench clean
+.PHONY: help setup sft eval cache prep show dry-run check test test-slow browser bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,6 +9,7 @@ PYTHON ?= python3
 RECIPE ?= tiny
 BASE   ?=
 RUN    ?=
+AGAINST ?=
 GPUS   ?= 1
 DEEPSPEED ?=
 NNODES ?= 1
@@ -44,6 +45,9 @@ data/demo/card.json: | setup
 sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapter: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED, ARGS
 	$(LAUNCH) sft $(RECIPE) $(OVERRIDES)
 
+eval: setup  ## answer, classify, score and report: RUN=runs/… (or RECIPE and BASE, without an adapter), AGAINST, GPUS, ARGS
+	$(LAUNCH) eval $(or $(RUN),$(RECIPE)) $(if $(RUN),,$(if $(BASE),base=$(BASE))) $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
+
 cache: setup  ## compute the vision features of a recipe's images ahead of sft
 	$(LAUNCH) cache $(RECIPE) $(OVERRIDES)
 
@@ -65,7 +69,12 @@ check: setup  ## ruff, mypy --strict and the layer test
 test: setup  ## the tests, at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(TESTS)
 
-test-slow: setup  ## the rest: distributed runs, whole trainings
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+		root=$$(test $$(id -u) = 0 || echo sudo); \
+		$$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
+
+test-slow: setup browser  ## the rest: distributed runs, whole trainings
 	$(BIN)/python -m pytest -m "slow and not gpu" $(TESTS)
 
 bench: setup  ## the speed claims, each beside its alternative
@@ -73,6 +82,8 @@ bench: setup  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/hashes.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/classify.py
+	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove what was made here, data and runs excepted

@@ -143,6 +143,21 @@ def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig
         ours[name].data.copy_(value)
 
 
+def require_whole(model: PeftModel, path: Path) -> None:
+    """Nothing, if the adapter folder holds every weight that the model trains: none of them is a fresh one.
+
+    Raises:
+        AdapterError: it lacks one.
+    """
+    there = set(load_peft_weights(str(path), device="cpu"))
+    ours = {_saved_name(name) for name, value in model.named_parameters() if value.requires_grad}
+    if missing := sorted(ours - there):
+        raise AdapterError(
+            f"{path}: {len(missing)} of {len(ours)} trained weights are not in the adapter (first: {missing[0]}); it "
+            "was saved by another recipe"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What one part of a built model trains: parameters, and the modules that carry them."""

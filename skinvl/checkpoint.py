@@ -27,6 +27,7 @@ MANIFEST = "complete.json"  # of a checkpoint: the bytes and the digest of each 
 FREE = (
     *("run", "resume", "cache_gb", "train.logging_", "train.save_", "train.eval_", "train.dataloader_"),
     *("train.report_to", "train.disable_tqdm", "train.per_device_eval_batch_size", "train.load_best_model_at_end"),
+    *("evaluate.batch_size", "evaluate.classify", "evaluate.control_rows", "evaluate.engine", "evaluate.prompted"),
 )
 
 

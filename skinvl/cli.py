@@ -11,19 +11,29 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skinvl.recipe import Recipe
 
 VERBS = {
     "prep": "turn a raw download into a prepared source",
     "leaks": "show which images two sets share, and how sure that is",
     "sft": "train a recipe: prepared sources and a base become an adapter",
     "cache": "compute the vision features of a recipe's images ahead of sft",
+    "eval": "answer, classify, score and report: a run, or a base alone",
+    "generate": "answer every question of the eval sets, with a run's adapter or a base alone",
+    "classify": "weigh the classes of each image, by likelihood and by asking",
+    "probe": "fit a linear probe on the features of the frozen vision tower",
+    "score": "give every number of an evaluation with its interval, and compare runs",
+    "report": "write what was found into one HTML file",
     "show": "paint what a recipe trains, conversation by conversation",
     "bases": "build tiny bases with random weights",
 }
 OURS = {"skinvl", "data_prep"}
 HELP = f"""usage: skinvl VERB ...
 
-{chr(10).join(f"  {verb:<7}{text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {verb:<9}{text}" for verb, text in VERBS.items())}
 
   skinvl VERB --help says what a verb takes; skinvl --version names the version.
   SKINVL_TRACEBACK=1 shows where in the code an error came from.
@@ -62,27 +72,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, words: list[str]) -> int:
-    if verb in ("prep", "leaks", "bases"):
+    if verb in ("prep", "leaks", "bases", "score", "report"):
         code: int = importlib.import_module(f"skinvl.{verb}").main(words)
         return code
     parser = argparse.ArgumentParser(prog=f"skinvl {verb}", description=VERBS[verb])
-    parser.add_argument("recipe", help="a name in recipes/, or a path to a YAML file")
+    asked = verb in ("eval", "generate", "classify", "probe")
+    parser.add_argument(
+        "recipe", help=f"{'the folder of a run, ' if asked else ''}a name in recipes/, or a path to a YAML file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as base=qwen3-vl-8b train.max_steps=10")
     if verb == "sft":
         parser.add_argument("--dry-run", action="store_true", help="show what would train, without any weights")
         parser.add_argument(
             "--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder"
         )
+    elif verb == "eval":
+        parser.add_argument("--against", metavar="RUN", help="another run to test the numbers against")
     elif verb == "show":
         parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="conversations of each source (default 4)")
     given = parser.parse_intermixed_args(words)
     if verb == "sft" and given.configs is not None and not given.dry_run:
         parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
 
-    from skinvl import recipe
+    from skinvl import recipe, run
 
-    loaded = recipe.load(given.recipe, given.overrides)
+    if verb == "eval":
+        return _evaluate(*run.evaluated(given.recipe, given.overrides), given.against)
     module = importlib.import_module(f"skinvl.{verb}")
+    if asked:
+        return int(module.main(*run.evaluated(given.recipe, given.overrides)))
+    loaded = recipe.load(given.recipe, given.overrides)
     if verb == "sft":
         code = module.main(loaded, dry_run=given.dry_run, configs=given.configs)
     elif verb == "show":
@@ -90,6 +109,22 @@ def _run(verb: str, words: list[str]) -> int:
     else:
         code = module.main(loaded)
     return code
+
+
+def _evaluate(recipe: Recipe, out: Path, against: str | None) -> int:
+    steps = [("generate", recipe.data.eval), ("classify", recipe.evaluate.classify)]
+    if not any(given for _, given in steps):
+        raise ValueError(
+            "data.eval and evaluate.classify: both are empty, so that there is nothing to evaluate; name a source, "
+            'such as "data.eval=[{source: NAME, split: test}]"'
+        )
+    for verb, given in steps:
+        if given:
+            importlib.import_module(f"skinvl.{verb}").main(recipe, out)
+    if os.environ.get("RANK", "0") == "0":
+        importlib.import_module("skinvl.score").main([str(out), *(["--against", against] if against else [])])
+        importlib.import_module("skinvl.report").main([str(out)])
+    return 0
 
 
 def _message(error: ValueError | OSError) -> str:

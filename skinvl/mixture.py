@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,6 +110,26 @@ def load(data: Data) -> Sets:
     fixed = {root for root in {leak.row.root for leak in found} if fingerprints.card(root).get("split") != "group"}
     _refuse([leak for leak in found if leak.row.root in fixed])
     return _moved(data, Sets(train, evaluation), found)
+
+
+def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
+    """Each row with the images of another; None for one without images, or that no others are left for.
+
+    Images are permuted among the rows of one source that show as many; rows that show the same get the same others.
+    """
+    sets: dict[tuple[Path, int], dict[tuple[str, ...], None]] = {}
+    for row in rows:
+        sets.setdefault((row.root, len(row.example.images)), {})[row.example.images] = None
+    other: dict[tuple[Path, tuple[str, ...]], tuple[str, ...]] = {}
+    for (root, _), some in sets.items():
+        pool = list(some)
+        generator.shuffle(pool)
+        other |= {(root, images): pool[position - 1] for position, images in enumerate(pool)}
+    images = [other[row.root, row.example.images] for row in rows]
+    return [
+        None if row.example.images == some else replace(row, example=replace(row.example, images=some))
+        for row, some in zip(rows, images, strict=True)
+    ]
 
 
 def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list[Leak]:

@@ -8,10 +8,11 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skinvl.recipe import Recipe
+from skinvl.recipe import Recipe, dump, load
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
 
@@ -26,6 +27,49 @@ def folder(recipe: Recipe, runs: Path = Path("runs")) -> Path:
     if Path(name).name != name:
         raise RunError(f"run={name}: a run is named without folders; it lies in {runs}/")
     return runs / name
+
+
+# Of a run's recipe, what may be given anew when it is evaluated; the rest is how it was trained.
+ASKED = ("evaluate.", "evaluate=", "data.eval", "data.allow_leak", "attention=", "train.dataloader_num")
+
+
+def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
+    """The recipe to evaluate with, and the folder of its results.
+
+    The folder of a run stands for its adapter on the base that it was trained on. The name of a recipe stands for its
+    base as it is, or with its `init_adapter`; the results then lie in `runs/<recipe>--<base>--untrained`, or under the
+    name that `run=` gives.
+
+    Raises:
+        RunError: a folder without a finished run, or an override of how it was trained.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        found = load(name, overrides)
+        own = folder(found)
+        return found, own if found.run else own.with_name(f"{own.name}--untrained")
+    if not (path / "recipe.yaml").is_file():
+        raise RunError(f"{path}: no run, it has no recipe.yaml; give the folder of a run or the name of a recipe")
+    if other := [one for one in overrides if not one.startswith(ASKED)]:
+        raise RunError(
+            f"{other[0]}: {path} was trained otherwise, and is evaluated as it was; expected evaluate.…, data.eval or "
+            "attention. To evaluate a base without this adapter give a recipe's name instead of the run"
+        )
+    found = load(str(path / "recipe.yaml"), overrides)
+    if not (path / "env.json").is_file():  # the folder of an earlier evaluation of a base without an adapter
+        return found, path
+    if not (path / "adapter").is_dir():
+        raise RunError(f"{path}: no adapter yet; the run has not ended. Go on with it by resume=auto")
+    commit = json.loads((path / "env.json").read_text(encoding="utf-8"))["base"]["commit"]
+    base = found.base.model_copy(update={"revision": commit or found.base.revision})
+    return found.model_copy(update={"init_adapter": str(path / "adapter"), "base": base}), path
+
+
+def begin(path: Path, recipe: Recipe) -> None:
+    """Nothing; the folder of an evaluation exists, and holds the recipe of a base that no run has trained."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / "recipe.yaml").is_file():
+        write(path / "recipe.yaml", dump(recipe))
 
 
 def claim(path: Path, resume: bool) -> None:

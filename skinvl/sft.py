@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from transformers import AutoProcessor, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import SFTConfig
 
-from skinvl import adapter, attention, checkpoint, dry, features, mixture, model, report, run
+from skinvl import adapter, attention, checkpoint, dry, features, metrics, mixture, model, run, summary
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
 from skinvl.lengths import preflight
 from skinvl.mixture import Row
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe, deepspeed_config, dump
-from skinvl.report import Control
+from skinvl.summary import Control
 from skinvl.trainer import Trainer
 
 CONTROL_ROWS = 512  # closed questions asked with their own and with another image after training
@@ -69,14 +69,14 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
         if there := checkpoint.last(path / "checkpoints"):
             written = checkpoint.sizes(there)
             say.print(f"{there}: {', '.join(f'{what} {size / 2**20:,.1f} MiB' for what, size in written.items())}")
-        summary = {
+        found = {
             "train_loss": run.mean_loss(path / "log.jsonl"),
             **losses,
             **({"speed": asdict(speed)} if speed else {}),
             **({"control": asdict(control)} if control else {}),
         }
-        (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        report.result(say, summary, control, speed, minutes, path)
+        (path / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        summary.result(say, found, control, speed, minutes, path)
     trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
     return 0
 
@@ -84,7 +84,7 @@ def main(recipe: Recipe, *, dry_run: bool = False, configs: Path | None = None) 
 def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Mapping[str, Any]) -> Trainer:
     """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
     sets = mixture.load(recipe.data)
-    report.shared(say, sets)
+    summary.shared(say, sets)
     with args.main_process_first():  # one process of a machine downloads or builds
         base = model.snapshot(recipe)
     config, family = model.config(base.path)
@@ -131,7 +131,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
         "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
         "dropped": len(dropped),
     }
-    report.parts(say, recipe, args.learning_rate, counts, facts)
+    summary.parts(say, recipe, args.learning_rate, counts, facts)
     if args.process_index == 0:
         run.write(path / "recipe.yaml", dump(recipe))
         run.write(path / "env.json", json.dumps(run.environment(facts), indent=2) + "\n")
@@ -185,6 +185,11 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
                 f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
                 "in 4 bits at the same time; use zero2 with quantization, or zero3 without"
             )
+        if recipe.evaluate.during and stage == 3:
+            raise ValueError(
+                f"evaluate.during: {file.name} shards the weights (ZeRO-3), so that every rank would wait for the "
+                "others at every token that one of them generates; use zero2, or set it to 0 and evaluate the finished run"
+            )
         train["deepspeed"] = str(file)
         if "LOCAL_RANK" not in os.environ:
             raise ValueError(
@@ -193,10 +198,13 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
             )
     if train.get("metric_for_best_model") is not None:
         known = ["loss", *(f"{mixture.label(spec, recipe.data.eval)}_loss" for spec in recipe.data.eval)]
+        if recipe.evaluate.during:
+            known += [name for metric in recipe.evaluate.metrics for name in metrics.load(metric).names]
         if train["metric_for_best_model"].removeprefix("eval_") not in known:
             raise ValueError(
                 f"train.metric_for_best_model: found {train['metric_for_best_model']}; expected {' or '.join(known)}, "
-                "the losses that a run computes"
+                "which a run computes"
+                + ("" if recipe.evaluate.during else ", and with evaluate.during its metrics too")
             )
         train.setdefault("load_best_model_at_end", True)
         if train.get("save_total_limit") == 1:  # transformers would remove the last, and no run could go on
@@ -245,18 +253,9 @@ def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
     closed = [row for row in rows if row.example.images and len(words(row.example.messages[-1]).split()) <= 3]
     generator = random.Random(trainer.args.seed)
     sample = closed if len(closed) <= CONTROL_ROWS else generator.sample(closed, CONTROL_ROWS)
-    pools: dict[tuple[Path, int], list[tuple[str, ...]]] = {}
-    for row in sample:
-        pool = pools.setdefault((row.root, len(row.example.images)), [])
-        if row.example.images not in pool:
-            pool.append(row.example.images)
-    other: dict[tuple[Path, tuple[str, ...]], tuple[str, ...]] = {}
-    for (root, _), pool in pools.items():
-        generator.shuffle(pool)
-        other |= {(root, images): pool[position - 1] for position, images in enumerate(pool)}
-    sample = [row for row in sample if other[row.root, row.example.images] != row.example.images]
-    if len(sample) < 2:
+    swapped = mixture.permuted(sample, generator)
+    pairs = [(row, other) for row, other in zip(sample, swapped, strict=True) if other is not None]
+    if len(pairs) < 2:
         return None
-    swapped = [replace(row, example=replace(row.example, images=other[row.root, row.example.images])) for row in sample]
-    own, permuted = trainer.sums(sample), trainer.sums(swapped)
-    return Control(float(own[3] / own[2]), float(permuted[3] / permuted[2]), len(sample))
+    own, permuted = (trainer.sums(rows) for rows in zip(*pairs, strict=True))
+    return Control(float(own[3] / own[2]), float(permuted[3] / permuted[2]), len(pairs))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
@@ -20,12 +21,18 @@ from skinvl import checkpoint
 from skinvl.adapter import WRAPPER
 from skinvl.callbacks import EarlyStopping, Gradients, Log, TrainingError
 from skinvl.chat import UNTRAINED
+from skinvl.engine import Question, Transformers, blocks, questions
 from skinvl.families import Family
+from skinvl.metrics import load as load_metric
+from skinvl.metrics import measure
 from skinvl.mixture import NOTHING, Row, Rows
+from skinvl.model import logits
 from skinvl.pace import Pace
 from skinvl.pack import Collator
+from skinvl.predictions import Answer
 from skinvl.recipe import Recipe
 from skinvl.sampler import MixtureSampler, alike, together
+from skinvl.subject import Subject
 
 OURS = ("labels", "shift_labels", "row_ids", "tokens", "filler")  # of a batch, what no model takes
 
@@ -71,6 +78,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 parameter.data = master.to(parameter.device)
         # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
         self.model_accepts_loss_kwargs = True
+        self.asked = _sample(evaluation, recipe)
         self.images_seen = False  # by this rank, in the current step
         self.preemption = checkpoint.Preemption(self.accelerator)
         self.pace = Pace()
@@ -184,10 +192,23 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             total += sums[:2]
         metrics[f"{metric_key_prefix}_loss"] = float(total[0] / total[1])
         metrics[f"{metric_key_prefix}_tokens"] = float(total[1])
+        if eval_dataset is None and self.asked:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.answered().items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def answered(self) -> dict[str, float]:
+        """The metrics of the answers to the questions of `evaluate.during`, which ranks share; none that no row has."""
+        evaluate = self.recipe.evaluate
+        engine = Transformers(Subject(self.model, self.data_collator, self.recipe, {}), evaluate.generation)
+        self.model.eval()
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = blocks(self.asked, evaluate.batch_size)[rank::ranks]
+        rows: list[Answer] = gather_object([row for some in engine.answers(mine) for row in some])
+        found = measure(rows, [load_metric(name) for name in evaluate.metrics])
+        return {name: value for name, value in found.items() if value == value}
 
     @torch.no_grad()
     def sums(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -223,19 +244,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, whether the token is the most likely one) of each supervised token, float32[N] and bool[N], row by row.
 
-    Logits are computed at those positions alone. `logits_to_keep` would take the same ones from every row.
+    Logits are computed at those positions alone.
     """
     plain = {key: value for key, value in inputs.items() if key not in OURS}
     targets = inputs["shift_labels"]
     supervised = targets != UNTRAINED
-    head: torch.nn.Module = extract_model_from_parallel(model).get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, given: (given[0][supervised][None],))
-    try:
-        logits = model(**plain, use_cache=False).logits[0].float()
-    finally:
-        hook.remove()
+    found = logits(model, plain, supervised)
     targets = targets[supervised]
-    return cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+    return cross_entropy(found, targets, reduction="none"), found.argmax(-1) == targets
+
+
+def _sample(evaluation: Mapping[str, Sequence[Row]], recipe: Recipe) -> list[Question]:
+    every = [question for rows in evaluation.values() for row in rows for question in questions(row)]
+    count = min(recipe.evaluate.during, len(every))
+    return random.Random(recipe.evaluate.generation.seed).sample(every, count)
 
 
 def _numbers(rows: Sequence[Row]) -> Dataset:

@@ -1,0 +1,141 @@
+"""Many classes and many questions on one image, beside each of them alone: `python benchmarks/classify.py`.
+
+A random Qwen2-VL of about 120 million parameters whose tower is next to nothing, so that what is compared is the
+language model; the published Qwen2-VL tokenizer and template (from ../shared/data), one drawn image of 144 tokens.
+
+With a prefix of P tokens, which all classes share, and t of its own for each of C classes, separate forwards compute
+C (P + t) positions and a shared one P + C t: the ideal is their ratio.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from skinvl import attention, families, infer
+from skinvl.chat import Chat
+from skinvl.example import Example, text
+from skinvl.infer import Asked, Batch
+from skinvl.labels import CLASSES
+from skinvl.lengths import sizes
+from skinvl.pack import Collator
+from skinvl.recipe import Generation
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+THREADS, HIDDEN, LAYERS, HEADS, SIDE, TOKENS = 2, 768, 8, 12, 336, 144
+QUESTIONS = (
+    "What is the diagnosis?",
+    "Describe the border of the lesion.",
+    "Which colours are seen?",
+    "Is the lesion symmetric?",
+    "Where on the body is it?",
+    "How old is the patient?",
+    "Should it be excised?",
+    "What else could it be?",
+)
+
+
+def least(action: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the fastest of some runs, after one that does not count."""
+    action()
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def each(action: Callable[[Batch], object], batches: Sequence[Batch]) -> None:
+    """Nothing; the action was done for each batch."""
+    for batch in batches:
+        action(batch)
+
+
+def model_of(chat: Chat) -> Qwen2VLForConditionalGeneration:
+    """A random model for this tokenizer."""
+    tokenizer, family = chat.tokenizer, families.load("qwen2_vl")
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = Qwen2VLConfig(
+        text_config={
+            **{"hidden_size": HIDDEN, "intermediate_size": 4 * HIDDEN, "num_hidden_layers": LAYERS},
+            **{"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2, "vocab_size": len(tokenizer)},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+        },
+        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2},
+        tie_word_embeddings=True,
+        **{key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in zip(keys, names, strict=True)},
+    )
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    attention.use(model, "sdpa")
+    family.prepare(model)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def main() -> None:
+    """Prints the two tables."""
+    if not SHARED.is_dir():
+        raise SystemExit(f"{SHARED} is absent: this benchmark needs the published tokenizer")
+    torch.set_num_threads(THREADS)
+    family = families.load("qwen2_vl")
+    roles = {f"{role}_token": token for role, token in family.roles.items()}
+    file = SHARED / "tokenizers" / "derived" / "tokenizer.qwen2-vl.json"
+    template = SHARED / "chat_templates" / "qwen2_vl_and_qwen2_5_vl" / "chat_template.jinja"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **roles)
+    chat = Chat(family.tiny_processor(tokenizer, template.read_text(encoding="utf-8")), family, TOKENS, 4096)
+    model = model_of(chat)
+    folder = Path(tempfile.mkdtemp())
+    Image.effect_mandelbrot((SIDE, SIDE), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(folder / "one.png")
+
+    def asked(question: str, answer: str | None) -> Asked:
+        turns = (text("user", question, images=1), text("assistant", answer or "?"))
+        example = Example("one", "drawn", ("one.png",), turns, "g", "test", "CC0-1.0")
+        given = sizes(folder, example)
+        encoded = chat.prompt(example, given) if answer is None else infer.last_answer(chat.encode(example, given))
+        return Asked(encoded, (folder / "one.png",))
+
+    together, apart = Collator(chat), Collator(chat, share=False)
+    print("classes, P, t, seconds shared, apart, ratio, ideal, share of it, largest difference")
+    for name in ("isic2019", "dermnet"):
+        some = [asked(QUESTIONS[0], one) for one in CLASSES[name]]
+        batch, singles = infer.prepare(together, some), [infer.prepare(apart, [one]) for one in some]
+        prefix = batch.places[0].prefix[1]
+        own = sum(place.end - place.start for place in batch.places) / len(some)
+        scores = infer.likelihoods(model, batch)
+        alone = [infer.likelihoods(model, one)[0] for one in singles]
+        worst = max(abs(a - b) for a, b in zip(scores, alone, strict=True))
+        assert worst < 1e-4 * max(map(abs, alone))
+        seconds = least(partial(each, partial(infer.likelihoods, model), [batch]))
+        separate = least(partial(each, partial(infer.likelihoods, model), singles))
+        count = len(some)
+        ideal = count * (prefix + own) / (prefix + count * own)
+        ratio = separate / seconds
+        print(
+            f"{count}, {prefix}, {own:.1f}, {seconds:.3f}, {separate:.3f}, {ratio:.2f}, {ideal:.2f}, "
+            f"{ratio / ideal:.2f}, {worst:.1e}"
+        )
+    print("questions an image, seconds shared, a batch of whole prompts, one by one (32 new tokens each)")
+    settings = Generation(max_new_tokens=32)
+    for count in (1, 2, 4, 8):
+        some = [asked(question, None) for question in QUESTIONS[:count]]
+        batch, wide = infer.prepare(together, some), infer.prepare(apart, some)
+        singles = [infer.prepare(apart, [one]) for one in some]
+        said = infer.generate(model, chat, batch, settings)
+        assert said == [infer.generate(model, chat, one, settings)[0] for one in singles]
+        say = partial(infer.generate, model, chat, settings=settings)
+        seconds = [least(partial(each, say, batches), 2) for batches in ([batch], [wide], singles)]
+        print(f"{count}, " + ", ".join(f"{one:.2f}" for one in seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""`skinvl classify`: how likely a model holds each class of an image, all classes in one forward; and what it says.
+
+The likelihood of a class is log p(its name and the end of the turn | image, question), the sum over the name's tokens.
+With its end counted in, no class is part of another: over the classes of a set the softmax is exactly p(class | the
+answer is one of them). Score makes of it the length-normalised variant, which divides by the number of tokens (Brown et
+al. 2020, Language Models are Few-Shot Learners, 2.4), and the prior-corrected one, which takes away the likelihood of
+the name without the image (PMI: Holtzman et al. 2021, Surface Form Competition, equation 2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from skinvl import benchmarks, infer, predictions, run, subject
+from skinvl.benchmarks import Case, Task
+from skinvl.chat import UNTRAINED, ChatError
+from skinvl.example import Example, text
+from skinvl.infer import Asked, Batch, last_answer
+from skinvl.lengths import sizes
+from skinvl.match import match
+from skinvl.mixture import Row
+from skinvl.pack import Collator, seen
+from skinvl.pixels import ImageError, upright
+from skinvl.predictions import Classified, Journal
+from skinvl.recipe import ClassSpec, Generation, Recipe
+from skinvl.subject import Subject
+
+PROMPTED = Generation(max_new_tokens=48)  # a class name, and a few words around it
+
+
+class ClassifyError(ValueError):
+    """Nothing to classify."""
+
+
+def main(recipe: Recipe, out: Path) -> int:
+    """0, once `out/eval/classes` holds the likelihoods of each set that the recipe classifies."""
+    if not recipe.evaluate.classify:
+        raise ClassifyError(
+            "evaluate.classify: names no set, so that there is nothing to classify; name one in the recipe, or on the "
+            'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
+        )
+    state = PartialState(cpu=not torch.cuda.is_available())  # or it would know of no ranks on a CPU
+    say = Console(quiet=not state.is_main_process)
+    if state.is_main_process:
+        run.begin(out, recipe)
+    asked = subject.load(recipe, state.device)
+    folder = out / "eval" / "classes"
+    for name, spec in zip(benchmarks.names(recipe.evaluate.classify), recipe.evaluate.classify, strict=True):
+        classified(asked, spec, spec.split, folder / f"{name}.jsonl", state, say)
+        if spec.validation is not None:
+            classified(asked, spec, spec.validation, folder / f"{name}.validation.jsonl", state, say)
+    return 0
+
+
+def classified(asked: Subject, spec: ClassSpec, split: str, path: Path, state: PartialState, say: Console) -> None:
+    """Nothing; the predictions of a split lie at the path, each rank having weighed its share of what was lacking."""
+    task = benchmarks.load(spec, split)
+    weighing = Weighing(asked.collator, task, asked.recipe.evaluate.prompted)
+    tokens, prior = weighing.names(asked, predictions.begun(path))
+    settings = {
+        "set": path.stem,
+        "rows": len(task.cases),
+        "source": spec.source,
+        "split": split,
+        "benchmark": task.benchmark,
+        "classes": list(task.classes),
+        "malignant": task.malignant and list(task.malignant),
+        "question": task.question,
+        "prompted": asked.recipe.evaluate.prompted,
+        "label_tokens": tokens,
+        "prior": prior,
+        **asked.facts,
+    }
+    journal = Journal(path, settings, Classified)
+    if state.is_main_process:
+        journal.begin()
+    state.wait_for_everyone()
+    done = journal.done()
+    state.wait_for_everyone()
+    left = [case for case in task.cases if _key(case) not in done]
+    size = max(1, asked.recipe.evaluate.batch_size // len(task.classes))
+    blocks = [left[start : start + size] for start in range(0, len(left), size)]
+    mine = blocks[state.process_index :: state.num_processes]
+    workers = int(asked.recipe.train.get("dataloader_num_workers", 0))
+    given: Any = mine  # anything with a length and items is a dataset
+    loader: Any = DataLoader(given, batch_size=None, collate_fn=weighing, num_workers=workers)
+    for some in track(weighed(asked, task, loader), path.stem, len(mine), console=say, disable=not mine):
+        journal.write(some, state.process_index)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if not path.is_file():
+            journal.finish([_key(case) for case in task.cases])
+        rest = Counter(row.detail.partition(":")[0] for row in journal.done().values() if row.detail)
+        told = "".join(f"; {count:,} not scored: {rule}" for rule, count in rest.items())
+        say.print(f"{path}: {len(task.cases):,} rows, {len(task.classes)} classes{told}")
+    state.wait_for_everyone()
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """Cases → one batch with a conversation for each class of each of them: a collate function."""
+
+    collator: Collator
+    task: Task
+    prompted: bool
+
+    def __call__(self, cases: Sequence[Case], whole: bool = False) -> Weighed:
+        """The cases that can be weighed, with their batches, and the records of the others.
+
+        Args:
+            whole: whether each image is read to its end first, so that one that breaks off refuses its own case.
+        """
+        some, given, prompts, refused = [], [], [], []
+        for case in cases:
+            try:
+                if case.label is None:
+                    raise ClassifyError(case.detail)
+                named = [self._asked(case.root, self._naming(case.example, name)) for name in self.task.classes]
+                prompt = [self._prompt(case)] if self.prompted else []
+                if whole:
+                    for name in case.example.images:
+                        upright(case.root / name)
+            except (ChatError, ImageError, ClassifyError) as error:
+                refused.append(record(case, None, str(error)))
+                continue
+            some.append(case)
+            given += named
+            prompts += prompt
+        try:
+            batches = [infer.prepare(self.collator, asked) if asked else None for asked in (given, prompts)]
+        except ImageError:
+            return self(cases, whole=True)
+        return Weighed(some, batches[0], batches[1], refused)
+
+    def names(self, asked: Subject, begun: dict[str, Any] | None) -> tuple[list[int], list[float] | None]:
+        """Of each class, the tokens of its name and its end, and how likely they are where no image is shown.
+
+        The latter is None where each case asks a question of its own; what was `begun` keeps what it began with.
+        """
+        whole = [self._asked(Path(), self._unseen(name)) for name in self.task.classes]
+        tokens = [sum(label != UNTRAINED for label in one.encoded.labels) for one in whole]
+        if begun is not None:
+            return tokens, begun["prior"]
+        if self.task.question is None:
+            return tokens, None
+        with asked.autocast():
+            return tokens, infer.likelihoods(asked.model, infer.prepare(self.collator, whole))
+
+    def _asked(self, root: Path, example: Example) -> Asked:
+        row = Row(example, root)
+        encoded = last_answer(self.collator.chat.encode(example, sizes(root, example)))
+        return Asked(encoded, seen(row, encoded))
+
+    def _prompt(self, case: Case) -> Asked:
+        example = case.example
+        if self.task.question is not None:
+            listed = f"{self.task.question}\nAnswer with one of these: {'; '.join(self.task.classes)}."
+            example = _asking(example, listed, len(example.images))
+        encoded = self.collator.chat.prompt(example, sizes(case.root, example))
+        return Asked(encoded, seen(Row(example, case.root), encoded))
+
+    def _naming(self, example: Example, name: str) -> Example:
+        return replace(example, messages=(*example.messages[:-1], text("assistant", name)))
+
+    def _unseen(self, name: str) -> Example:
+        asked = self.task.question or "?"
+        return Example("prior", "skinvl", (), (text("user", asked), text("assistant", name)), "prior", "none", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """Cases with the batch of their classes, class after class of each, and that of their prompts."""
+
+    cases: list[Case]
+    classes: Batch | None
+    prompts: Batch | None
+    refused: list[Classified]
+
+
+def weighed(asked: Subject, task: Task, loader: Iterable[Weighed]) -> Iterator[list[Classified]]:
+    """The records of each batch."""
+    for one in loader:
+        found = list(one.refused)
+        said: list[str | None] = [None] * len(one.cases)
+        if one.classes is not None:
+            with asked.autocast():
+                scores = infer.likelihoods(asked.model, one.classes)
+                if one.prompts is not None:
+                    answers = infer.generate(asked.model, asked.chat, one.prompts, PROMPTED)
+                    tokenizer = asked.chat.tokenizer
+                    said = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+            each = len(task.classes)
+            for place, (case, words) in enumerate(zip(one.cases, said, strict=True)):
+                found.append(record(case, scores[place * each : (place + 1) * each], "", words, task.classes))
+        yield found
+
+
+def record(
+    case: Case, scores: Sequence[float] | None, detail: str, said: str | None = None, classes: Sequence[str] = ()
+) -> Classified:
+    """The record of a case: weighed, or with the reason why not."""
+    example = case.example
+    matched = match(said, classes) if said is not None else None
+    return Classified(
+        id=example.id,
+        source=example.source,
+        group=example.group,
+        images=tuple(str((case.root / name).absolute()) for name in example.images),
+        facts=example.facts,
+        label=case.label,
+        scores=None if scores is None else tuple(scores),
+        detail=detail,
+        answer=said,
+        outcome=matched.outcome if matched else None,
+        choice=matched.choice if matched else None,
+    )
+
+
+def _asking(example: Example, question: str, images: int) -> Example:
+    return replace(example, messages=(*example.messages[:-2], text("user", question, images), example.messages[-1]))
+
+
+def _key(case: Case) -> str:
+    return f"{case.example.source}/{case.example.id}"

@@ -1,0 +1,98 @@
+"""`skinvl generate`: every question of a run's eval sets answered exactly once, whatever stops it in between."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import track
+
+from skinvl import checkpoint, mixture, run, subject, vllm_engine
+from skinvl.engine import Engine, Question, Transformers, blocks, questions
+from skinvl.predictions import Answer, Journal
+from skinvl.recipe import Recipe
+
+
+class GenerateError(ValueError):
+    """Nothing to ask, or an engine that cannot be had."""
+
+
+def main(recipe: Recipe, out: Path) -> int:
+    """0, once `out/eval/answers` and `out/eval/permuted` hold an answer to each question of the eval sets."""
+    state = PartialState(cpu=not torch.cuda.is_available())  # or it would know of no ranks on a CPU
+    say = Console(quiet=not state.is_main_process)
+    sets = mixture.load(recipe.data).evaluation
+    if not sets:
+        raise GenerateError(
+            "data.eval: names no source, so that there is nothing to ask; name one in the recipe, or on the command "
+            'line: "data.eval=[{source: NAME, split: test}]"'
+        )
+    if state.is_main_process:
+        run.begin(out, recipe)
+    engine = _engine(recipe, state)
+    digests = checkpoint.digests(recipe.data)
+    for name, rows in sets.items():
+        asked = list(chain.from_iterable(map(questions, rows)))
+        for folder, some in (("answers", asked), ("permuted", permuted(asked, recipe))):
+            if some:
+                settings = {"set": name, "rows": len(some), "data": digests, "engine": recipe.evaluate.engine}
+                settings |= {"generation": recipe.evaluate.generation.model_dump(), **engine.facts}
+                journal = Journal(out / "eval" / folder / f"{name}.jsonl", settings, Answer)
+                answered(engine, some, journal, recipe.evaluate.batch_size, state, say)
+    return 0
+
+
+def answered(
+    engine: Engine, asked: Sequence[Question], journal: Journal, size: int, state: PartialState, say: Console
+) -> None:
+    """Nothing; the journal is finished, each rank having answered its share of the questions that it lacked."""
+    if state.is_main_process:
+        journal.begin()
+    state.wait_for_everyone()
+    done = journal.done()
+    left = [question for question in asked if question.key not in done]
+    state.wait_for_everyone()  # all have read what there is before any of them adds to it
+    if done and left:
+        say.print(f"{journal.path}: {len(done):,} of {len(asked):,} were answered before")
+    mine = blocks(left, size)[state.process_index :: state.num_processes]
+    for some in track(engine.answers(mine), journal.path.stem, len(mine), console=say, disable=not mine):
+        journal.write(some, state.process_index)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if not journal.path.is_file():
+            journal.finish([question.key for question in asked])
+        rows = journal.done().values()
+        refused = Counter(row.detail.partition(":")[0] for row in rows if row.answer is None)
+        cut = sum(row.finish_reason == "length" for row in rows)
+        told = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
+        say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {rule}' for rule, n in refused.items())}")
+    state.wait_for_everyone()
+
+
+def permuted(asked: Sequence[Question], recipe: Recipe) -> list[Question]:
+    """A sample of the questions, each with the images of another."""
+    shown = [question for question in asked if question.row.example.images]
+    generator = random.Random(recipe.evaluate.generation.seed)
+    if len(shown) > recipe.evaluate.control_rows:
+        places = sorted(generator.sample(range(len(shown)), recipe.evaluate.control_rows))
+        shown = [shown[place] for place in places]
+    rows = mixture.permuted([question.row for question in shown], generator)
+    return [replace(question, row=row) for question, row in zip(shown, rows, strict=True) if row is not None]
+
+
+def _engine(recipe: Recipe, state: PartialState) -> Engine:
+    if recipe.evaluate.engine == "vllm":
+        if state.num_processes > 1:
+            raise GenerateError(
+                "evaluate.engine=vllm: it shares the GPUs out itself; start one process, without torchrun"
+            )
+        return vllm_engine.Vllm(recipe)
+    workers = int(recipe.train.get("dataloader_num_workers", 0))
+    return Transformers(subject.load(recipe, state.device), recipe.evaluate.generation, workers)
