@@ -12,13 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["cli"],
-    ["prep", "leaks", "sft", "cache", "show", "bases"],  # the verbs, which never import one another
-    ["prepare", "report"],
-    ["trainer", "dry"],
-    ["callbacks", "features"],
-    ["adapter", "model", "run", "checkpoint", "tiny"],
-    ["chat", "pack", "vision", "mixture", "sampler", "lengths"],
-    ["families", "recipe", "hub", "attention"],
+    # the verbs, which never import one another
+    ["prep", "leaks", "sft", "cache", "generate", "classify", "probe", "score", "report", "show", "bases"],
+    ["prepare", "summary", "vllm_engine", "compare", "cases"],
+    ["trainer", "dry", "answers", "classification"],
+    ["callbacks", "features", "engine", "judged"],
+    ["subject", "infer"],
+    ["adapter", "model", "run", "checkpoint", "tiny", "variants"],
+    ["chat", "pack", "vision", "mixture", "sampler", "lengths", "metrics", "benchmarks", "slices", "curves"],
+    ["families", "recipe", "hub", "attention", "released", "match", "stats"],
     ["source"],
     ["join"],
     ["blocks", "images", "overlap"],
@@ -34,6 +36,10 @@ LAYERS = [
         "metadata",
         "pixels",
         "sheet",
+        "predictions",
+        "clauses",
+        "tables",
+        "charts",
     ],
     ["example", "labels", "questions"],
 ]
@@ -56,6 +62,10 @@ TORCHLESS = [
     "skinvl.leaks",
     "skinvl.recipe",
     "skinvl.cli",
+    "skinvl.score",
+    "skinvl.report",
+    "skinvl.benchmarks",
+    "skinvl.metrics",
     "data_prep",
 ]
 
