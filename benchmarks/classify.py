@@ -10,13 +10,13 @@ C (P + t) positions and a shared one P + C t: the ideal is their ratio.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
+from roofline import least
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from skinvl import attention, families, infer
@@ -40,17 +40,6 @@ QUESTIONS = (
     "Should it be excised?",
     "What else could it be?",
 )
-
-
-def least(action: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of some runs, after one that does not count."""
-    action()
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - started)
-    return min(found)
 
 
 def each(action: Callable[[Batch], object], batches: Sequence[Batch]) -> None:

@@ -12,6 +12,7 @@ from skinvl import labels, released, strict
 from skinvl.example import Example, Facts, read, text, words
 from skinvl.fingerprints import folder
 from skinvl.match import match
+from skinvl.predictions import Classified
 from skinvl.questions import choices
 from skinvl.recipe import ClassSpec
 from skinvl.released import BenchmarkError as BenchmarkError
@@ -42,6 +43,34 @@ class Case:
     root: Path  # the folder that its image paths start from
     label: str | None  # one of the task's classes; None where it has none of them, and is not scored
     detail: str  # why there is no label, or that an image is missing; else empty
+
+    @property
+    def key(self) -> str:
+        """As `predictions.key`."""
+        return f"{self.example.source}/{self.example.id}"
+
+    def record(
+        self, scores: Sequence[float] | None, detail: str = "", said: str | None = None, classes: Sequence[str] = ()
+    ) -> Classified:
+        """What was predicted of it, or the reason why nothing was.
+
+        Args:
+            said: the answer to a prompt, which is matched to the classes.
+        """
+        matched = match(said, classes) if said is not None else None
+        return Classified(
+            id=self.example.id,
+            source=self.example.source,
+            group=self.example.group,
+            images=tuple(str((self.root / name).absolute()) for name in self.example.images),
+            facts=self.example.facts,
+            label=self.label,
+            scores=None if scores is None else tuple(map(float, scores)),
+            detail=detail,
+            answer=said,
+            outcome=matched.outcome if matched else None,
+            choice=matched.choice if matched else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

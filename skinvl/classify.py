@@ -27,7 +27,6 @@ from skinvl.chat import UNTRAINED, ChatError
 from skinvl.example import Example, text
 from skinvl.infer import Asked, Batch, last_answer
 from skinvl.lengths import sizes
-from skinvl.match import match
 from skinvl.mixture import Row
 from skinvl.pack import Collator, seen
 from skinvl.pixels import ImageError, upright
@@ -87,7 +86,7 @@ def classified(asked: Subject, spec: ClassSpec, split: str, path: Path, state: P
     state.wait_for_everyone()
     done = journal.done()
     state.wait_for_everyone()
-    left = [case for case in task.cases if _key(case) not in done]
+    left = [case for case in task.cases if case.key not in done]
     size = max(1, asked.recipe.evaluate.batch_size // len(task.classes))
     blocks = [left[start : start + size] for start in range(0, len(left), size)]
     mine = blocks[state.process_index :: state.num_processes]
@@ -99,7 +98,7 @@ def classified(asked: Subject, spec: ClassSpec, split: str, path: Path, state: P
     state.wait_for_everyone()
     if state.is_main_process:
         if not path.is_file():
-            journal.finish([_key(case) for case in task.cases])
+            journal.finish([case.key for case in task.cases])
         rest = Counter(row.detail.partition(":")[0] for row in journal.done().values() if row.detail)
         told = "".join(f"; {count:,} not scored: {rule}" for rule, count in rest.items())
         say.print(f"{path}: {len(task.cases):,} rows, {len(task.classes)} classes{told}")
@@ -131,7 +130,7 @@ class Weighing:
                     for name in case.example.images:
                         upright(case.root / name)
             except (ChatError, ImageError, ClassifyError) as error:
-                refused.append(record(case, None, str(error)))
+                refused.append(case.record(None, str(error)))
                 continue
             some.append(case)
             given += named
@@ -201,34 +200,9 @@ def weighed(asked: Subject, task: Task, loader: Iterable[Weighed]) -> Iterator[l
                     said = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
             each = len(task.classes)
             for place, (case, words) in enumerate(zip(one.cases, said, strict=True)):
-                found.append(record(case, scores[place * each : (place + 1) * each], "", words, task.classes))
+                found.append(case.record(scores[place * each : (place + 1) * each], "", words, task.classes))
         yield found
-
-
-def record(
-    case: Case, scores: Sequence[float] | None, detail: str, said: str | None = None, classes: Sequence[str] = ()
-) -> Classified:
-    """The record of a case: weighed, or with the reason why not."""
-    example = case.example
-    matched = match(said, classes) if said is not None else None
-    return Classified(
-        id=example.id,
-        source=example.source,
-        group=example.group,
-        images=tuple(str((case.root / name).absolute()) for name in example.images),
-        facts=example.facts,
-        label=case.label,
-        scores=None if scores is None else tuple(scores),
-        detail=detail,
-        answer=said,
-        outcome=matched.outcome if matched else None,
-        choice=matched.choice if matched else None,
-    )
 
 
 def _asking(example: Example, question: str, images: int) -> Example:
     return replace(example, messages=(*example.messages[:-2], text("user", question, images), example.messages[-1]))
-
-
-def _key(case: Case) -> str:
-    return f"{case.example.source}/{case.example.id}"

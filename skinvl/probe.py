@@ -106,7 +106,7 @@ def main(recipe: Recipe, out: Path) -> int:
             f"parts.vision={recipe.parts.vision.train}: a probe measures the frozen tower, and this adapter changed "
             "it; probe the base, by the name of a recipe instead of the run"
         )
-    state = PartialState(cpu=bool(recipe.train.get("use_cpu")))
+    state = PartialState(cpu=not torch.cuda.is_available())
     if not state.is_main_process:
         return 0
     say = Console()
@@ -217,9 +217,7 @@ def probe(
         fitted = fit(_features(some, seen), some, test.classes)
         scores = iter(fitted.scores(features))
         refusals = [_refusal(case, seen) for case in test.cases]
-        rows = [
-            _record(case, None if why else next(scores), why) for case, why in zip(test.cases, refusals, strict=True)
-        ]
+        rows = [case.record(None if why else next(scores), why) for case, why in zip(test.cases, refusals, strict=True)]
         right = sum(one.scores is not None and _best(one, test.classes) == one.label for one in rows)
         settings = {
             "set": f"{name}.probe-{share}",
@@ -354,20 +352,6 @@ def _features(cases: Sequence[Case], seen: Mapping[Path, Seen]) -> Float:
     found = ([seen[case.root / one].features for one in case.example.images] for case in cases)
     rows = [np.array(some, np.float64).mean(0) for some in found]
     return np.array(rows).reshape(len(cases), -1)
-
-
-def _record(case: Case, scores: Float | None, detail: str) -> Classified:
-    example = case.example
-    return Classified(
-        id=example.id,
-        source=example.source,
-        group=example.group,
-        images=tuple(str((case.root / name).absolute()) for name in example.images),
-        facts=example.facts,
-        label=case.label,
-        scores=None if scores is None else tuple(map(float, scores)),
-        detail=detail,
-    )
 
 
 def _best(row: Classified, classes: Sequence[str]) -> str:

@@ -47,7 +47,10 @@ def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
     if not path.is_dir():
         found = load(name, overrides)
         own = folder(found)
-        return found, own if found.run else own.with_name(f"{own.name}--untrained")
+        out = own if found.run else own.with_name(f"{own.name}--untrained")
+        if (out / "env.json").is_file():
+            raise RunError(f"{out}: a training lies there; give this folder to evaluate it, or another name with run=")
+        return found, out
     if not (path / "recipe.yaml").is_file():
         raise RunError(f"{path}: no run, it has no recipe.yaml; give the folder of a run or the name of a recipe")
     if other := [one for one in overrides if not one.startswith(ASKED)]:

@@ -230,6 +230,8 @@ def test_how_a_run_was_trained_cannot_be_changed_when_it_is_asked(tmp_path: Path
     shutil.rmtree(path / "adapter")
     with pytest.raises(run.RunError, match="no adapter yet"):
         run.evaluated(str(path), [])
+    with pytest.raises(run.RunError, match="a training lies there"):
+        run.evaluated("small.yaml", [f"run={path.name}"])
     with pytest.raises(run.RunError, match=r"no run, it has no recipe\.yaml"):
         run.evaluated(str(tmp_path / "drawn"), [])
 

@@ -11,7 +11,7 @@ import runs
 import tiny
 import torch
 
-from skinvl import infer, model
+from skinvl import infer, model, subject
 from skinvl.chat import UNTRAINED, Chat
 from skinvl.example import Example, text
 from skinvl.infer import Asked
@@ -72,7 +72,9 @@ def test_answers_are_those_of_each_prompt_alone(family: str, tmp_path: Path) -> 
     for some in (QUESTIONS, TEXT_ONLY):
         prompts = [asked(chat, tmp_path / "drawn", question) for question in some]
         batch = infer.prepare(Collator(chat), prompts)
-        assert batch.inputs["input_ids"].numel() < sum(len(prompt.encoded.ids) for prompt in prompts) or family == "mllama"
+        assert (
+            batch.inputs["input_ids"].numel() < sum(len(prompt.encoded.ids) for prompt in prompts) or family == "mllama"
+        )
         found = infer.generate(ours, chat, batch, Generation(max_new_tokens=12))
         for question, prompt, generated in zip(some, prompts, found, strict=True):
             whole = theirs.generate(
@@ -166,3 +168,37 @@ def test_only_the_last_answer_is_weighed(tmp_path: Path) -> None:
     trained = [label for label in encoded.labels if label != UNTRAINED]
     assert chat.tokenizer.decode(trained) == "Brown." + chat.family.turn_close
     assert len(encoded.labels) == len(encoded.ids)
+
+
+@pytest.mark.parametrize("family", ["mllama", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["bf16", "nf4"])
+def test_a_run_is_asked_in_its_own_precision(family: str, kind: str, tmp_path: Path) -> None:
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if kind == "nf4" else None
+    one = runs.make(tmp_path, family, train__bf16=kind == "bf16", quantization=nf4)
+    asking = subject.load(one, torch.device("cpu"))
+    chat = asking.chat
+    assert next(asking.model.parameters()).dtype == (torch.bfloat16 if kind == "bf16" else torch.float32)
+    whole = [asked(chat, tmp_path / "drawn", example("Which?", SHOWN[:1], name), whole=True) for name in CLASSES]
+    prompts = [asked(chat, tmp_path / "drawn", question) for question in QUESTIONS[:3]]
+    with asking.autocast():
+        shared = infer.likelihoods(asking.model, infer.prepare(asking.collator, whole))
+        apart = [infer.likelihoods(asking.model, infer.prepare(asking.collator, [one]))[0] for one in whole]
+        said = infer.generate(asking.model, chat, infer.prepare(asking.collator, prompts), Generation(max_new_tokens=3))
+    assert shared == pytest.approx(apart, rel=2e-2 if kind == "bf16" else 1e-5)
+    assert all(answer.tokens <= 3 for answer in said)
+
+
+def test_an_answer_ends_at_what_the_base_ends_at(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl")
+    chat, ours = runs.chat(one), loaded(one)
+    batch = infer.prepare(Collator(chat), [asked(chat, tmp_path / "drawn", question) for question in QUESTIONS[:3]])
+    settings = Generation(max_new_tokens=8)
+    free = infer.generate(ours, chat, batch, settings)
+    end = free[1].ids[2]
+    ours.generation_config.eos_token_id = [end]
+    cut = infer.generate(ours, chat, batch, settings)
+    first = free[1].ids.index(end)
+    assert cut[1] == infer.Generated(free[1].ids[:first], "stop", first + 1)
+    assert chat.tokenizer.convert_tokens_to_ids(chat.family.turn_close) in infer.stops(ours, chat)
+    for before, after in zip(free, cut, strict=True):
+        assert after.ids == before.ids[: len(after.ids)]

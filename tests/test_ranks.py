@@ -148,6 +148,19 @@ def test_a_sharded_run_goes_on_to_the_same_weights(tmp_path: Path, engine: str) 
 
 
 @pytest.mark.slow
+def test_ranks_share_the_questions_that_are_asked_while_training(tmp_path: Path) -> None:
+    evaluate = {"during": 7, "batch_size": 2, "generation": {"max_new_tokens": 6}}
+    steps = {"train__max_steps": 60, "train__eval_strategy": "steps", "train__eval_steps": 30}
+    runs.make(tmp_path, "qwen2_vl", **steps, evaluate=evaluate)
+    one = launch(tmp_path, "one", 1)
+    two = launch(tmp_path, "two", 2, "train.per_device_train_batch_size=2", "train.deepspeed=zero2")
+    found = [[entry["eval_token_f1"] for entry in log if "eval_token_f1" in entry] for log in (one, two)]
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+    assert len(found[0]) == 3
+    assert found[0][-1] > 0.1  # it has learnt something that an answer could miss
+
+
+@pytest.mark.slow
 def test_qlora_runs_under_zero_2_and_zero_3_refuses_it(tmp_path: Path) -> None:
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     runs.make(tmp_path, "qwen2_vl", quantization=nf4, train__eval_strategy="steps", train__eval_steps=1)
