@@ -30,7 +30,7 @@ from skinvl.lengths import sizes
 from skinvl.mixture import Row
 from skinvl.pack import Collator, seen
 from skinvl.pixels import ImageError, upright
-from skinvl.predictions import Classified, Journal
+from skinvl.predictions import Classified, Journal, rule
 from skinvl.recipe import ClassSpec, Generation, Recipe
 from skinvl.subject import Subject
 
@@ -99,8 +99,8 @@ def classified(asked: Subject, spec: ClassSpec, split: str, path: Path, state: P
     if state.is_main_process:
         if not path.is_file():
             journal.finish([case.key for case in task.cases])
-        rest = Counter(row.detail.partition(":")[0] for row in journal.done().values() if row.detail)
-        told = "".join(f"; {count:,} not scored: {rule}" for rule, count in rest.items())
+        rest = Counter(rule(row.detail) for row in journal.done().values() if row.detail)
+        told = "".join(f"; {count:,} not scored: {why}" for why, count in rest.items())
         say.print(f"{path}: {len(task.cases):,} rows, {len(task.classes)} classes{told}")
     state.wait_for_everyone()
 

@@ -122,7 +122,8 @@ def _evaluate(recipe: Recipe, out: Path, against: str | None) -> int:
         if given:
             importlib.import_module(f"skinvl.{verb}").main(recipe, out)
     if os.environ.get("RANK", "0") == "0":
-        importlib.import_module("skinvl.score").main([str(out), *(["--against", against] if against else [])])
+        words = [str(out), "--metrics", ",".join(recipe.evaluate.metrics)]
+        importlib.import_module("skinvl.score").main([*words, *(["--against", against] if against else [])])
         importlib.import_module("skinvl.report").main([str(out)])
     return 0
 

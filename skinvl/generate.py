@@ -16,7 +16,7 @@ from rich.progress import track
 
 from skinvl import checkpoint, mixture, run, subject, vllm_engine
 from skinvl.engine import Engine, Question, Transformers, blocks, questions
-from skinvl.predictions import Answer, Journal
+from skinvl.predictions import Answer, Journal, rule
 from skinvl.recipe import Recipe
 
 
@@ -69,10 +69,10 @@ def answered(
         if not journal.path.is_file():
             journal.finish([question.key for question in asked])
         rows = journal.done().values()
-        refused = Counter(row.detail.partition(":")[0] for row in rows if row.answer is None)
+        refused = Counter(rule(row.detail) for row in rows if row.answer is None)
         cut = sum(row.finish_reason == "length" for row in rows)
         told = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
-        say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {rule}' for rule, n in refused.items())}")
+        say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {why}' for why, n in refused.items())}")
     state.wait_for_everyone()
 
 

@@ -64,6 +64,11 @@ def key(row: Answer | Classified) -> str:
     return f"{row.source}/{row.id}"
 
 
+def rule(detail: str) -> str:
+    """The name of a reason, without what was found in the one row that it stands in."""
+    return detail.partition(":")[0]
+
+
 def read(path: Path, kind: type[T]) -> tuple[dict[str, Any], list[T]]:
     """The settings and rows of a set's predictions.
 

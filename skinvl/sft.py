@@ -188,7 +188,7 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
         if recipe.evaluate.during and stage == 3:
             raise ValueError(
                 f"evaluate.during: {file.name} shards the weights (ZeRO-3), so that every rank would wait for the "
-                "others at every token that one of them generates; use zero2, or set it to 0 and evaluate the finished run"
+                "others at every token that one of them generates; use zero2, or 0 and skinvl eval after it"
             )
         train["deepspeed"] = str(file)
         if "LOCAL_RANK" not in os.environ:

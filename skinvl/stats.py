@@ -1,0 +1,176 @@
+"""Intervals that resample whole groups, paired tests, and a correction for many of them.
+
+Rows of one patient, lesion or figure are no independent evidence. A resample therefore draws as many groups as there
+are, with replacement, and takes each with all of its rows (Davison & Hinkley 1997, Bootstrap Methods and their
+Application, §3.8; Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414). What is estimated must be a function of
+sums over rows, so that all resamples are one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.special import bdtr, stdtr
+
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+RESAMPLES = 1_000
+LEVEL = 0.95
+DRAWN = 1 << 18  # groups drawn at a time
+CHUNK = 512  # groups multiplied at a time: 4 MB of float64 weights with 1,000 resamples, which a cache holds
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with what became of it in the resamples.
+
+    Args:
+        values: float[1 + R], the number in the data and then in each resample; NaN where it cannot be had.
+        n: rows counted.
+        groups: groups that they belong to.
+        unscored: rows that should have been counted and could not.
+    """
+
+    values: Float
+    n: int
+    groups: int
+    unscored: int = 0
+
+    @property
+    def value(self) -> float:
+        """The number in the data; NaN where it cannot be had."""
+        return float(self.values[0])
+
+    def number(self) -> dict[str, Any]:
+        """Value, percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, §13.3), n, unscored.
+
+        None stands for what cannot be had: one group alone says nothing about how groups differ. Resamples in which
+        the number cannot be had are left out.
+        """
+        value = low = high = None
+        if not np.isnan(self.value):
+            value = self.value
+            drawn = self.values[1:][~np.isnan(self.values[1:])]
+            if len(drawn) and self.groups > 1:
+                tail = (1 - LEVEL) / 2
+                low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))
+        return {"value": value, "low": low, "high": high, "n": self.n, "unscored": self.unscored}
+
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference, resample by resample: both estimates come from the same rows and Bootstrap."""
+        return Estimate(self.values - other.values, self.n, self.groups, self.unscored)
+
+
+class Bootstrap:
+    """How often each group stands in each resample.
+
+    Args:
+        groups: the group of each row, such as (source, patient).
+        resamples: how many; 0 for the numbers alone, without intervals.
+        seed: of the draws; the same groups and seed make the same resamples.
+
+    Attributes:
+        of: int[N], the number of each row's group.
+        counts: uint8[G, 1 + R]; the first column is the data, each group once. A group is drawn 256 times with a
+            probability below 1/256!, so that the type holds them.
+    """
+
+    def __init__(self, groups: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0) -> None:
+        numbers: dict[Hashable, int] = {}
+        self.of = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+        size = len(numbers)
+        generator = np.random.default_rng(seed)
+        drawn = np.ones((1 + resamples, size), np.uint8)
+        step = max(1, DRAWN // max(size, 1))
+        for start in range(1, 1 + resamples, step):
+            some = drawn[start : start + step]
+            places = generator.integers(0, size, some.shape) + size * np.arange(len(some))[:, None]
+            some[:] = np.bincount(places.ravel(), minlength=some.size).reshape(some.shape)
+        self.counts = np.ascontiguousarray(drawn.T)
+
+    @property
+    def size(self) -> int:
+        """1 + R: the data and its resamples."""
+        return int(self.counts.shape[1])
+
+    def sums(self, table: Float | csr_array, rows: Mask | None = None) -> Float:
+        """float[1 + R, k]: the sum of a table float[N, k] over the rows, each as often as its group was drawn."""
+        of = self.of
+        if rows is not None:
+            of, table = of[rows], table[np.flatnonzero(rows)]
+        here = np.bincount(of, minlength=len(self.counts)) > 0
+        present, place = np.flatnonzero(here), (np.cumsum(here) - 1)[of]
+        ones = np.ones(len(of))
+        grouped = csr_array((ones, (place, np.arange(len(of)))), shape=(len(present), len(of))) @ table
+        total = np.zeros((table.shape[1], self.size))
+        for start in range(0, len(present), CHUNK):
+            weights = self.counts[present[start : start + CHUNK]].astype(np.float64)
+            total += grouped[start : start + CHUNK].T @ weights
+        return total.T
+
+    def groups(self, rows: Mask) -> int:
+        """How many groups the rows belong to."""
+        return int(np.count_nonzero(np.bincount(self.of[rows], minlength=len(self.counts))))
+
+    def share(self, right: Mask, rows: Mask, unscored: int = 0) -> Estimate:
+        """The share of the rows that are right."""
+        sums = self.sums(np.stack([right, np.ones(len(right))], axis=1).astype(np.float64), rows)
+        return Estimate(ratio(sums[:, 0], sums[:, 1]), int(rows.sum()), self.groups(rows), unscored)
+
+
+def ratio(one: Float, other: Float) -> Float:
+    """one / other, and NaN where the other is 0."""
+    one, other = np.broadcast_arrays(one, other)
+    found = np.full(one.shape, np.nan)
+    np.divide(one, other, out=found, where=other != 0)
+    return found
+
+
+def defined_mean(values: Float) -> Float:
+    """The mean over the last axis of what is not NaN; NaN where nothing is."""
+    known = ~np.isnan(values)
+    return ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1).astype(np.float64))
+
+
+def paired(difference: Estimate) -> float | None:
+    """The two-sided p-value of a difference of 0; None where no two groups differ in it, so that nothing can be said.
+
+    2 P(T ≥ |d| / se) with se the standard deviation of d over the resamples and T Student's with G − 1 degrees of
+    freedom: the pairs cluster bootstrap-se of Cameron, Gelbach & Miller 2008, with T instead of a normal variable for
+    where groups are few. Unlike a count of resamples it has no smallest value, which Holm's factor would lift beyond
+    any level.
+    """
+    if np.isnan(difference.value) or difference.groups < 2:
+        return None
+    drawn = difference.values[1:][~np.isnan(difference.values[1:])]
+    error = float(drawn.std(ddof=1)) if len(drawn) > 1 else 0.0
+    if error < 1e-12:
+        return 1.0 if abs(difference.value) < 1e-12 and len(drawn) > 1 else None
+    return float(2 * stdtr(difference.groups - 1, -abs(difference.value) / error))
+
+
+def mcnemar(ours: Mask, theirs: Mask) -> float:
+    """The exact two-sided p-value that both are right equally often, from the rows where one alone is.
+
+    McNemar 1947, doi:10.1007/BF02295996, by the binomial distribution, as scipy.stats.binomtest has it. It takes rows
+    for independent: where a group has several, it finds too much, and `paired` is the test to believe.
+    """
+    sides = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return min(1.0, 2 * float(bdtr(min(sides), sum(sides), 0.5)))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """The p-values of a family, corrected so that any of them is below a level by chance no more often than that.
+
+    Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure. Tests without a value are no part of the family.
+    """
+    known = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    corrected = np.maximum.accumulate([min(1.0, (len(known) - i) * value) for i, (value, _) in enumerate(known)])
+    by_place = {place: float(value) for (_, place), value in zip(known, corrected, strict=True)}
+    return [by_place.get(place) for place in range(len(values))]
