@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from skinvl import benchmarks, infer, predictions, run, subject
+from skinvl import benchmarks, exposure, infer, mixture, predictions, run, subject
 from skinvl.benchmarks import Case, Task
 from skinvl.chat import UNTRAINED, ChatError
 from skinvl.example import Example, text
@@ -52,18 +52,29 @@ def main(recipe: Recipe, out: Path) -> int:
     say = Console(quiet=not state.is_main_process)
     if state.is_main_process:
         run.begin(out, recipe)
+    # What an adapter was trained on; of a base alone nobody knows.
+    train = mixture.load(recipe.data).train if recipe.init_adapter is not None else []
     asked = subject.load(recipe, state.device)
     folder = out / "eval" / "classes"
     for name, spec in zip(benchmarks.names(recipe.evaluate.classify), recipe.evaluate.classify, strict=True):
-        classified(asked, spec, spec.split, folder / f"{name}.jsonl", state, say)
+        classified(asked, spec, spec.split, train, folder / f"{name}.jsonl", state, say)
         if spec.validation is not None:
-            classified(asked, spec, spec.validation, folder / f"{name}.validation.jsonl", state, say)
+            classified(asked, spec, spec.validation, train, folder / f"{name}.validation.jsonl", state, say)
     return 0
 
 
-def classified(asked: Subject, spec: ClassSpec, split: str, path: Path, state: PartialState, say: Console) -> None:
-    """Nothing; the predictions of a split lie at the path, each rank having weighed its share of what was lacking."""
+def classified(
+    asked: Subject, spec: ClassSpec, split: str, train: Sequence[Row], path: Path, state: PartialState, say: Console
+) -> None:
+    """Nothing; the predictions of a split lie at the path, each rank having weighed its share of what was lacking.
+
+    Cases that share a group or an image with the train rows are not weighed, unless `data.allow_leak` has it so.
+    """
     task = benchmarks.load(spec, split)
+    apart = exposure.without(task.cases, train) if train else task.cases
+    leaking = sum(case.detail.startswith(exposure.RULE) for case in apart)
+    if not asked.recipe.data.allow_leak:
+        task = replace(task, cases=apart)
     weighing = Weighing(asked.collator, task, asked.recipe.evaluate.prompted)
     tokens, prior = weighing.names(asked, predictions.begun(path))
     settings = {
@@ -75,6 +86,8 @@ def classified(asked: Subject, spec: ClassSpec, split: str, path: Path, state: P
         "classes": list(task.classes),
         "malignant": task.malignant and list(task.malignant),
         "question": task.question,
+        "leaking": leaking,
+        "allow_leak": asked.recipe.data.allow_leak,
         "prompted": asked.recipe.evaluate.prompted,
         "label_tokens": tokens,
         "prior": prior,

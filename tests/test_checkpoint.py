@@ -114,6 +114,7 @@ def test_early_stopping_counts_across_an_interruption(tmp_path: Path) -> None:
         assert result(tmp_path, "cut") == whole, gone
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_a_full_disk_says_so(tmp_path: Path) -> None:
     runs.make(tmp_path, "qwen2_vl", **SETTINGS)
     auto = {"run": "stopped", "resume": "auto"}

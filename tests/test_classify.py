@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForImageTextToText
 
-from skinvl import classify, example, families, infer, predictions
+from skinvl import benchmarks, classify, example, exposure, families, infer, mixture, predictions, run, sft
 from skinvl.example import Example, Facts, text
 from skinvl.predictions import Classified, Journal, PredictionError
-from skinvl.recipe import Recipe
+from skinvl.recipe import ClassSpec, Recipe, SourceSpec
 
 DIAGNOSES = ("melanoma", "nevus", "basal cell carcinoma")
 
@@ -198,6 +199,58 @@ def test_an_image_that_breaks_off_refuses_its_own_row(tmp_path: Path) -> None:
         _, rows = read(tmp_path / f"out-{prompted}")
         assert [row.scores is None for row in rows] == [False, True, False, False, False, True]
         assert rows[1].detail.startswith("unreadable-image")
+
+
+def test_what_was_trained_on_is_not_scored(tmp_path: Path) -> None:
+    """A released CSV file by its images' bytes or archive ids, a prepared source by its groups too."""
+    folder = source(tmp_path / "lesions")
+    one = made(tmp_path, split="validation")
+    known = folder / "images" / "validation-1.png"
+    other = folder / "images" / "validation-4.png"
+    train = [
+        replace(row, example=replace(row.example, images=("images/test-0.png",), group=row.example.group))
+        for row in mixture.rows(SourceSpec(source=str(folder), split="test"))
+        if row.example.id == "test-0-0"
+    ]
+    cases = benchmarks.load(one.evaluate.classify[0]).cases
+    assert exposure.without(cases, train) == cases
+    same = exposure.without(cases, [replace(train[0], example=replace(train[0].example, group=cases[2].example.group))])
+    assert [case.label is None for case in same] == [False, False, True, False, False, True]
+    assert same[2].detail == "trained-on: its group is that of lesions/test-0-0"
+    shutil.copy(known, folder / "images" / "test-0.png")  # the same bytes under another name
+    sources.fingerprint(folder, alike=False)
+    found = exposure.without(cases, train)
+    assert [case.label is None for case in found] == [False, True, False, False, False, True]
+    assert found[1].detail == "trained-on: its sha256 is that of lesions/test-0-0"
+    table = tmp_path / "ISIC2019_test.csv"
+    table.write_text(f"image,atributes,categories\n{known.name},[],['Nevus']\n{other.name},[],['Melanoma']\n")
+    csv_cases = benchmarks.load(ClassSpec(source=str(table), images=str(folder / "images"))).cases
+    found = exposure.without(csv_cases, train)
+    assert [case.label for case in found] == [None, "Melanoma"]
+    assert found[0].detail.startswith("trained-on: it shows the image")
+
+
+def test_a_run_is_not_scored_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", evaluate__prompted=False)
+    assert sft.main(one) == 0
+    path = run.folder(one)
+
+    def asked(split: str) -> str:
+        return f"evaluate.classify=[{{source: {tmp_path / 'drawn'}, split: {split}, label: answer}}]"
+
+    for split, shared in (("test", 0), ("train", 24)):
+        assert classify.main(*run.evaluated(str(path), [asked(split)])) == 0
+        name = "drawn" if split == "test" else "drawn-train"
+        settings, rows = read(path, name)
+        assert settings["leaking"] == shared
+        assert sum(row.detail.startswith("trained-on: its group") for row in rows) == shared
+        assert sum(row.scores is None for row in rows) == shared
+    allowed = run.evaluated(str(path), [asked("train"), "data.allow_leak=true"])
+    shutil.rmtree(path / "eval")
+    assert classify.main(*allowed) == 0
+    settings, rows = read(path, "drawn-train")
+    assert (settings["leaking"], settings["allow_leak"]) == (24, True)
+    assert all(row.scores is not None for row in rows)
 
 
 def test_nothing_to_classify_says_what_to_do(tmp_path: Path) -> None:

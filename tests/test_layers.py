@@ -14,7 +14,7 @@ LAYERS = [
     ["cli"],
     # the verbs, which never import one another
     ["prep", "leaks", "sft", "cache", "generate", "classify", "probe", "score", "report", "show", "bases"],
-    ["prepare", "summary", "vllm_engine", "compare", "cases"],
+    ["prepare", "summary", "vllm_engine", "compare", "cases", "exposure"],
     ["trainer", "dry", "answers", "classification"],
     ["callbacks", "features", "engine", "judged"],
     ["subject", "infer"],
