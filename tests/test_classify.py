@@ -92,7 +92,7 @@ def test_scores_are_the_likelihoods_of_each_class_alone(tmp_path: Path, family: 
     assert [row.label for row in rows] == [*(DIAGNOSES * 2)[:5], None]  # one row an image, whatever is asked of it
     assert rows[-1].scores is None
     assert "scar" in rows[-1].detail
-    for row in (rows[0], rows[4]):
+    for row in (rows[0], rows[1], rows[4]):
         assert row.scores is not None
         expected = [alone(family, one, Path(row.images[0]), settings["question"], name) for name in DIAGNOSES]
         assert row.scores == pytest.approx(expected, abs=1e-4)

@@ -19,7 +19,7 @@ import runs
 import sources
 import tiny
 
-from skinvl import engine, example, generate, predictions, recipe, run, sft
+from skinvl import engine, example, generate, metrics, predictions, recipe, run, sft, trainer
 from skinvl.adapter import AdapterError
 from skinvl.engine import Question, Transformers
 from skinvl.example import Example, text
@@ -242,7 +242,16 @@ def test_a_run_without_an_eval_set_says_what_to_do(tmp_path: Path) -> None:
         generate.main(one.model_copy(update={"data": one.data.model_copy(update={"eval": []})}), tmp_path / "out")
 
 
-def test_metrics_of_answers_are_logged_while_training_and_choose_the_best(tmp_path: Path) -> None:
+def test_metrics_of_answers_are_logged_while_training_and_choose_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[set[str]] = []
+
+    def measuring(rows: list[Answer], chosen: Any) -> dict[str, float]:
+        scored.append({row.id for row in rows})
+        return metrics.measure(rows, chosen)
+
+    monkeypatch.setattr(trainer, "measure", measuring)
     settings = {
         "evaluate__during": 5,
         "evaluate__metrics": ["tokens", "closed_accuracy"],
@@ -257,6 +266,8 @@ def test_metrics_of_answers_are_logged_while_training_and_choose_the_best(tmp_pa
     entries = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     found = [entry for entry in entries if "eval_token_f1" in entry]
     assert [entry["step"] for entry in found] == [2, 4, 4]
+    assert len(scored[0]) == 5
+    assert scored == scored[:1] * 3  # the same questions each time
     assert all({"eval_closed_accuracy", "eval_token_recall", "eval_loss"} <= set(entry) for entry in found)
     state = json.loads(next((path / "checkpoints").glob("*-4/trainer_state.json")).read_text())
     assert state["best_metric"] == max(entry["eval_token_f1"] for entry in found[:2])
