@@ -309,9 +309,7 @@ def launch(tmp_path: Path, ranks: int, out: str) -> subprocess.Popen[bytes]:
     command += ["-m", "skinvl", "generate", "small.yaml", f"run={out}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with (tmp_path / f"{out}.said").open("w") as said:
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=said, stderr=said, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
 
 
 @pytest.mark.slow
@@ -327,7 +325,9 @@ def test_ranks_share_the_questions_and_a_killed_job_goes_on(tmp_path: Path) -> N
         assert job.poll() is None, (tmp_path / "two.said").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(job.pid, signal.SIGKILL)
+    ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()  # in sessions of their own
+    for pid in (job.pid, *map(int, ranks)):
+        os.kill(pid, signal.SIGKILL)
     job.wait()
     before = sum(len(part.read_bytes().splitlines()) for part in folder.glob(".drawn.rank*.jsonl"))
     assert 2 <= before < len(whole)
