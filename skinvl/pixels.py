@@ -33,6 +33,8 @@ DAMAGED = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,  # where warnings are errors
 )
+# Where such a file is damaged, libtiff gives what stood in memory, other pixels at every reading, and no error.
+_JPEG_IN_TIFF = (6, 7)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,6 +94,9 @@ def opened(source: Path | BinaryIO, name: str) -> Any:
         if isinstance(source, Path) and _is_pointer(source):
             raise ImageError("lfs-pointer", f"{name}: a Git LFS pointer, not the image") from error
         raise _unreadable(name, error) from error
+    if image.format == "TIFF" and _tag(image, ExifTags.Base.Compression) in _JPEG_IN_TIFF:
+        image.close()
+        raise ImageError("unreadable-image", f"{name}: JPEG inside a TIFF is not read; save it as JPEG or PNG")
     if width * height > MAX_PIXELS:
         image.close()
         raise ImageError("unreadable-image", f"{name}: {width} × {height} pixels; at most {MAX_PIXELS:,} are read")

@@ -94,6 +94,14 @@ def test_every_orientation_of_every_format(raw: Path, kind: str, turn: int) -> N
     assert upright(placed).getexif() == {}  # or the next reader would turn it again
 
 
+def test_jpeg_inside_a_tiff_is_refused(raw: Path) -> None:
+    """A damaged one decodes without an error, to whatever stood in memory: otherwise at every reading."""
+    (raw / "x").write_bytes(saved(NOISE, "TIFF", compression="jpeg"))
+    for read in (upright, size):
+        with pytest.raises(ImageError, match=r"unreadable-image: .*/x: JPEG inside a TIFF is not read; save it as"):
+            read(raw / "x")
+
+
 def test_exif_behind_the_pixels_of_a_png_counts(raw: Path) -> None:
     data = saved(NOISE, "PNG", exif=exif(6))
     parts = {kind: data[start:end] for kind, start, end in metadata.chunks(io.BytesIO(data))}
@@ -209,7 +217,7 @@ def test_other_formats_never_reach_a_decoder(raw: Path, head: bytes) -> None:
 
 def sources() -> list[bytes]:
     animated = saved(NOISE.quantize(16), "GIF", save_all=True, append_images=[NOISE.rotate(90).quantize(16)])
-    squeezed = [saved(NOISE, "TIFF", compression=how) for how in ("tiff_lzw", "tiff_deflate", "jpeg")]
+    squeezed = [saved(NOISE, "TIFF", compression=how) for how in ("tiff_lzw", "tiff_deflate")]
     deep = saved(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)), "PNG")
     return [*map(photograph, SAVED), animated, *squeezed, deep, saved(NOISE.quantize(8), "PNG", transparency=1)]
 
