@@ -1,7 +1,8 @@
 """Attention over spans: a prefix that several conversations share, then each of them, which sees the prefix and itself.
 
 A row's queries are cut into spans, and every span attends to [its prefix; itself], causally and aligned to the lower
-right: the last query sees every key. No mask of the row's size is made, and nothing is computed for padding.
+right: the last query sees every key. No mask of the row's size is made, and nothing is computed for padding. Where a
+layer has a sliding window, that counts in these keys, which are the positions of the conversation on its own.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Positions start to end of a row, and those of the prefix before them in the same row; an empty one has none."""
+    """Positions start to end of a row, and those of the prefix before them in the same row; an empty one has none.
+
+    `whole` are stretches of it whose positions see one another, later ones too: images, in some architectures.
+    """
 
     row: int
     start: int
     end: int
     prefix: tuple[int, int] = (0, 0)
+    whole: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -41,20 +46,40 @@ class Spans:
     shape: tuple[int, int]
     kept: dict[Any, Any] = field(default_factory=dict)  # what every layer needs again
 
-    def mask(self, span: Span, device: torch.device) -> torch.Tensor | None:
-        """bool[Q, K] of a span with a prefix: which keys each query sees; None where a causal mask says it all."""
+    def mask(self, span: Span, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """bool[Q, K]: which keys each query of a span sees; None where a causal mask says it all."""
         length, before = span.end - span.start, span.prefix[1] - span.prefix[0]
-        if not before:
+        short = window is None or before + length <= window
+        if not before and not span.whole and short:
             return None
-        key = (length, before, device)
+        whole = tuple((start - span.start, end - span.start) for start, end in span.whole)
+        key = (length, before, None if short else window, whole, device)
         if key not in self.kept:
             ones = torch.ones(length, before + length, dtype=torch.bool, device=device)
-            self.kept[key] = ones.tril(before)
+            seen = ones.tril(before)
+            for start, end in whole:
+                seen[start:end, before + start : before + end] = True
+            self.kept[key] = seen if window is None else seen & ones.triu(before - window + 1)
         found: torch.Tensor = self.kept[key]
         return found
 
+    def filled(self) -> torch.Tensor:
+        """bool[R, T]: which positions are in a span."""
+        found = torch.zeros(self.shape, dtype=torch.bool)
+        for one in self.spans:
+            found[one.row, one.start : one.end] = True
+        return found
+
     def varlen(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Queries int64[Q] and keys int64[K], places in the flattened rows, and what flash-attention's kernels take."""
+        """Queries int64[Q] and keys int64[K], places in the flattened rows, and what flash-attention's kernels take.
+
+        Raises:
+            ValueError: positions that see later ones, which these kernels cannot do.
+        """
+        if any(one.whole for one in self.spans):
+            raise ValueError(
+                "flash-attention is causal, and positions of these rows see later ones; use attention=sdpa"
+            )
         if device not in self.kept:
             width = self.shape[1]
             queries = [torch.arange(one.start, one.end) + one.row * width for one in self.spans]
@@ -76,16 +101,19 @@ class Spans:
 class Step:
     """One new token for each of B rows: `keys` bool[B, K] tells which of the first K cached positions are its own.
 
-    What was cached after these, one position a step, is every row's own.
+    Those are its last ones, so that a window counts back from the end. What was cached after these, one position a
+    step, is every row's own.
     """
 
     keys: torch.Tensor
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
     ) -> torch.Tensor:
         """Attention of [B, H, 1, D] queries to [B, G, K + steps, D] keys and values, [B, 1, H, D]."""
         own = torch.nn.functional.pad(self.keys, (0, key.shape[2] - self.keys.shape[1]), value=True)
+        if window is not None:
+            own, key, value = own[:, -window:], key[:, :, -window:], value[:, :, -window:]
         # Heads that share keys are queries of one another's here: nothing is repeated for them.
         shared = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
         found = scaled_dot_product_attention(shared, key, value, attn_mask=own[:, None, None], scale=scaling)
@@ -123,6 +151,7 @@ def attend(
     spans: Spans | Step | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of [R, H, T, D] queries to [R, G, T, D] keys and values, [R, T, H, D]: transformers' own signature.
@@ -139,7 +168,7 @@ def attend(
         return found
     rows, length = query.shape[0], query.shape[2]
     if isinstance(spans, Step):
-        return spans.attend(query, key, value, scaling), None
+        return spans.attend(query, key, value, scaling, sliding_window), None
     if spans is None or spans.shape != (rows, length):
         raise ValueError(
             f"attention over spans: {rows} x {length} queries with spans of {spans and spans.shape}; "
@@ -148,7 +177,7 @@ def attend(
     if kernel in ("sdpa", "eager"):
         attention = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
         with sdpa_kernel(SDPBackend.MATH) if kernel == "eager" else nullcontext():
-            return _one_by_one(query, key, value, spans, attention), None
+            return _one_by_one(query, key, value, spans, sliding_window, attention), None
     queries, keys, lengths = spans.varlen(query.device)
     flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [R * T, heads, D]
     q, k, v = (one[index][None] for one, index in zip(flat, (queries, keys, keys), strict=True))
@@ -162,6 +191,7 @@ def attend(
         is_causal=True,
         dropout=dropout,
         softmax_scale=scaling,
+        sliding_window=sliding_window,
         target_dtype=get_target_dtype(query, module),
         attn_implementation=kernel,
         **lengths,
@@ -171,7 +201,12 @@ def attend(
 
 
 def _one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: Spans, attention: Callable[..., torch.Tensor]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    window: int | None,
+    attention: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
     dtype, device = query.dtype, query.device
     # The backward of torch's attention in bf16 takes twice as long on a CPU as in fp32, casts included.
@@ -181,13 +216,16 @@ def _one_by_one(
         repeats = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
         rows: list[list[torch.Tensor]] = [[] for _ in range(spans.shape[0])]
+        begin = {one.row: one.start for one in reversed(spans.spans)}
         for one in spans.spans:
             own, before = slice(one.start, one.end), slice(*one.prefix)
             q, k, v = (part[one.row : one.row + 1, :, own] for part in (query, key, value))
-            if (mask := spans.mask(one, device)) is not None:
+            mask = spans.mask(one, window, device)
+            if one.prefix[1] > one.prefix[0]:
                 k = torch.cat([key[one.row : one.row + 1, :, before], k], 2)
                 v = torch.cat([value[one.row : one.row + 1, :, before], v], 2)
             rows[one.row].append(attention(q, k, v, attn_mask=mask, is_causal=mask is None))
         done = [torch.cat(parts, 2) for parts in rows]
-        padded = [torch.nn.functional.pad(one, (0, 0, 0, spans.shape[1] - one.shape[2])) for one in done]
+        after = [spans.shape[1] - begin[row] - one.shape[2] for row, one in enumerate(done)]
+        padded = [torch.nn.functional.pad(one, (0, 0, begin[row], after[row])) for row, one in enumerate(done)]
         return torch.cat(padded).transpose(1, 2).to(dtype)

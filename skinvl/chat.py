@@ -45,8 +45,8 @@ class Encoded:
 class Chat:
     """Encodes Examples for one base.
 
-    The template in use is `template`: the processor's own, with the date it may print pinned. It is put back into the
-    processor and its tokenizer, so that saving them saves what was trained with.
+    The template in use is `template`: the processor's own, with the date it may print pinned and what its family
+    settles. It is put back into the processor and its tokenizer, so that saving them saves what was trained with.
 
     Args:
         image_tokens: the budget of one image, in positions.
@@ -65,17 +65,19 @@ class Chat:
         max_tokens: int,
         too_long: Literal["ledger", "drop_turns"] = "ledger",
     ) -> None:
+        family.prepare_processor(processor)
         self.processor, self.family = processor, family
         self.max_tokens, self.too_long = max_tokens, too_long
         self.tokenizer: Any = processor.tokenizer
-        self.template = _pinned(_template(processor))
+        self.template = family.template(_pinned(_template(processor)))
         processor.chat_template = self.tokenizer.chat_template = self.template
         self.image_arguments = family.image_arguments(processor, image_tokens)
-        self.image_id: int = self.tokenizer.convert_tokens_to_ids(family.image_token)
+        self.image_id: int = self.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)
         close: int = self.tokenizer.convert_tokens_to_ids(family.turn_close)
         # Padded positions are masked and untrained: where a tokenizer has no padding token any id serves.
         self.pad_id: int = close if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        # Some tokenizers have tokens of blanks alone among these, which any text may hold.
+        added = {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.content.strip(" \t\n▁")}
         self._control = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         self._pictures: dict[Size, Picture] = {}
 
@@ -160,7 +162,8 @@ class Chat:
         parts = [part for message in messages for part in message["content"]]
         pictures = tuple(self.picture(size) for size in sizes[: sum(part["type"] == "image" for part in parts)])
         answers = [words(message) for message in messages if message["role"] == "assistant"]
-        text = self.render(messages, generation)
+        answers = [answer.strip() for answer in answers] if self.family.trims else answers
+        text = self.family.spelled(self.render(messages, generation))
         pieces, trained = zip(*self._pieces(text, answers, generation), strict=True)
         ids: list[int] = []
         labels: list[int] = []
@@ -181,21 +184,23 @@ class Chat:
         # Cut where inference cuts: a prompt ends just before its answer, so its ids cannot depend on the answer.
         # Data holds no control token, hence whatever opens a turn in the text was written by the template.
         opening, closing = self.family.turn_open, self.family.turn_close
+        space = " " if self.family.prefix_space else ""  # before an answer: its first token has it, whoever wrote it
         turns = text.count(opening)
-        if turns != len(answers) + generation:
-            raise ChatError("template-refused", f"the chat template opens {turns} answers; expected {len(answers)}")
+        if turns != (wanted := len(answers) + generation):
+            raise ChatError("template-refused", f"the chat template opens {turns} answers; expected {wanted}")
         cursor = 0
         for answer in answers:
             start = text.index(opening, cursor) + len(opening)
-            end = start + len(answer) + len(closing)
-            if text[start:end] != answer + closing:
+            begin = start + (len(space) if text.startswith(space, start) else 0)
+            end = begin + len(answer) + len(closing)
+            if text[begin:end] != answer + closing:
                 raise ChatError(
                     "template-refused",
                     f"the chat template writes {text[start : start + 40]!r}; "
                     f"expected the answer as it is, {answer[:40]!r}",
                 )
             yield text[cursor:start], False
-            yield text[start:end], True
+            yield text[begin:end], True
             cursor = end
         yield text[cursor:], False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Collator:
     # train together must all run the vision tower, or ZeRO-3 waits for ever and DDP misses gradients. A batch without
     # any conversation gets one in any case.
     filler: bool = False
-    share: bool = True  # whether conversations about the same images share their prefix
+    share: bool = True  # whether conversations about the same images share their prefix, where the family can
     cache: Cache | None = None  # what holds the images' features, if these are read in place of their pixels
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -117,15 +118,18 @@ class Collator:
         """The groups of each row of a batch of conversations that show these images."""
         found = (
             grouped(encoded, shown, self.chat.image_id)
-            if self.share
+            if self.share and self.chat.family.shares
             else [Group((place,), 0) for place in range(len(encoded))]
         )
         return [found] * bool(found) if self.chat.family.one_row else [[group] for group in found]
 
     def lay(
-        self, encoded: Sequence[Encoded], shown: Sequence[Shown], rows: Sequence[Sequence[Group]]
+        self, encoded: Sequence[Encoded], shown: Sequence[Shown], rows: Sequence[Sequence[Group]], left: bool = False
     ) -> dict[str, Any]:
         """The model's inputs for rows of groups of these conversations, with `labels` and `shift_labels`.
+
+        Args:
+            left: whether rows end together, with an `attention_mask` that tells what stands before them as padding.
 
         Raises:
             ImageError: an image cannot be read.
@@ -136,14 +140,18 @@ class Collator:
             for some, one in zip(shown, encoded, strict=True)
             for path, picture in dict(zip(some, one.pictures, strict=True)).items()
         }
-        ids, labels, targets, positions = self._rows(encoded, rows)
+        ids, labels, targets, positions = self._rows(encoded, rows, "left" if left else "right")
+        looks = self.chat.family.looks_ahead
+        whole = [stretches(one.ids, self.chat.image_id) if looks else [] for one in encoded]
+        laid = spans(rows, [len(one.ids) for one in encoded], left, whole)
         first = [[group.members[0] for group in row] for row in rows]  # a group's members show the same images
         return {
             "input_ids": ids,
             "position_ids": positions,
             "labels": labels,
             "shift_labels": targets,
-            "spans": spans(rows, [len(one.ids) for one in encoded]),
+            "spans": laid,
+            **({"attention_mask": laid.filled().long()} if left else {}),
             **self.chat.family.inputs(
                 self.chat.processor,
                 ids,
@@ -157,7 +165,7 @@ class Collator:
             return self.cache.blank(picture) if path is None else self.cache.get(path, picture)
         return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)) if path is None else upright(path))
 
-    def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]]) -> list[torch.Tensor]:
+    def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]], side: str) -> list[torch.Tensor]:
         """Ids, labels and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""
         columns: list[list[torch.Tensor]] = [[], [], [], []]
         for row in rows:
@@ -175,26 +183,57 @@ class Collator:
                 column.append(torch.cat(part, -1))
         fill = (self.chat.pad_id, UNTRAINED, UNTRAINED, 0)
         return [
-            pad_sequence([row.movedim(-1, 0) for row in column], padding_value=value).movedim(0, -1).movedim(0, -2)
+            pad_sequence([row.movedim(-1, 0) for row in column], padding_value=value, padding_side=side)
+            .movedim(0, -1)
+            .movedim(0, -2)
             for column, value in zip(columns, fill, strict=True)
         ]
 
 
-def spans(rows: Sequence[Sequence[Group]], lengths: Sequence[int]) -> Spans:
-    """Where each group's prefix and branches lie in their row; `lengths` are the tokens of each conversation."""
+def stretches(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
+    """Start and end of each run of a token."""
+    found, cursor = [], 0
+    for is_token, run in groupby(ids, lambda one: one == token):
+        start, cursor = cursor, cursor + len(list(run))
+        found += [(start, cursor)] * is_token
+    return found
+
+
+def spans(
+    rows: Sequence[Sequence[Group]],
+    lengths: Sequence[int],
+    left: bool = False,
+    whole: Sequence[Sequence[tuple[int, int]]] | None = None,
+) -> Spans:
+    """Where each group's prefix and branches lie in their row.
+
+    Args:
+        lengths: the tokens of each conversation.
+        left: whether rows end together.
+        whole: of each conversation, the stretches whose positions see one another; in its prefix, where it has one.
+    """
+
+    def moved(place: int, by: int) -> tuple[tuple[int, int], ...]:
+        return tuple((start + by, end + by) for start, end in whole[place]) if whole else ()
+
+    widths = [sum(_tokens(group, lengths) for group in row) for row in rows]
     found: list[Span] = []
-    widths = []
     for index, row in enumerate(rows):
-        cursor = 0
+        cursor = max(widths) - widths[index] if left else 0
         for group in row:
             begin = cursor
             if group.prefix:
                 cursor += group.prefix
-                found.append(Span(index, begin, cursor))
-            shared = (begin, cursor)
+                found.append(Span(index, begin, cursor, whole=moved(group.members[0], begin)))
             for place in group.members:
                 end = cursor + lengths[place] - group.prefix
-                found.append(Span(index, cursor, end, shared if group.prefix else (0, 0)))
+                if group.prefix:
+                    found.append(Span(index, cursor, end, (begin, begin + group.prefix)))
+                else:
+                    found.append(Span(index, cursor, end, whole=moved(place, cursor)))
                 cursor = end
-        widths.append(cursor)
     return Spans(tuple(found), (len(rows), max(widths)))
+
+
+def _tokens(group: Group, lengths: Sequence[int]) -> int:
+    return group.prefix + sum(lengths[place] - group.prefix for place in group.members)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
@@ -23,37 +23,6 @@ from skinvl.families import Family
 from skinvl.recipe import Recipe
 
 VOCABULARY = 2_000  # tokens at most, the family's control tokens included
-
-# A family's turns in our own words, for bases that have no published template to follow.
-_CHATML = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.content is string -%}
-{{- message.content -}}
-{%- else -%}
-{%- for part in message.content -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text -}}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}
-"""
-_HEADERS = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
-{%- if message.content is string -%}
-{{- message.content -}}
-{%- else -%}
-{%- for part in message.content -%}
-{{- '<|image|>' if part.type == 'image' else part.text -}}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|eot_id|>' -}}
-{%- endfor -%}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' if add_generation_prompt else '' -}}
-"""
 
 
 def build(
@@ -85,7 +54,6 @@ def build(
         )
     backend = _train(family, texts or ()) if tokenizer_json is None else Tokenizer.from_file(str(tokenizer_json))
     tokenizer = _tokenizer(family, backend)
-    template = chat_template or (_CHATML if "<|im_start|>" in family.turn_open else _HEADERS)
     config = family.tiny(tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -94,7 +62,7 @@ def build(
         model = _model(family, config, seed)
         model.generation_config = _generation(tokenizer)
         model.save_pretrained(partial)
-        family.tiny_processor(tokenizer, template).save_pretrained(partial)
+        family.tiny_processor(tokenizer, chat_template or family.tiny_template).save_pretrained(partial)
         if out.is_dir():
             out.rmdir()
         partial.replace(out)
@@ -128,6 +96,9 @@ def _train(family: Family, texts: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if family.prefix_space:
+        tokenizer.normalizer = normalizers.Prepend(" ")
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     # Every byte is a token, so that any text can be written; the control tokens come last, as in the real vocabularies.
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(family.tokens),

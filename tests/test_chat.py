@@ -16,7 +16,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from skinvl import families
 from skinvl.chat import UNTRAINED, Chat, ChatError, Encoded
-from skinvl.example import Example, Message, text
+from skinvl.example import Example, Message, text, words
 
 LLAMA_V1 = "llama3.2-vision/v1_2024-09.jinja"
 LLAMA_V2 = "llama3.2-vision/v2_current.jinja"
@@ -25,7 +25,7 @@ SIZE = (336, 448)
 
 
 @cache
-def real_chat(shared: Path, family: str, template: str, max_tokens: int = 4096) -> Chat:
+def real_chat(shared: Path, family: str, template: str | None = None, max_tokens: int = 4096) -> Chat:
     return Chat(tiny.real_processor(shared, family, template), families.load(family), 256, max_tokens)
 
 
@@ -75,8 +75,8 @@ def trained(chat: Chat, encoded: Encoded) -> list[str]:
 
 
 def expected(chat: Chat, example: Example) -> list[str]:
-    answers = [message for message in example.messages if message["role"] == "assistant"]
-    return ["".join(part["text"] or "" for part in one["content"]) + chat.family.turn_close for one in answers]
+    answers = [words(message) for message in example.messages if message["role"] == "assistant"]
+    return [(one.strip() if chat.family.trims else one) + chat.family.turn_close for one in answers]
 
 
 def encode(chat: Chat, example: Example) -> Encoded:
@@ -159,7 +159,7 @@ def test_trained_tokens_are_the_answers_and_their_end(shared: Path, family: str,
         encoded.ids,
         [
             one if label != UNTRAINED else UNTRAINED
-            for one, label in zip(encoded.ids, [UNTRAINED, *encoded.labels[:-1]], strict=True)
+            for one, label in zip(encoded.ids, [UNTRAINED, UNTRAINED, *encoded.labels[:-2]], strict=True)
         ],
         encoded.pictures,
         encoded.turns,
@@ -185,7 +185,7 @@ def last_answer(encoded: Encoded) -> int:
 @pytest.mark.parametrize("name", ["one turn", "three turns", "two images", "text only"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_ids_are_those_of_the_processor(shared: Path, family: str, name: str) -> None:
-    chat, example = real_chat(shared, family, tiny.TEMPLATES[family]), ROWS[name]
+    chat, example = real_chat(shared, family), ROWS[name]
     images = [tiny.picture(n, SIZE) for n in range(len(example.images))]
     theirs = chat.processor(
         text=[chat.render(list(example.messages))],
@@ -198,7 +198,7 @@ def test_ids_are_those_of_the_processor(shared: Path, family: str, name: str) ->
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "mllama"])
 def test_every_answer_of_a_real_set(shared: Path, family: str) -> None:
-    chat = real_chat(shared, family, tiny.TEMPLATES[family])
+    chat = real_chat(shared, family)
     with (shared / "mm_skin" / "MM-Skin_test.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["question"], row["answer"]) for row in csv.DictReader(file)]
     assert len(rows) == 5452
@@ -218,7 +218,7 @@ def refused(chat: Chat, example: Example) -> ChatError:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_no_added_token_passes_as_text(shared: Path, family: str) -> None:
-    chat = real_chat(shared, family, tiny.TEMPLATES[family])
+    chat = real_chat(shared, family)
     for token in (chat.family.turn_close, chat.family.image_token, *list(chat.tokenizer.get_added_vocab())[-3:]):
         for role in ("system", "user", "assistant"):
             words = {"system": "a", "user": "b", "assistant": "c"}

@@ -9,14 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import trl
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast, ProcessorMixin
 
 from skinvl import families
 from skinvl.tiny import build
 
-FAMILIES = ("mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "llava", "mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl")
+FEW = ("mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+# Where a test trains, or takes its time, the other families wait for the slow ones.
+SOME = [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
 TEXTS = (
     "What is the colour of this lesion?",
     "It is brown with a lighter rim.",
@@ -25,13 +30,24 @@ TEXTS = (
     "Compare the two images: the first is larger.",
     "You are a dermatology assistant. Answer briefly.",
 )
+TRL = Path(trl.__file__).parent / "chat_templates"  # published ones, as they are
 TEMPLATES = {
     "qwen2_vl": "qwen2_vl_and_qwen2_5_vl/chat_template.jinja",
     "qwen2_5_vl": "qwen2_vl_and_qwen2_5_vl/chat_template.jinja",
     "qwen3_vl": "qwen3_vl/chat_template.jinja",
     "mllama": "llama3.2-vision/v2_current.jinja",
+    "qwen3_5": str(TRL / "qwen3_5_think.jinja"),
+    "gemma3": str(TRL / "gemma3.jinja"),
+    "llava": str(TRL / "llava_next.jinja"),
 }
-TOKENIZERS = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2-vl", "qwen3_vl": "qwen3-vl", "mllama": "llama3.2-vision"}
+TOKENIZERS = {
+    "qwen2_vl": "qwen2-vl",
+    "qwen2_5_vl": "qwen2-vl",
+    "qwen3_vl": "qwen3-vl",
+    "qwen3_5": "qwen3-vl",  # its own has the same control tokens
+    "mllama": "llama3.2-vision",
+}
+UNSEEN = frozenset({"llava-med-7b", "medgemma-4b", "qwen3.5-4b", "qwen3.5-9b"})  # bases whose configs are not at hand
 _ROOT = tempfile.TemporaryDirectory(prefix="skinvl-tiny-")
 
 
@@ -56,11 +72,15 @@ def model(family: str, dtype: torch.dtype = torch.float32, prepared: bool = True
 
 
 def real_processor(shared: Path, family: str, template: str | None = None) -> ProcessorMixin:
-    """The family's processor with a published tokenizer and chat template; `template` is a path in chat_templates."""
-    kind = families.load(family)
-    tokenizer = copy(_real_tokenizer(shared, family))  # a Chat pins its template in the tokenizer
+    """The family's processor with a published tokenizer and chat template; `template` is a path in chat_templates.
+
+    The tokenizer is that of its tiny base, where no published one is at hand.
+    """
+    made: Any = processor(family).tokenizer
+    if family in TOKENIZERS:
+        made = copy(_real_tokenizer(shared, family))  # a Chat pins its template in the tokenizer
     text = (shared / "chat_templates" / (template or TEMPLATES[family])).read_text(encoding="utf-8")
-    return kind.tiny_processor(tokenizer, text)
+    return families.load(family).tiny_processor(made, text)
 
 
 @cache

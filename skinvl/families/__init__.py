@@ -39,17 +39,37 @@ class Family(ABC):
 
     model_type: str
     image_token: str  # what the chat template writes for one image
+    soft_token: str | None = None  # what stands in a row at each of its positions, where that is another token
     turn_open: str  # what the chat template writes before an assistant's answer
     turn_close: str  # the end-of-turn token after it, trained with the answer
-    # Whether a conversation computes behind a shared prefix what it computes alone: not with recurrent layers, image or
-    # prefix tokens that see what follows them, or attention windows counted in a row's positions.
+    # Whether a conversation computes behind a shared prefix what it computes alone: not with recurrent layers, or where
+    # tokens of the prefix see what follows it.
     shares: bool = True
+    looks_ahead: bool = False  # whether an image's tokens see those of it that follow
     one_row: bool  # whether conversations about different images may stand in one row of a batch
+    recurrent: bool = False  # whether layers carry a state along the row: what they remember of a row includes padding
     caches: bool = True  # whether reading an image's features is cheaper than computing them, so that it is the default
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
     tokens: tuple[str, ...]  # the control tokens a tokenizer of the family must have
     roles: ClassVar[dict[str, str]]  # which of them is "bos", "eos" and "pad", where the family has one
+    trims: bool = False  # whether the chat template trims what a turn says
+    prefix_space: bool = False  # whether its tokenizer puts a space before any text, as SentencePiece's does
+    tiny_template: str  # its turns in our own words, for bases that have no published template to follow
     parts: ClassVar[dict[str, tuple[str, ...]]]
+
+    def template(self, published: str) -> str:
+        """The chat template to use: the published one, with what it leaves to its caller settled where need be.
+
+        Applied to its own result it changes nothing.
+        """
+        return published
+
+    def prepare_processor(self, processor: ProcessorMixin) -> None:  # noqa: B027 - most families need nothing
+        """Set what a published processor leaves out, or would do to images otherwise than the base was trained with."""
+
+    def spelled(self, text: str) -> str:
+        """The text that the processor tokenises, with one token for each image, made of what the template writes."""
+        return text
 
     @abstractmethod
     def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:
@@ -69,7 +89,7 @@ class Family(ABC):
 
     @abstractmethod
     def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
-        """What the vision tower reads of one RGB PIL image; the first dimension counts patches, or tiles."""
+        """What the vision tower reads of one RGB PIL image."""
 
     @abstractmethod
     def inputs(

@@ -32,6 +32,22 @@ from skinvl.families import Family, Picture, Size
 PATCH = 14  # px; the image processor does not know it, and every released tower has it
 TOKEN = 28  # px: the side of the square that one token stands for in Qwen2-VL, so that one budget fits all families
 
+HEADERS = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{{- '<|image|>' if part.type == 'image' else part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|eot_id|>' -}}
+{%- endfor -%}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' if add_generation_prompt else '' -}}
+"""
+
 
 class Mllama(Family):
     """Llama 3.2 Vision."""
@@ -55,6 +71,7 @@ class Mllama(Family):
         "<|image|>",  # the last id: one past the rows of lm_head
     )
     roles: ClassVar = {"bos": "<|begin_of_text|>", "eos": "<|eot_id|>", "pad": "<|finetune_right_pad_id|>"}
+    tiny_template = HEADERS
     parts: ClassVar = {
         "language": ("model.language_model", "lm_head"),
         "projector": ("model.multi_modal_projector",),

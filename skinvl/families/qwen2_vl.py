@@ -24,6 +24,21 @@ from skinvl.families import Family, Picture, ShapeError, Size
 
 LONGEST_ASPECT = 200  # smart_resize refuses what is more elongated
 
+CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}
+"""
+
 
 class QwenVL(Family):
     """The part that all Qwen-VL models share; a subclass brings its configs and processors."""
@@ -33,7 +48,7 @@ class QwenVL(Family):
     turn_close = "<|im_end|>"
     one_row = True
     flash_attention = True
-    tokens = (
+    tokens: tuple[str, ...] = (
         "<|endoftext|>",
         "<|im_start|>",
         "<|im_end|>",
@@ -44,6 +59,7 @@ class QwenVL(Family):
         "<|video_pad|>",
     )
     roles: ClassVar = {"eos": "<|im_end|>", "pad": "<|endoftext|>"}
+    tiny_template = CHATML
     parts: ClassVar = {
         "language": ("model.language_model", "lm_head"),
         "projector": ("model.visual.merger",),
