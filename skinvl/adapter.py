@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -72,8 +73,10 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     hits = plan(model, family, recipe)
     for part, hit in hits.items():
         if getattr(recipe.parts, part).train != "frozen" and not (hit.patterns or hit.full):
+            mode = getattr(recipe.parts, part).train
+            what, else_ = ("linear layer", "full or frozen") if mode == "lora" else ("module", "frozen")
             raise AdapterError(
-                f"parts.{part}: {family.model_type} has no module there that can train; set it to frozen"
+                f"parts.{part}: {family.model_type} has no {what} there that can train; set it to {else_}"
             )
     lora = LoraConfig(
         **recipe.lora,
@@ -149,7 +152,8 @@ def require_whole(model: PeftModel, path: Path) -> None:
     Raises:
         AdapterError: it lacks one.
     """
-    there = set(load_peft_weights(str(path), device="cpu"))
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:  # its names alone; attach has read the weights
+        there = set(file.keys())
     ours = {_saved_name(name) for name, value in model.named_parameters() if value.requires_grad}
     if missing := sorted(ours - there):
         raise AdapterError(

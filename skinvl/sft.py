@@ -18,7 +18,7 @@ from transformers import AutoProcessor, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import SFTConfig
 
-from skinvl import adapter, attention, checkpoint, dry, features, metrics, mixture, model, run, summary
+from skinvl import adapter, attention, checkpoint, dry, features, metrics, mixture, model, run, subject, summary
 from skinvl.chat import Chat
 from skinvl.example import Dropped, words, write_jsonl
 from skinvl.lengths import preflight
@@ -114,7 +114,12 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Ma
     trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, family, recipe)
     facts = {
-        "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
+        "base": {
+            "model": recipe.base.location,
+            "commit": base.commit,
+            "fingerprint": subject.fingerprint(base) if args.process_index == 0 else None,
+            "model_type": config.model_type,
+        },
         "attention": attention.kernel_of(loaded),
         "shared": "once a batch" if collator.share else f"for each{'' if family.shares else ', as the family needs'}",
         "features": {"folder": str(kept.cache.folder), "computed": kept.computed, "seconds": kept.seconds}

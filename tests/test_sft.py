@@ -44,7 +44,7 @@ def trained(tmp_path: Path, family: str, **changes: Any) -> Path:
     return run.folder(one)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.SOME)
 def test_a_run_leaves_an_adapter_that_peft_alone_loads_and_that_gives_the_same_loss(
     tmp_path: Path, family: str
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_broken_parquet_is_one_message(tmp_path: Path) -> None:
         sft.main(one)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.SOME)
 def test_a_qlora_run_leaves_the_base_untouched(tmp_path: Path, family: str) -> None:
     before = {file.name: file.read_bytes() for file in tiny.base(family).iterdir()}
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
