@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Workers share the cores among them.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network does not exist
 
+import hubserver
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _http, set_client_factory
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -38,3 +45,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent")
     return SHARED
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hubserver.Hub]:
+    """A stand-in of the hub, to which uploads of this process go."""
+    with hubserver.running() as one:
+        monkeypatch.setattr(constants, "ENDPOINT", one.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", hubserver.TOKEN)
+        # The library waits longer and longer before it tries again.
+        monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _: None}))
+        yield one
+        set_client_factory(_http.default_client_factory)  # connections to this stand-in are of no further use
