@@ -145,7 +145,7 @@ def _template() -> jinja2.Template:
         "csp": lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
     }
     environment.filters |= filters
-    return environment.get_template("page.html.j2")
+    return environment.get_template("report.html.j2")
 
 
 def digits(value: float | None) -> str:

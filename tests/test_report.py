@@ -616,7 +616,7 @@ def test_intervals_that_touch_overlap() -> None:
 
 def test_colours_differ_enough_in_light_and_dark() -> None:
     """WCAG 2.2, 1.4.3: text has a contrast of 4.5 to its ground; and 1.4.11: what is drawn one of 3."""
-    sheet = Path(report.__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    sheet = Path(report.__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     light, dark = (dict(re.findall(r"--([a-z]+[0-9]*): #([0-9a-f]{6})", part)) for part in sheet.split(":root {")[1:3])
     assert light.keys() == dark.keys()
     for colours in (light, dark):
