@@ -16,6 +16,8 @@ from skinvl.pixels import ImageError, upright
 from skinvl.predictions import Answer
 from skinvl.recipe import Recipe
 
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
+
 
 class EngineError(ValueError):
     """vLLM is not there, cannot serve the adapter, or made another prompt of what it was asked."""
@@ -51,6 +53,8 @@ class Vllm:
             )
         self.chat, self.generation = found.chat, recipe.evaluate.generation
         rank = LoraConfig.from_pretrained(str(found.adapter)).r if found.adapter else 16
+        if rank > RANKS[-1]:
+            raise EngineError(f"lora.r={rank}, and vLLM takes at most {RANKS[-1]}; use evaluate.engine=transformers")
         self.lora = LoRARequest("run", 1, str(found.adapter)) if found.adapter else None
         self.facts = {**found.facts, "vllm": importlib.metadata.version("vllm")}
         self.params = vllm.SamplingParams
@@ -59,7 +63,7 @@ class Vllm:
             tokenizer=str(found.adapter or found.base),
             dtype="bfloat16" if recipe.bf16 else "float32",
             enable_lora=self.lora is not None,
-            max_lora_rank=rank,
+            max_lora_rank=next(one for one in RANKS if one >= rank),
             limit_mm_per_prompt={"image": 8},
             mm_processor_kwargs=found.chat.image_arguments,
             enable_prefix_caching=True,  # questions about one image follow one another
