@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import runs
 import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from skinvl import bases, example, families
+from skinvl import bases, example, families, recipe
 from skinvl.chat import Chat
 from skinvl.example import Example, text
 from skinvl.tiny import VOCABULARY
@@ -114,7 +115,7 @@ def test_a_real_tokenizer_keeps_its_ids(family: str, tmp_path: Path, shared: Pat
 
 def test_what_cannot_be_built_is_said(tmp_path: Path, shared: Path) -> None:
     qwen = shared / "tokenizers" / "derived" / "tokenizer.qwen2-vl.json"
-    with pytest.raises(ValueError, match=r"no such family; skinvl has mllama, .*skinvl/families/idefics\.py"):
+    with pytest.raises(ValueError, match=r"no such family; skinvl has .*mllama, .*skinvl/families/idefics\.py"):
         make("idefics", tmp_path / "a", texts=tiny.TEXTS)
     with pytest.raises(ValueError, match="exactly one of the two"):
         make("mllama", tmp_path / "a")
@@ -148,3 +149,41 @@ def test_the_verb_trains_the_tokenizer_on_a_source(tmp_path: Path, capsys: pytes
     assert len(tokenizer("seborrhoeic keratosis")["input_ids"]) == 2
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no such file"):
         bases.main(["build", "qwen2_vl", str(tmp_path / "b"), "--tokenizer", "nowhere.json"])
+
+
+def test_the_list_tells_what_is_known_here(
+    shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "260")
+    monkeypatch.setattr(recipe, "bases", lambda: ["qwen2.5-vl-7b", "llama-3.2-11b-vision", "tiny-qwen3_vl"])
+    assert bases.main(["--configs", str(shared / "configs")]) == 0
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")}
+    assert "8.3 billion" in rows["qwen2.5-vl-7b"]
+    assert "256 of 1,024" in rows["qwen2.5-vl-7b"]
+    assert "q_proj, k_proj" in rows["qwen2.5-vl-7b"]
+    assert "1 of 6,432" in rows["llama-3.2-11b-vision"]
+    assert "196 of 784" in rows["tiny-qwen3_vl"]
+    assert bases.main(["--configs", str(shared)]) == 0
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")}
+    assert rows["qwen2.5-vl-7b"].count("–") == 5
+    assert "Apache-2.0" in rows["qwen2.5-vl-7b"]
+
+
+def test_a_difference_shows_both_sides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    runs.make(tmp_path, "qwen2_vl")
+    sides = [str(tiny.base(family)) for family in ("qwen2_vl", "mllama")]
+    assert bases.main(["diff", *sides, str(tmp_path / "small.yaml")]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "cross_attn.q_proj ×",
+        "<|im_start|>assistant",
+        "<|eot_id|>",
+        "model.visual.merger",
+        "GiB for a batch of 4",
+    ):
+        assert words in said, words
+    row = next(line for line in said.splitlines() if line.startswith("│ image of 448 px"))
+    assert row.split("│")[2].strip() != row.split("│")[3].strip()
