@@ -1,7 +1,8 @@
 # Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`, `make eval RUN=runs/…`.
+# `make merge publish ask demo serve RUN=runs/…` take the words of their verbs in ARGS, `make publish` also REPO=owner/name.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help setup sft eval cache prep show dry-run check test test-slow browser bench clean
+.PHONY: help setup sft eval merge publish ask demo serve plan cache prep show dry-run check test test-slow browser bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -16,6 +17,10 @@ NNODES ?= 1
 NODE_RANK ?= 0
 MASTER_ADDR ?= localhost
 MASTER_PORT ?= 29500
+GPU    ?=
+REPO   ?=
+IMAGE  ?=
+QUESTION ?=
 ARGS   ?=
 DATASET ?= demo
 RAW    ?= data/raw/$(DATASET)
@@ -48,6 +53,24 @@ sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapt
 eval: setup  ## answer, classify, score and report: RUN=runs/… (or RECIPE and BASE, without an adapter), AGAINST, GPUS, ARGS
 	$(LAUNCH) eval $(or $(RUN),$(RECIPE)) $(if $(RUN),,$(if $(BASE),base=$(BASE))) $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
 
+merge: setup  ## fold the adapter of RUN into its base, and check
+	$(BIN)/skinvl merge $(RUN) $(ARGS)
+
+publish: setup  ## write and check the card and the files of RUN, and upload them to REPO (ARGS=--dry-run: not)
+	$(BIN)/skinvl publish $(RUN) $(REPO) $(ARGS)
+
+ask: setup  ## ask RUN about IMAGE in the terminal: QUESTION, or as many as you like
+	$(BIN)/skinvl ask $(RUN) $(IMAGE) $(if $(QUESTION),"$(QUESTION)") $(ARGS)
+
+demo: setup  ## open a page on which RUN is asked, beside its base
+	$(BIN)/skinvl demo $(RUN) $(ARGS)
+
+serve: setup  ## serve RUN by the OpenAI-compatible API, checked first
+	$(BIN)/skinvl serve $(RUN) $(ARGS)
+
+plan: setup  ## say what RECIPE on BASE needs in memory and hours on GPU and GPUS
+	$(BIN)/skinvl plan $(RECIPE) $(if $(BASE),base=$(BASE)) $(if $(GPU),--gpu $(GPU)) --gpus $(GPUS) $(ARGS)
+
 cache: setup  ## compute the vision features of a recipe's images ahead of sft
 	$(LAUNCH) cache $(RECIPE) $(OVERRIDES)
 
@@ -67,7 +90,7 @@ check: setup  ## ruff, mypy --strict and the layer test
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 test: setup  ## the tests, at most 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(TESTS)
 
 browser:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
@@ -75,7 +98,8 @@ browser:
 		$$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
 test-slow: setup browser  ## the rest: distributed runs, whole trainings
-	$(BIN)/python -m pytest -m "slow and not gpu" $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone and not gpu" $(TESTS) || test $$? = 5
+	$(BIN)/python -m pytest -m "slow and alone and not gpu" $(TESTS) || test $$? = 5
 
 bench: setup  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/prep.py

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from skinvl import labels, released, strict
+from skinvl import labels, predictions, released, strict
 from skinvl.example import Example, Facts, read, text, words
 from skinvl.fingerprints import folder
 from skinvl.match import match
@@ -47,7 +47,7 @@ class Case:
     @property
     def key(self) -> str:
         """As `predictions.key`."""
-        return f"{self.example.source}/{self.example.id}"
+        return predictions.key(self.example)
 
     def record(
         self, scores: Sequence[float] | None, detail: str = "", said: str | None = None, classes: Sequence[str] = ()

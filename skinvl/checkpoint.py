@@ -169,7 +169,7 @@ def digests(data: Data) -> dict[str, str]:
     for spec in (*data.train, *data.eval):
         source = fingerprints.folder(spec.source)
         files |= {source / f"{spec.split}.parquet", source / "images.parquet"}
-    return {str(file): _facts(file)["xxh3_128"] for file in sorted(files) if file.is_file()}
+    return {str(file): digest(file) for file in sorted(files) if file.is_file()}
 
 
 class Preemption(TrainerCallback):
@@ -232,12 +232,17 @@ def _rotate(folder: Path, limit: int | None, best: str | None) -> None:
         clear(path)
 
 
-def _facts(file: Path) -> dict[str, Any]:
-    digest = xxhash.xxh3_128()
+def digest(file: Path) -> str:
+    """32 hexadecimal digits of the file's bytes, xxh3."""
+    found = xxhash.xxh3_128()
     with file.open("rb") as opened:
         while block := opened.read(1 << 22):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "xxh3_128": digest.hexdigest()}
+            found.update(block)
+    return found.hexdigest()
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "xxh3_128": digest(file)}
 
 
 def _sync(path: Path) -> None:

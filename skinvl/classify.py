@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from skinvl import benchmarks, exposure, infer, mixture, predictions, run, subject
@@ -32,6 +30,7 @@ from skinvl.pack import Collator, seen
 from skinvl.pixels import ImageError, upright
 from skinvl.predictions import Classified, Journal, rule
 from skinvl.recipe import ClassSpec, Generation, Recipe
+from skinvl.sharing import predict, ranks
 from skinvl.subject import Subject
 
 PROMPTED = Generation(max_new_tokens=48)  # a class name, and a few words around it
@@ -48,7 +47,7 @@ def main(recipe: Recipe, out: Path) -> int:
             "evaluate.classify: names no set, so that there is nothing to classify; name one in the recipe, or on the "
             'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
         )
-    state = PartialState(cpu=not torch.cuda.is_available())  # or it would know of no ranks on a CPU
+    state = ranks()
     say = Console(quiet=not state.is_main_process)
     if state.is_main_process:
         run.begin(out, recipe)
@@ -93,29 +92,23 @@ def classified(
         "prior": prior,
         **asked.facts,
     }
-    journal = Journal(path, settings, Classified)
-    if state.is_main_process:
-        journal.begin()
-    state.wait_for_everyone()
-    done = journal.done()
-    state.wait_for_everyone()
-    left = [case for case in task.cases if case.key not in done]
     size = max(1, asked.recipe.evaluate.batch_size // len(task.classes))
-    blocks = [left[start : start + size] for start in range(0, len(left), size)]
-    mine = blocks[state.process_index :: state.num_processes]
     workers = int(asked.recipe.train.get("dataloader_num_workers", 0))
-    given: Any = mine  # anything with a length and items is a dataset
-    loader: Any = DataLoader(given, batch_size=None, collate_fn=weighing, num_workers=workers)
-    for some in track(weighed(asked, task, loader), path.stem, len(mine), console=say, disable=not mine):
-        journal.write(some, state.process_index)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        if not path.is_file():
-            journal.finish([case.key for case in task.cases])
-        rest = Counter(rule(row.detail) for row in journal.done().values() if row.detail)
-        told = "".join(f"; {count:,} not scored: {why}" for why, count in rest.items())
-        say.print(f"{path}: {len(task.cases):,} rows, {len(task.classes)} classes{told}")
-    state.wait_for_everyone()
+
+    def told(blocks: Any) -> Iterator[list[Classified]]:  # anything with a length and items is a dataset
+        return weighed(asked, task, DataLoader(blocks, batch_size=None, collate_fn=weighing, num_workers=workers))
+
+    rows = predict(
+        Journal(path, settings, Classified),
+        task.cases,
+        lambda left: [left[start : start + size] for start in range(0, len(left), size)],
+        told,
+        state,
+        say,
+    )
+    rest = Counter(rule(row.detail) for row in rows if row.detail)
+    why = "".join(f"; {count:,} not scored: {reason}" for reason, count in rest.items())
+    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes{why}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,17 @@ VERBS = {
     "probe": "fit a linear probe on the features of the frozen vision tower",
     "score": "give every number of an evaluation with its interval, and compare runs",
     "report": "write what was found into one HTML file",
+    "merge": "fold a run's adapter into its base, and check that nothing changed",
+    "publish": "write the model card, check what would be uploaded, and upload it",
+    "ask": "ask a run about images, in the terminal",
+    "demo": "open a page on which a run is asked about images",
+    "serve": "serve a run by the OpenAI-compatible API, and check what is served",
+    "plan": "say what a recipe needs in memory and hours before anything is rented",
     "show": "paint what a recipe trains, conversation by conversation",
-    "bases": "build tiny bases with random weights",
+    "bases": "list the bases, compare two, or build tiny ones with random weights",
 }
+# The verbs that read their words themselves; the others take a recipe and overrides.
+WORDS = ("prep", "leaks", "bases", "score", "report", "merge", "publish", "ask", "demo", "serve", "plan")
 OURS = {"skinvl", "data_prep"}
 HELP = f"""usage: skinvl VERB ...
 
@@ -72,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, words: list[str]) -> int:
-    if verb in ("prep", "leaks", "bases", "score", "report"):
+    if verb in WORDS:
         code: int = importlib.import_module(f"skinvl.{verb}").main(words)
         return code
     parser = argparse.ArgumentParser(prog=f"skinvl {verb}", description=VERBS[verb])

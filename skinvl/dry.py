@@ -26,7 +26,7 @@ def main(recipe: Recipe, configs: Path | None) -> int:
     say = Console()
     say.print(dump(recipe), markup=False, highlight=False)
     with TemporaryDirectory() as folder:
-        _show(say, recipe, _files(recipe, configs, Path(folder)))
+        _show(say, recipe, files(recipe, configs, Path(folder)))
     return 0
 
 
@@ -51,7 +51,12 @@ def _show(say: Console, recipe: Recipe, path: Path) -> None:
     _lengths(say, recipe, family, path)
 
 
-def _files(recipe: Recipe, configs: Path | None, folder: Path) -> Path:
+def files(recipe: Recipe, configs: Path | None, folder: Path) -> Path:
+    """The folder of the base's config, tokenizer and template; a random base is built into the folder given.
+
+    Raises:
+        BaseError: it cannot be had, or `configs` lacks it.
+    """
     location = recipe.base.location
     if recipe.base.random is not None:  # a dry run leaves nothing behind
         sources = [mixture.folder(spec.source) for spec in recipe.data.train]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pyarrow as pa
 from skinvl import fingerprints, mixture
 from skinvl.benchmarks import Case
 from skinvl.mixture import Row
+from skinvl.predictions import key
 
 RULE = "trained-on"
 
@@ -28,7 +28,7 @@ def without(cases: Sequence[Case], train: Sequence[Row]) -> list[Case]:
     """
     rows = {case.key: Row(case.example, case.root) for case in cases if (case.root / "images.parquet").is_file()}
     found = mixture.leaks(train, {RULE: list(rows.values())})
-    why = {_key(leak.row): f"{RULE}: its {leak.kind} is that of {_key(leak.twin)}" for leak in found}
+    why = {key(leak.row.example): f"{RULE}: its {leak.kind} is that of {key(leak.twin.example)}" for leak in found}
     others = [case for case in cases if case.key not in rows]
     if others:
         known = _known(train)
@@ -54,9 +54,5 @@ def _known(train: Sequence[Row]) -> dict[str, str]:
 
 def _marks(path: Path) -> list[str]:
     archive = fingerprints.archive_id(path.name)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    digest = fingerprints.sha256(path) if path.is_file() else None
     return [mark for mark in (digest, archive) if mark]
-
-
-def _key(row: Row) -> str:
-    return f"{row.example.source}/{row.example.id}"

@@ -69,8 +69,8 @@ def once(
     numbers = sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
     size = numbers * model.dtype(recipe).itemsize
     told = f"vision features of {len(pictures):,} images: {_bytes(size)}"
-    if refusal := _refusal(recipe, chat.family, size, passes):
-        say.print(f"{told}; {refusal}, so that the tower runs in every step")
+    if why := refusal(recipe, chat.family, size, passes):
+        say.print(f"{told}; {why}, so that the tower runs in every step")
         return None
     started = time.monotonic()
     about = json.dumps(_about(recipe, base, chat), indent=2, sort_keys=True, default=str)
@@ -106,7 +106,7 @@ def tower_size(config: PretrainedConfig, family: Family) -> int:
     return whole - rest
 
 
-def _refusal(recipe: Recipe, family: Family, size: int, passes: float) -> str | None:
+def refusal(recipe: Recipe, family: Family, size: int, passes: float) -> str | None:
     """Why these features are not kept, whatever the disk has room for."""
     if recipe.cache_gb is not None:
         return f"cache_gb={recipe.cache_gb:g} is less" if size > recipe.cache_gb * GB else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -53,6 +54,12 @@ def phash(picture: Image.Image) -> int | None:
     low = _COSINES @ np.frombuffer(grey.tobytes(), np.uint8).reshape(32, 32) @ _COSINES.T
     ordered = np.sort(low, axis=None)
     return int.from_bytes(np.packbits(low > (ordered[31] + ordered[32]) / 2).tobytes(), "big")
+
+
+def sha256(path: Path) -> str:
+    """64 hexadecimal digits of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def archive_id(path: str) -> str | None:

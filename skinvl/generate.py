@@ -9,15 +9,14 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import track
 
 from skinvl import checkpoint, mixture, run, subject, vllm_engine
 from skinvl.engine import Engine, Question, Transformers, blocks, questions
 from skinvl.predictions import Answer, Journal, rule
 from skinvl.recipe import Recipe
+from skinvl.sharing import predict, ranks
 
 
 class GenerateError(ValueError):
@@ -26,7 +25,7 @@ class GenerateError(ValueError):
 
 def main(recipe: Recipe, out: Path) -> int:
     """0, once `out/eval/answers` and `out/eval/permuted` hold an answer to each question of the eval sets."""
-    state = PartialState(cpu=not torch.cuda.is_available())  # or it would know of no ranks on a CPU
+    state = ranks()
     say = Console(quiet=not state.is_main_process)
     sets = mixture.load(recipe.data).evaluation
     if not sets:
@@ -53,27 +52,11 @@ def answered(
     engine: Engine, asked: Sequence[Question], journal: Journal, size: int, state: PartialState, say: Console
 ) -> None:
     """Nothing; the journal is finished, each rank having answered its share of the questions that it lacked."""
-    if state.is_main_process:
-        journal.begin()
-    state.wait_for_everyone()
-    done = journal.done()
-    left = [question for question in asked if question.key not in done]
-    state.wait_for_everyone()  # all have read what there is before any of them adds to it
-    if done and left:
-        say.print(f"{journal.path}: {len(done):,} of {len(asked):,} were answered before")
-    mine = blocks(left, size)[state.process_index :: state.num_processes]
-    for some in track(engine.answers(mine), journal.path.stem, len(mine), console=say, disable=not mine):
-        journal.write(some, state.process_index)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        if not journal.path.is_file():
-            journal.finish([question.key for question in asked])
-        rows = journal.done().values()
-        refused = Counter(rule(row.detail) for row in rows if row.answer is None)
-        cut = sum(row.finish_reason == "length" for row in rows)
-        told = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
-        say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {why}' for why, n in refused.items())}")
-    state.wait_for_everyone()
+    rows = predict(journal, asked, lambda left: blocks(left, size), engine.answers, state, say)
+    refused = Counter(rule(row.detail) for row in rows if row.answer is None)
+    cut = sum(row.finish_reason == "length" for row in rows)
+    told = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
+    say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {why}' for why, n in refused.items())}")
 
 
 def permuted(asked: Sequence[Question], recipe: Recipe) -> list[Question]:

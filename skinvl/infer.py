@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from skinvl.attention import Span, Step
 from skinvl.chat import UNTRAINED, Chat, Encoded
@@ -53,13 +54,15 @@ def last_answer(encoded: Encoded) -> Encoded:
 def prepare(collator: Collator, asked: Sequence[Asked]) -> Batch:
     """The batch of some conversations, prompts or whole ones.
 
+    Where layers carry a state along the row it must not meet padding after a prompt: rows then end together.
+
     Raises:
         ImageError: an image cannot be read.
         CacheError: an image's features are gone or damaged.
     """
     encoded, shown = [one.encoded for one in asked], [one.images for one in asked]
     rows = collator.groups(encoded, shown)
-    inputs = collator.lay(encoded, shown, rows)
+    inputs = collator.lay(encoded, shown, rows, left=collator.chat.family.recurrent)
     return Batch(tuple(asked), inputs, _places(rows, inputs["spans"].spans))
 
 
@@ -110,7 +113,8 @@ def generate(
     last = torch.tensor([place.end - 1 for place in batch.places], device=device)
     where = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     where[rows, last] = True
-    cache = DynamicCache()
+    config: Any = model.config
+    cache = DynamicCache(config=config if chat.family.recurrent else None)
     found = logits(model, inputs, where, use_cache=True, past_key_values=cache)
     found = found[torch.argsort(torch.argsort(rows * where.shape[1] + last))]  # in the order of the prompts
     step = Step(_branch(model, chat, cache, batch.places, device))
@@ -121,7 +125,7 @@ def generate(
     said: list[list[int]] = [[] for _ in batch.places]
     open_ = set(range(len(said)))
     for number in range(settings.max_new_tokens):
-        chosen = _choose(found, settings, generators)
+        chosen = choose(found, settings, generators)
         for place, token in enumerate(chosen):
             if place in open_:
                 said[place].append(token)
@@ -145,7 +149,8 @@ def stops(model: Any, chat: Chat) -> set[int]:
     return {chat.tokenizer.convert_tokens_to_ids(chat.family.turn_close), *others}
 
 
-def _choose(found: torch.Tensor, settings: Generation, generators: Sequence[torch.Generator]) -> list[int]:
+def choose(found: torch.Tensor, settings: Generation, generators: Sequence[torch.Generator]) -> list[int]:
+    """The next token of each row of logits float32[B, V]: the likeliest one, or drawn by the row's own generator."""
     if not settings.do_sample:
         greedy: list[int] = found.argmax(-1).tolist()
         return greedy
@@ -160,13 +165,15 @@ def _choose(found: torch.Tensor, settings: Generation, generators: Sequence[torc
 
 
 def _branch(model: Any, chat: Chat, cache: DynamicCache, places: Sequence[Span], device: torch.device) -> torch.Tensor:
-    """bool[B, K]: the cache then holds, for each branch, the keys and values of its prefix and its own."""
+    """bool[B, K]: the cache then holds, for each branch, the keys and values of its prefix and its own, at its end."""
     own = [[*range(*place.prefix), *range(place.start, place.end)] for place in places]
     longest = max(map(len, own))
-    index = torch.tensor([one + [0] * (longest - len(one)) for one in own], device=device)
+    index = torch.tensor([[0] * (longest - len(one)) + one for one in own], device=device)
     rows = torch.tensor([place.row for place in places], device=device)
     layers: list[Any] = cache.layers
     for number, layer in enumerate(layers):
+        if isinstance(layer, LinearAttentionCacheLayerMixin):  # the state at the end of each row, a prompt of its own
+            continue
         if not layer.get_seq_length():  # one that attends to images, where there are none
             continue
         for name in ("keys", "values"):
@@ -177,7 +184,7 @@ def _branch(model: Any, chat: Chat, cache: DynamicCache, places: Sequence[Span],
                 taken = whole[rows]  # what the image gave, which all its branches read
             setattr(layer, name, taken.contiguous())
     lengths = torch.tensor([len(one) for one in own], device=device)
-    return torch.arange(longest, device=device) < lengths[:, None]
+    return torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
 def _on(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

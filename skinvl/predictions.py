@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from skinvl.example import Facts
+from skinvl.example import Example, Facts
 
 FOLDERS = ("answers", "permuted", "classes")  # of RUN/eval/: what there may be for a set
 
@@ -59,7 +59,7 @@ class Classified:
 T = TypeVar("T", Answer, Classified)
 
 
-def key(row: Answer | Classified) -> str:
+def key(row: Answer | Classified | Example) -> str:
     """What tells a row from the others of a file: its source and id."""
     return f"{row.source}/{row.id}"
 

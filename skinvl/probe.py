@@ -8,7 +8,6 @@ multinomial logistic regression of scikit-learn, its C chosen by cross-validatio
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 import warnings
@@ -30,16 +29,15 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor
 
-from skinvl import benchmarks, fingerprints, mixture, model, run
+from skinvl import benchmarks, fingerprints, mixture, model, run, sharing, subject
 from skinvl.benchmarks import Case, Task
 from skinvl.chat import Chat, ChatError
 from skinvl.example import splits
 from skinvl.families import Picture
 from skinvl.mixture import Row
 from skinvl.pixels import ImageError, upright
-from skinvl.predictions import Classified, Journal, key
+from skinvl.predictions import Classified, Journal, key, rule
 from skinvl.recipe import ClassSpec, Recipe
 
 Float = NDArray[np.float64]
@@ -106,7 +104,7 @@ def main(recipe: Recipe, out: Path) -> int:
             f"parts.vision={recipe.parts.vision.train}: a probe measures the frozen tower, and this adapter changed "
             "it; probe the base, by the name of a recipe instead of the run"
         )
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = sharing.ranks()
     if not state.is_main_process:
         return 0
     say = Console()
@@ -135,14 +133,13 @@ def look(
     recipe: Recipe, cases: Iterable[Case], state: PartialState, say: Console
 ) -> tuple[dict[Path, Seen], dict[str, Any]]:
     """What the base's vision tower makes of every image of the cases, and the facts of it that settings hold."""
-    base = model.snapshot(recipe)
-    config, family = model.config(base.path)
-    chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
-    tower = model.load_tower(base.path, family, recipe).to(state.device)
+    base = subject.opened(recipe.model_copy(update={"init_adapter": None}))  # which left the tower as it was
+    family = base.family
+    tower = model.load_tower(base.base, family, recipe).to(state.device)
     bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
     paths: Any = sorted({case.root / name for case in cases for name in case.example.images})
     workers = int(recipe.train.get("dataloader_num_workers", 0))
-    reading: Any = _Reading(chat)  # of one path, where a batch would be a list
+    reading: Any = _Reading(base.chat)  # of one path, where a batch would be a list
     loader: Any = DataLoader(paths, batch_size=None, collate_fn=reading, num_workers=workers)
     found = {}
     for path, picture, pixels, sha256, detail in track(
@@ -154,13 +151,7 @@ def look(
                 whole = family.encode(tower, picture, pixels).float()
             features = pooled(whole, picture).cpu().numpy()
         found[path] = Seen(features, sha256, detail)
-    facts = {
-        "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
-        "precision": "bf16" if recipe.bf16 else "fp32",
-        "device": state.device.type,
-        "image_tokens": recipe.data.image_tokens,
-    }
-    return found, facts
+    return found, {**base.facts, "device": state.device.type}
 
 
 def pooled(features: torch.Tensor, picture: Picture) -> torch.Tensor:
@@ -182,7 +173,7 @@ class _Reading:
             picture = self.chat.picture((image.height, image.width))
         except (ImageError, ChatError) as error:
             return path, None, None, "", str(error)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = fingerprints.sha256(path)
         return path, picture, self.chat.pixels(image), digest, ""
 
 
@@ -203,7 +194,7 @@ def probe(
     for case in train.cases:
         why = _refusal(case, seen) or ("shared-with-test" if _group(case) in shared else "")
         if why:
-            left_out[why.partition(":")[0]] += 1
+            left_out[rule(why)] += 1
         else:
             learned.append(case)
     if len({case.label for case in learned}) < 2:

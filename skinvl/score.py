@@ -21,6 +21,7 @@ from skinvl.crew import Crew
 from skinvl.metrics import Metric
 from skinvl.predictions import FOLDERS, Answer, read
 from skinvl.recipe import Evaluate
+from skinvl.run import write
 from skinvl.stats import LEVEL, RESAMPLES
 
 SMALL_ROWS = 30_000  # are scored sooner than processes start
@@ -76,8 +77,8 @@ def main(words: Sequence[str]) -> int:
             "tests": _compare(runs[0], ours, given.against, theirs, drawing),
         }
     found = _rounded(found)
-    _write(runs[0] / "scores.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(runs[0] / "scores.md", tables.markdown(found))
+    write(runs[0] / "scores.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write(runs[0] / "scores.md", tables.markdown(found))
     tables.show(Console(highlight=False, markup=False), found)
     return 0
 
@@ -226,9 +227,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(one) for name, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

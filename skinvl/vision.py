@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from skinvl import fingerprints
 from skinvl.families import Picture
 
 NAME = "features"  # of the one tensor in a file
@@ -40,8 +40,7 @@ class Cache:
         Raises:
             OSError: the image cannot be read.
         """
-        with image.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = fingerprints.sha256(image)
         return self.folder / digest[:2] / f"{digest[2:]}.safetensors"
 
     def read(self, image: Path, picture: Picture) -> torch.Tensor | None:

@@ -19,6 +19,8 @@ from skinvl import checkpoint, sft
 from skinvl.checkpoint import MANIFEST, CheckpointError
 from skinvl.trainer import Trainer, TrainingError
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},

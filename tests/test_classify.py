@@ -81,7 +81,7 @@ def alone(family: str, one: Recipe, image: Path | None, question: str, name: str
     return sum(float(shares[place - 1, encoded.ids[place]]) for place in places)
 
 
-@pytest.mark.parametrize("family", ["mllama", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["mllama", "qwen2_5_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
 def test_scores_are_the_likelihoods_of_each_class_alone(tmp_path: Path, family: str) -> None:
     source(tmp_path / "lesions")
     one = made(tmp_path, family, validation="validation")

@@ -50,7 +50,7 @@ def add(source: Path, *more: Example) -> None:
     sources.fingerprint(source, alike=False)
 
 
-@pytest.mark.parametrize("family", ["mllama", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["mllama", "qwen3_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
 def test_every_question_is_answered_in_the_order_of_its_set(tmp_path: Path, family: str) -> None:
     one = made(tmp_path, family)
     first = example.read(tmp_path / "drawn", "test")[0]

@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from skinvl import checkpoint
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -79,7 +81,7 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama", "qwen3_5", "gemma3"])
 def test_zero_2_and_zero_3_are_one_process(tmp_path: Path, family: str) -> None:
     settings = {"train__eval_strategy": "steps", "train__eval_steps": 3, "train__activation_checkpointing": True}
     one = runs.make(tmp_path, family, **settings, train__max_steps=12, train__learning_rate=2e-3)

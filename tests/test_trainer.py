@@ -52,7 +52,7 @@ def first_gradients(one: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return losses[0]["loss"], found
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.SOME)
 def test_batch_8_is_4_accumulated_twice(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"train__max_steps": 1, "train__max_grad_norm": 0.0}
     one = runs.make(tmp_path, family, train__per_device_train_batch_size=8, **settings)
@@ -207,7 +207,7 @@ def test_a_step_without_an_image_moves_the_projector_by_its_momentum(tmp_path: P
     assert any(not torch.equal(p, earlier) for p, earlier in zip(projector, before, strict=True))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.SOME)
 def test_a_filler_lets_the_tower_run_and_changes_nothing(tmp_path: Path, family: str) -> None:
     one = runs.make(tmp_path, family)
     runs.source(tmp_path / "drawn", text_only=3)
