@@ -71,7 +71,9 @@ class Data(_Strict):
     eval: list[SourceSpec] = []
     """Sources to evaluate on, each on its own."""
     image_tokens: int = Field(gt=0)
-    """Budget for one image, in positions of the language model; each family turns it into pixels or tiles."""
+    """Budget for one image, in positions of the language model; each family turns it into pixels or tiles.
+
+    One whose tower reads images of one size says what an image takes."""
     max_tokens: int = Field(gt=0)
     """Longest conversation, in tokens with its images."""
     too_long: Literal["ledger", "drop_turns"] = "ledger"
