@@ -92,7 +92,8 @@ def base(point: Point, folder: Path) -> Path:
         given["vision_config"]["hidden_size"] = point.hidden
     config = type(AutoConfig.from_pretrained(small)).from_dict(given)
     made = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16 if point.bf16 else torch.float32)
-    made.save_pretrained(folder / "base")
+    # Each weight in a file of its own: one that a small unquantised weight is mapped from would count whole.
+    made.save_pretrained(folder / "base", max_shard_size="1KB")
     AutoProcessor.from_pretrained(small).save_pretrained(folder / "base")
     return folder / "base"
 
@@ -150,12 +151,13 @@ def train(file: Path, threads: int) -> None:
     """Nothing; trains in this process, and prints what it took as JSON."""
     torch.set_num_threads(threads)
     one = recipe.load(str(file))
-    Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     args = sft.arguments(one, Path("run"))
     trainer = sft.prepare(one, args, Path("run"), Console(quiet=True), {"ranks": 1, "data": {}})
     clock = Clock()
     trainer.add_callback(clock)
+    # While a base is loaded, files of weights that are to be quantised count as the process's; on a GPU they do not.
+    Path("/proc/self/clear_refs").write_text("5")
     trainer.train()
     peak = _status("VmHWM") - before
     rate = max(_rate() for _ in range(3))
