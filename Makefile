@@ -106,6 +106,7 @@ bench: setup  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/hashes.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/classify.py
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/peers.py

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from skinvl import adapter, features, flops, memory, model, workload
-from skinvl.chat import Chat
+from skinvl.chat import UNTRAINED, Chat
 from skinvl.families import Family
 from skinvl.memory import Memory
 from skinvl.recipe import Recipe
@@ -53,10 +53,16 @@ class Estimate:
         """Conversations of the largest batch."""
         return len(self.shared.largest.encoded)
 
-    def needed(self, **changes: object) -> Memory:
-        """The memory of each GPU, with other fields of the recipe that leave a step's activations alone."""
+    @property
+    def logits(self) -> tuple[int, float]:
+        """Trained tokens of the largest batch, and the bytes of their logits in float32: there are no others."""
+        count = int((self.inputs["shift_labels"] != UNTRAINED).sum())
+        return count, float(count * self.stage.config.get_text_config().vocab_size * memory.FP32)
+
+    def needed(self, trace: Trace | None = None, **changes: object) -> Memory:
+        """The memory of each GPU, by another step or with other fields of the recipe that leave the step alone."""
         one = self.recipe.model_copy(update=changes)
-        return memory.needed(one, memory.weights(replace(self.real, recipe=one)), self.trace, self.ranks)
+        return memory.needed(one, memory.weights(replace(self.real, recipe=one)), trace or self.trace, self.ranks)
 
     def fitting(self, room: float) -> int:
         """The most conversations that a batch may have on a GPU of so many bytes; activations grow with them."""
@@ -64,9 +70,10 @@ class Estimate:
         moving = self.trace.peak + room - self.needed().total
         return max(int((moving - (self.trace.peak - each * self.conversations)) // each), 0)
 
-    def checkpointed(self) -> Trace:
-        """The step of the largest batch with activations computed a second time."""
-        return replace(self.stage, checkpointing=True).step(self.inputs)
+    def otherwise(self) -> Trace:
+        """The step of the largest batch with activations kept, if the recipe computes them again, else the reverse."""
+        found = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.inputs)
+        return found.before(self.trace.peaks[0])  # the tower's step, which is the same, may stand there
 
     def halved(self) -> float:
         """The share of the largest batch's positions that are left with half as many for each image."""

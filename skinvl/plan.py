@@ -105,6 +105,10 @@ def _memory(say: Console, found: Estimate, gpu: Gpu) -> None:
     for name, size in needed.items.items():
         table.add_row(name, f"{size / GIB:,.2f}")
     table.add_row("all", f"{needed.total / GIB:,.2f}", style="bold")
+    other = found.needed(found.otherwise()).total
+    table.add_row(f"all, {'without' if found.stage.checkpointing else 'with'} checkpointing", f"{other / GIB:,.2f}")
+    count, size = found.logits
+    table.add_row(f"of the activations, logits of {count:,} trained tokens", f"{size / GIB:,.2f}")
     for name, size in needed.host.items():
         table.add_row(f"in the host's memory: {name}", f"{size / GIB:,.2f}")
     say.print(table)
@@ -115,21 +119,20 @@ def _memory(say: Console, found: Estimate, gpu: Gpu) -> None:
     say.print(f"does not fit: {needed.total / GIB:,.1f} GiB, and {gpu.name} has {gpu.memory}", style="bold red")
     if most:
         say.print(f"with per_device_train_batch_size={most} (and gradient_accumulation_steps to match) it would fit")
-    for what, size in _instead(found):
+    for what, size in _instead(found, other):
         say.print(f"{what}: {size / GIB:,.1f} GiB{', fits' if size <= room else ''}", markup=False, highlight=False)
 
 
-def _instead(found: Estimate) -> Iterator[tuple[str, float]]:
-    """What would take less, and how much it would take."""
+def _instead(found: Estimate, other: float) -> Iterator[tuple[str, float]]:
+    """What would take less, and how much it would take; `other` is checkpointing the other way round."""
     one, train = found.recipe, found.recipe.train
     if one.quantization is None:
         yield "QLoRA (quantization, nf4 with double quantisation)", found.needed(quantization=NF4).total
         for name in ("zero3", "zero3_offload"):
             if found.ranks > 1 and train.get("deepspeed") != name:
                 yield f"train.deepspeed={name}", found.needed(train={**train, "deepspeed": name}).total
-    if not estimate.checkpointing(one):
-        again = found.checkpointed()
-        yield "train.activation_checkpointing=true", found.needed().total - found.trace.peak + again.peak
+    if not found.stage.checkpointing:
+        yield "train.activation_checkpointing=true", other
     half = found.halved()
     if half < SMALLER:
         yield (

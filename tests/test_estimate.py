@@ -9,6 +9,7 @@ import pytest
 import runs
 
 from skinvl import estimate, model, workload
+from skinvl.chat import UNTRAINED
 from skinvl.estimate import NF4, Estimate
 from skinvl.recipe import Recipe
 from skinvl.workload import Assumed
@@ -39,10 +40,28 @@ def test_the_batch_that_fits_is_the_largest(tmp_path: Path) -> None:
 def test_what_would_take_less_takes_less(tmp_path: Path) -> None:
     found = made(runs.make(tmp_path, "qwen2_vl", cache_gb=1.0))
     assert found.needed(quantization=NF4).total < found.needed().total
-    assert found.checkpointed().peak < 0.7 * found.trace.peak
+    less = found.otherwise()
+    assert less.peak < 0.7 * found.trace.peak
+    assert found.needed(less).total < found.needed().total
     ids = found.inputs["input_ids"]
     assert 0.5 < found.halved() == 1 - int((ids == found.image_id).sum()) / 2 / ids.numel() < 1
     assert found.shared.load.positions < found.apart.load.positions
+
+
+def test_checkpointing_the_other_way_round_is_what_a_recipe_with_it_needs(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", cache_gb=0.0)  # so that the tower's step may be the fullest
+    again = one.model_copy(update={"train": {**one.train, "activation_checkpointing": True}})
+    kept, computed = made(one), made(again)
+    # Python frees a little sooner or later.
+    assert kept.otherwise().peaks == pytest.approx(computed.trace.peaks, rel=0.01)
+    assert computed.otherwise().peaks == pytest.approx(kept.trace.peaks, rel=0.01)
+    assert kept.trace.peak > 1.2 * computed.trace.peak
+
+
+def test_logits_are_those_of_the_trained_tokens(tmp_path: Path) -> None:
+    found = made(runs.make(tmp_path, "qwen2_vl", cache_gb=1.0))
+    trained = sum(len(one.labels) - one.labels.count(UNTRAINED) for one in found.shared.largest.encoded)
+    assert found.logits == (trained, trained * found.stage.config.text_config.vocab_size * 4)
 
 
 @pytest.mark.parametrize(
