@@ -1,0 +1,75 @@
+"""Images as requests carry them: upright, small enough, without metadata, each made once for the requests about it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from PIL import Image
+
+from skinvl.pixels import upright
+
+QUALITY = 90  # of JPEG
+KEPT = 32  # images that are kept for the next request about them
+
+
+def data_url(path: Path, side: int) -> str:
+    """The image as a data: address of a JPEG file whose longest side is at most `side` pixels; never enlarged.
+
+    It is encoded anew whatever it was, so that nothing but pixels is left of the file.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    picture = upright(path)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    made = io.BytesIO()
+    picture.save(made, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(made.getbuffer()).decode()}"
+
+
+class Payloads:
+    """The images of a source, made in threads; a few of the last ones are kept.
+
+    Args:
+        root: folder of the source.
+        side: pixels of the longest side.
+    """
+
+    def __init__(self, root: Path, side: int = 768) -> None:
+        self._root, self._side = root, side
+        self._made: OrderedDict[str, asyncio.Future[str]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(os.cpu_count(), "payload")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self, name: str) -> asyncio.Future[str]:
+        """What `data_url` gives for an image of the source, which is being made from now on.
+
+        To be awaited behind `asyncio.shield`: requests share it.
+        """
+        found = self._made.get(name)
+        if found is None:
+            loop = asyncio.get_running_loop()
+            found = self._made[name] = loop.run_in_executor(self._pool, data_url, self._root / name, self._side)
+            found.add_done_callback(_seen)
+            if len(self._made) > KEPT:
+                self._made.popitem(last=False)
+        self._made.move_to_end(name)
+        return found
+
+
+def _seen(made: asyncio.Future[str]) -> None:
+    """Nothing; asyncio need not complain of an error that nobody was left to ask for."""
+    if not made.cancelled():
+        made.exception()
