@@ -65,7 +65,7 @@ class Match:
 
 
 @dataclass(slots=True)
-class _Mention:
+class Mention:
     """Words that name a class, or several classes alike; `flips` is the class that their denial names, if any."""
 
     first: int
@@ -121,8 +121,7 @@ def _match(answer: str, names: tuple[str, ...], letters: Mapping[str, int], choi
     words = Words.of(clauses.plain(_unwrapped(answer)))
     if len(whole := [place for place, name in enumerate(names) if _stems(name) == tuple(words.stems)]) == 1:
         return Match("matched", choices[whole[0]])
-    mentions = _mentions(words, _lexicon(names), letters)
-    _judge(words, mentions)
+    mentions = mentioned(words, names, letters)
     sure = [one for one in mentions if one.counted and (one.denial or not words.asked(one.last))]
     counted = sure or [one for one in mentions if one.counted]
     found = frozenset[int]().union(*(one.counted for one in counted))
@@ -131,6 +130,17 @@ def _match(answer: str, names: tuple[str, ...], letters: Mapping[str, int], choi
     if not found:
         return Match("none")
     return Match("matched", choices[min(found)]) if len(found) == 1 else Match("ambiguous")
+
+
+def mentioned(words: Words, names: tuple[str, ...], letters: Mapping[str, int]) -> list[Mention]:
+    """What the words name of some classes, in order, and whether it is denied or left open.
+
+    Args:
+        letters: place of a class by the letter that may stand for it.
+    """
+    mentions = _mentions(words, _lexicon(names), letters)
+    _judge(words, mentions)
+    return mentions
 
 
 def _unwrapped(answer: str) -> str:
@@ -182,23 +192,23 @@ def _stems(name: str) -> Stems:
     return tuple(Words.of(clauses.plain(name)).stems)
 
 
-def _mentions(words: Words, lexicon: Lexicon, letters: Mapping[str, int]) -> list[_Mention]:
+def _mentions(words: Words, lexicon: Lexicon, letters: Mapping[str, int]) -> list[Mention]:
     """What the answer names, in order; decoys are left out."""
-    found: list[_Mention] = []
+    found: list[Mention] = []
     place = 0
     while place < len(words.said):
         mention = _named(words, place, lexicon)
         if mention is None and len(words.said[place]) == 1 and words.said[place].upper() in letters:
             before = found[-1].last if found and found[-1].letter else None
             if _is_option(words, place, before):
-                mention = _Mention(place, place, frozenset({letters[words.said[place].upper()]}), letter=True)
+                mention = Mention(place, place, frozenset({letters[words.said[place].upper()]}), letter=True)
         if mention is not None and (mention.classes or mention.flips is not None):
             found.append(mention)
         place = mention.last + 1 if mention else place + 1
     return found
 
 
-def _named(words: Words, place: int, lexicon: Lexicon) -> _Mention | None:
+def _named(words: Words, place: int, lexicon: Lexicon) -> Mention | None:
     """The longest name that begins at this word."""
     for stems, classes, flips in lexicon.get(words.stems[place], ()):
         last = place + len(stems) - 1
@@ -209,7 +219,7 @@ def _named(words: Words, place: int, lexicon: Lexicon) -> _Mention | None:
         if stems in _VAGUE and not _alone(words, place):
             continue
         like = words.lower[last + 1 : last + 2] == ["like"] and words.between[last + 1] in ("-", " ")
-        return _Mention(place, last, frozenset()) if like else _Mention(place, last, classes, flips)
+        return Mention(place, last, frozenset()) if like else Mention(place, last, classes, flips)
     return None
 
 
@@ -249,7 +259,7 @@ def _is_option(words: Words, place: int, letter_before: int | None) -> bool:
     return closed or said != "A" or after in _AFTER_A
 
 
-def _judge(words: Words, mentions: list[_Mention]) -> None:
+def _judge(words: Words, mentions: list[Mention]) -> None:
     """Nothing; each mention then knows what ties it to the one before, and whether it is denied."""
     named = {place for one in mentions for place in range(one.first, one.last + 1)}
     before: list[Denial | None] = []
@@ -269,7 +279,7 @@ def _judge(words: Words, mentions: list[_Mention]) -> None:
         one.denial = earlier or later
 
 
-def _shares(mentions: Sequence[_Mention], number: int) -> bool:
+def _shares(mentions: Sequence[Mention], number: int) -> bool:
     """Whether what is denied of the mention before is denied of this one: they stand in one list."""
     if mentions[number].link != ",":
         return bool(mentions[number].link)
@@ -279,7 +289,7 @@ def _shares(mentions: Sequence[_Mention], number: int) -> bool:
     return False
 
 
-def _link(words: Words, one: _Mention, other: _Mention) -> str:
+def _link(words: Words, one: Mention, other: Mention) -> str:
     gaps = words.between[one.last + 1 : other.first + 1]
     if len(gaps) == 1 and "\n" not in gaps[0]:
         if one.letter and not other.letter and re.fullmatch(r"[ ).:\-\]}]{1,4}", gaps[0]):
@@ -298,7 +308,7 @@ def _link(words: Words, one: _Mention, other: _Mention) -> str:
     return "and" if "and" in between and "," not in gaps[0] else ","
 
 
-def _conclusion(words: Words, mentions: list[_Mention], counted: list[_Mention]) -> frozenset[int]:
+def _conclusion(words: Words, mentions: list[Mention], counted: list[Mention]) -> frozenset[int]:
     """What the surest statements conclude, all of them taken together; nothing where there is none."""
     tiers: dict[int, set[int]] = defaultdict(set)
     kept = {id(one) for one in counted}
@@ -342,7 +352,7 @@ def _marker(words: Words, place: int, starts: set[int]) -> tuple[int, int, bool]
 
 
 def _stated(
-    words: Words, mentions: list[_Mention], kept: set[int], place: int, end: int, tier: int, whole: bool
+    words: Words, mentions: list[Mention], kept: set[int], place: int, end: int, tier: int, whole: bool
 ) -> frozenset[int]:
     """The classes of one conclusion: of what it is said of ("nevus is most likely"), else of what follows it."""
     said = frozenset[int]()
