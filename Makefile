@@ -2,7 +2,7 @@
 # `make merge publish ask demo serve RUN=runs/…` take the words of their verbs in ARGS, `make publish` also REPO=owner/name.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help setup sft eval merge publish ask demo serve plan cache prep show dry-run check test test-slow browser bench clean
+.PHONY: help setup sft eval merge publish ask demo serve plan synth cache prep show dry-run check test test-slow browser bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -20,6 +20,9 @@ MASTER_PORT ?= 29500
 GPU    ?=
 REPO   ?=
 IMAGE  ?=
+SOURCE ?=
+MODEL  ?=
+ENDPOINT ?=
 QUESTION ?=
 ARGS   ?=
 DATASET ?= demo
@@ -68,6 +71,9 @@ demo: setup  ## open a page on which RUN is asked, beside its base
 serve: setup  ## serve RUN by the OpenAI-compatible API, checked first
 	$(BIN)/skinvl serve $(RUN) $(ARGS)
 
+synth: setup  ## have MODEL at ENDPOINT write conversations about SOURCE's images, into OUT
+	$(BIN)/skinvl synth $(SOURCE) $(OUT) --model $(MODEL) --endpoint $(ENDPOINT) $(ARGS)
+
 plan: setup  ## say what RECIPE on BASE needs in memory and hours on GPU and GPUS
 	$(BIN)/skinvl plan $(RECIPE) $(if $(BASE),base=$(BASE)) $(if $(GPU),--gpu $(GPU)) --gpus $(GPUS) $(ARGS)
 
@@ -109,6 +115,7 @@ bench: setup  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/classify.py
 	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/synth.py
 	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove what was made here, data and runs excepted

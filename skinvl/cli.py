@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "prep": "turn a raw download into a prepared source",
+    "synth": "have a model write conversations about a source's images: another source",
     "leaks": "show which images two sets share, and how sure that is",
     "sft": "train a recipe: prepared sources and a base become an adapter",
     "cache": "compute the vision features of a recipe's images ahead of sft",
@@ -37,7 +38,7 @@ VERBS = {
     "bases": "list the bases, compare two, or build tiny ones with random weights",
 }
 # The verbs that read their words themselves; the others take a recipe and overrides.
-WORDS = ("prep", "leaks", "bases", "score", "report", "merge", "publish", "ask", "demo", "serve", "plan")
+WORDS = ("prep", "synth", "leaks", "bases", "score", "report", "merge", "publish", "ask", "demo", "serve", "plan")
 OURS = {"skinvl", "data_prep"}
 HELP = f"""usage: skinvl VERB ...
 

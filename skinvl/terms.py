@@ -7,11 +7,12 @@ was trained on is not settled; here it is taken for one, which errs on the caref
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "unlicense", "isc")
 _CREATIVE = re.compile(r"\bCC[- ]BY(-NC)?(?:-(SA|ND))?(?:[- ](\d\.\d))?(?![\w-])", re.IGNORECASE)
+_AND = re.compile(r", +(?![^(]*\))")  # a comma that stands in no brackets
 _ZERO = re.compile(r"\bCC-?0\b|public domain|\bnone needed\b", re.IGNORECASE)
 # Licences of their own that a base hands down: the words they are known by, the hub's id, and where they can be read.
 _HANDED_DOWN = (
@@ -75,13 +76,19 @@ class Licence:
 def read(stated: str | None) -> Terms:
     """The terms of a licence by its name; of several in one sentence the strictest.
 
+    Where commas stand between licences all of them hold, as those of an image and of the model that wrote about it.
+
     >>> read("CC-BY-NC-SA-3.0").words, read("by image (CC0-1.0, CC-BY-4.0 or CC-BY-NC-4.0)").id
     ('non-commercial, share alike', 'cc-by-nc-4.0')
     >>> read("none stated (research only)").words, read(None).known
     ('research only', False)
+    >>> read("CC-BY-4.0, Apache-2.0").id, read("CC-BY-4.0, the terms of an API").known
+    ('cc-by-4.0', False)
     """
     words = " ".join((stated or "").split())
     low = words.casefold()
+    if len(parts := _AND.split(words)) > 1:
+        return replace(_all([read(one) for one in parts]), stated=words)
     if re.search(r"\bresearch\b", low):
         return Terms(words, commercial=False, research=True)
     for pattern, name, link in _HANDED_DOWN:
@@ -94,6 +101,18 @@ def read(stated: str | None) -> Terms:
         return Terms(words, "cc0-1.0")
     name = re.sub(r"[\s_]+", "-", low).removesuffix("-license").removesuffix("-licence")
     return Terms(words, name) if name in PERMISSIVE else Terms(words or "none stated", known=False)
+
+
+def _all(parts: Sequence[Terms]) -> Terms:
+    """The terms that hold where all of these do; not known where no single licence says so."""
+    bound = [one for one in parts if one.id not in PERMISSIVE]
+    if len({(one.id, one.known, one.words) for one in bound}) < 2:
+        return (bound or list(parts))[0]
+    if any(one.research for one in bound) and all(one.known for one in bound):
+        return next(one for one in bound if one.research)
+    if all(one.id and one.id.startswith("cc-by") for one in bound):
+        return max(bound, key=lambda one: (not one.derivatives, not one.commercial, one.alike))
+    return Terms("", known=False)
 
 
 def _creative(words: str, match: re.Match[str]) -> Terms:
