@@ -12,17 +12,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from skinvl import embedding, fingerprints, journal, programme, review, screening, synthesis, tally
-from skinvl.budget import Budget
-from skinvl.endpoint import Endpoint, Settings, key
-from skinvl.inquiry import ask_all
-from skinvl.job import Account, Job, SynthesisError, refuse
-from skinvl.journal import Journal
-from skinvl.outcomes import Outcomes
-from skinvl.payload import Payloads
-from skinvl.progress import Progress
-from skinvl.request import Request
-from skinvl.units import Share, total
+from skinvl import fingerprints
+from skinvl.synthesis import embedding, journal, output, programme, review, screening, tally
+from skinvl.synthesis.budget import Budget
+from skinvl.synthesis.endpoint import Endpoint, Settings, key
+from skinvl.synthesis.inquiry import ask_all
+from skinvl.synthesis.job import Account, Job, SynthesisError, refuse
+from skinvl.synthesis.journal import Journal
+from skinvl.synthesis.outcomes import Outcomes
+from skinvl.synthesis.payload import Payloads
+from skinvl.synthesis.progress import Progress
+from skinvl.synthesis.request import Request
+from skinvl.synthesis.units import Share, total
 
 STOPPED = 1  # exit code where requests are left, as a message says
 
@@ -82,7 +83,7 @@ def _ask(given: argparse.Namespace, job: Job, say: Console) -> str:
         return stop
     say.print(f"{job.verifier} checks what was answered")
     with Outcomes(job.out, journal.read(job.journals)) as outcomes:
-        return asyncio.run(_asked(given, job, synthesis.checks(job, outcomes), None, say, check=True))
+        return asyncio.run(_asked(given, job, output.checks(job, outcomes), None, say, check=True))
 
 
 async def _asked(
@@ -118,7 +119,7 @@ async def _asked(
 
 def _make(given: argparse.Namespace, job: Job, say: Console) -> int:
     with Outcomes(job.out, journal.read(job.journals)) as outcomes:
-        if given.shard and not given.assemble and (left := synthesis.unanswered(job, outcomes)):
+        if given.shard and not given.assemble and (left := output.unanswered(job, outcomes)):
             say.print(f"this shard is done; {left:,} requests of others have no outcome yet, and the last joins all")
             return 0
         embed = None
@@ -127,7 +128,7 @@ def _make(given: argparse.Namespace, job: Job, say: Console) -> int:
                 raise SynthesisError("--embedding-model: say with --endpoint who has it")
             embed = embedding.Vectors(job.journals, given.embedding_model, given.endpoint[0], given.key_env, say.print)
         with say.status(f"making {job.out} of {len(outcomes):,} outcomes"):
-            account = synthesis.assemble(job, outcomes, embed)
+            account = output.assemble(job, outcomes, embed)
     _report(say, job, account)
     return 0
 
@@ -227,9 +228,10 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     limit.add_argument("--max-requests", type=_count, metavar="N")
     limit.add_argument("--max-spent", type=_count, metavar="TOKENS", help="tokens, read and written")
     limit.add_argument("--max-cost", type=float, metavar="MONEY", help="in the currency of the prices")
-    limit.add_argument("--prompt-price", type=float, default=0.0, metavar="MONEY", help="of a million tokens read")
+    limit.add_argument("--prompt-price", type=float, default=0.0, metavar="MONEY",
+                       help="of a million tokens read; of two models, the dearer one's")  # fmt: skip
     limit.add_argument("--completion-price", type=float, default=0.0, metavar="MONEY",
-                       help="of a million tokens written")  # fmt: skip
+                       help="of a million tokens written, likewise")  # fmt: skip
     also = parser.add_argument_group("instead of asking")
     also.add_argument("--dry-run", action="store_true", help="count what would be asked")
     also.add_argument("--assemble", action="store_true", help="make OUT of what is answered so far")

@@ -10,7 +10,7 @@ from typing import Any
 import sources
 
 from skinvl.example import Example, Facts, text, write
-from skinvl.request import Reply
+from skinvl.synthesis.request import Reply
 
 SAID = (
     "There is a brown patch with an uneven border and two shades of colour in the middle of the picture, "

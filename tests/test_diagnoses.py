@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 from stated import CONTRADICTIONS, CONTRADICTIONS_LAST
 
-from skinvl import diagnoses
-from skinvl.diagnoses import Known
 from skinvl.labels import CLASSES
+from skinvl.synthesis import diagnoses
+from skinvl.synthesis.diagnoses import Known
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ import openai
 import pytest
 from faulty import KEY, Asked, Faulty, Said, completion, failure
 
-from skinvl import endpoint, wire
-from skinvl.endpoint import Busy, Check, Endpoint, EndpointError, Refused, Settings, Trouble
-from skinvl.request import Reply, Request
+from skinvl.synthesis import endpoint, wire
+from skinvl.synthesis.endpoint import Busy, Check, Endpoint, EndpointError, Refused, Settings, Trouble
+from skinvl.synthesis.request import Reply, Request
 
 NOW = 1_790_000_000.0  # seconds since 1970
 

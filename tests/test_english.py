@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from skinvl.english import foreign
+from skinvl.synthesis.english import foreign
 
 ENGLISH = [
     "The lesion is a brown macule with an irregular border.",

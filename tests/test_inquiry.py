@@ -23,14 +23,14 @@ import pytest
 from faulty import KEY, Asked, Faulty, Said, answer, completion, failure
 from PIL import Image
 
-from skinvl import inquiry
-from skinvl.budget import Budget, BudgetError
-from skinvl.endpoint import Busy, Check, Endpoint, EndpointError, Settings
-from skinvl.inquiry import AHEAD, Counts, ask_all
-from skinvl.journal import Journal, JournalError, Spent, read
-from skinvl.payload import Payloads
-from skinvl.pool import Pace, Pool
-from skinvl.request import Failure, Outcome, Reply, Request
+from skinvl.synthesis import inquiry
+from skinvl.synthesis.budget import Budget, BudgetError
+from skinvl.synthesis.endpoint import Busy, Check, Endpoint, EndpointError, Settings
+from skinvl.synthesis.inquiry import AHEAD, Counts, ask_all
+from skinvl.synthesis.journal import Journal, JournalError, Spent, read
+from skinvl.synthesis.payload import Payloads
+from skinvl.synthesis.pool import Pace, Pool
+from skinvl.synthesis.request import Failure, Outcome, Reply, Request
 
 QUICK = Pace(attempts=3, first=0.01, longest=0.04, patience=20.0)
 HERE = Path(__file__).parent
@@ -628,10 +628,10 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_inquiry import QUICK, requests
-from skinvl.endpoint import Endpoint, Settings
-from skinvl.inquiry import ask_all
-from skinvl.journal import Journal
-from skinvl.payload import Payloads
+from skinvl.synthesis.endpoint import Endpoint, Settings
+from skinvl.synthesis.inquiry import ask_all
+from skinvl.synthesis.journal import Journal
+from skinvl.synthesis.payload import Payloads
 
 async def go():
     endpoint = Endpoint({address!r}, Settings("tiny"))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from skinvl import journal
-from skinvl.journal import Ids, Journal, JournalError, Spent, read
-from skinvl.request import Failure, Outcome, Reply
+from skinvl.synthesis import journal
+from skinvl.synthesis.journal import Ids, Journal, JournalError, Spent, read
+from skinvl.synthesis.request import Failure, Outcome, Reply
 
 REPLY = Reply('{"answer": "ein Fleck\n – braun"}', "stub-1", "stop", 300, 20, 1.5, 2)
 FAILURE = Failure("request-refused", "400: too long", 1)
@@ -140,8 +140,8 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from skinvl.journal import Journal, JournalError
-from skinvl.request import Reply
+from skinvl.synthesis.journal import Journal, JournalError
+from skinvl.synthesis.request import Reply
 with Journal(Path({str(path)!r})) as one:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100}, resource.RLIM_INFINITY))
     try:

@@ -16,15 +16,13 @@ LAYERS = [
     ["prep", "leaks", "sft", "cache", "generate", "classify", "probe", "score", "report", "show", "bases"],
     ["merge", "publish", "ask", "demo", "serve", "plan", "synth"],
     ["prepare", "summary", "vllm_engine", "compare", "cases", "exposure", "sharing", "served", "gate", "card", "page"],
-    ["synthesis", "tally", "progress", "embedding", "review"],
     ["trainer", "dry", "answers", "classification", "dialogue", "agreement", "estimate"],
-    ["callbacks", "features", "engine", "judged", "fold", "memory", "flops", "assembly"],
-    ["subject", "infer", "rehearsal", "workload", "job", "inquiry", "screening"],
-    ["adapter", "model", "run", "checkpoint", "tiny", "variants", "weighing", "units", "leakage"],
+    ["callbacks", "features", "engine", "judged", "fold", "memory", "flops"],
+    ["subject", "infer", "rehearsal", "workload"],
+    ["adapter", "model", "run", "checkpoint", "tiny", "variants", "weighing"],
     ["chat", "pack", "vision", "mixture", "sampler", "lengths", "metrics", "benchmarks", "slices", "curves", "record"],
-    ["programme", "budget", "pool", "diagnoses", "likeness"],
+    ["synthesis"],
     ["families", "recipe", "hub", "attention", "released", "match", "stats", "upload"],
-    ["journal", "payload", "endpoint", "outcomes", "wording", "verification", "person", "sites"],
     ["source"],
     ["join"],
     ["blocks", "images", "overlap"],
@@ -48,12 +46,18 @@ LAYERS = [
         "counting",
         "terms",
         "vetting",
-        "request",
-        "replies",
-        "english",
-        "wire",
     ],
     ["example", "labels", "questions"],
+]
+# Inside the package that synth is made of.
+SYNTHESIS = [
+    ["output", "tally", "progress", "embedding", "review"],
+    ["assembly", "inquiry"],
+    ["screening", "job"],
+    ["units", "leakage"],
+    ["programme", "budget", "pool", "diagnoses", "likeness"],
+    ["journal", "payload", "endpoint", "outcomes", "wording", "verification", "person", "sites"],
+    ["request", "replies", "english", "wire"],
 ]
 # Within a layer a module may import those named here, and no other.
 BESIDE = {
@@ -86,8 +90,8 @@ TORCHLESS = [
 ]
 
 
-def imports(path: Path) -> set[str]:
-    """The first-level modules of skinvl, and data_prep, that a file imports anywhere."""
+def imports(path: Path, package: str = "skinvl") -> set[str]:
+    """The modules of a package, and data_prep, that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -97,33 +101,33 @@ def imports(path: Path) -> set[str]:
         else:
             continue
         for name in names:
-            head, _, rest = name.partition(".")
-            if head == "skinvl" and rest:
-                found.add(rest.split(".")[0])
-            elif head == "data_prep":
+            if name.startswith(package + "."):
+                found.add(name.removeprefix(package + ".").split(".")[0])
+            elif name.partition(".")[0] == "data_prep":
                 found.add("data_prep")
     return found
 
 
-def violations(module: str, found: set[str]) -> list[str]:
-    """The imports of a module of skinvl that point up or sideways."""
-    depth = {name: level for level, names in enumerate(LAYERS) for name in names}
+def violations(module: str, found: set[str], layers: list[list[str]] = LAYERS) -> list[str]:
+    """The imports of a module that point up or sideways."""
+    depth = {name: level for level, names in enumerate(layers) for name in names}
     allowed = {name for name in depth if depth[name] > depth[module]} | set(BESIDE.get(module, ())) | {module}
     if module in ("prep", "prepare", "blocks", "cli"):
         allowed.add("data_prep")
     return sorted(name for name in found if name not in allowed and name != "__version__")
 
 
-def modules() -> list[str]:
+def modules(package: str = "skinvl") -> list[str]:
     return sorted(
         path.stem if path.suffix else path.name
-        for path in (ROOT / "skinvl").iterdir()
+        for path in (ROOT / package).iterdir()
         if not path.name.startswith("__") and (path.suffix == ".py" or (path / "__init__.py").is_file())
     )
 
 
 def test_every_module_stands_in_one_layer() -> None:
     assert sorted(name for names in LAYERS for name in names) == modules()
+    assert sorted(name for names in SYNTHESIS for name in names) == modules("skinvl/synthesis")
 
 
 @pytest.mark.parametrize("module", modules())
@@ -134,9 +138,19 @@ def test_arrows_point_down(module: str) -> None:
         assert violations(module, imports(file)) == [], file
 
 
-def test_an_upward_arrow_is_seen() -> None:
+@pytest.mark.parametrize("module", modules("skinvl/synthesis"))
+def test_arrows_point_down_in_synthesis(module: str) -> None:
+    found = imports(ROOT / "skinvl/synthesis" / f"{module}.py", "skinvl.synthesis")
+    assert violations(module, found, SYNTHESIS) == []
+
+
+def test_an_upward_arrow_is_seen(tmp_path: Path) -> None:
     assert violations("families", {"chat", "example"}) == ["chat"]
     assert violations("sft", {"prep"}) == ["prep"]
+    (tmp_path / "journal.py").write_text("from skinvl import source\nfrom skinvl.synthesis import budget, request\n")
+    assert imports(tmp_path / "journal.py") == {"source", "synthesis"}
+    found = imports(tmp_path / "journal.py", "skinvl.synthesis")
+    assert violations("journal", found, SYNTHESIS) == ["budget"]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.stem)

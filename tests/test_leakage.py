@@ -11,8 +11,8 @@ import pytest
 import stated
 from stated import PATIENTS, Said
 
-from skinvl import leakage
 from skinvl.example import Facts
+from skinvl.synthesis import leakage
 
 IN_WORDS = {"diagnosis": "label", "malignancy": "grade"}
 ANSWERS = [*stated.ANSWERS_FIRST, *stated.ANSWERS_LATER, *stated.ANSWERS_LAST]

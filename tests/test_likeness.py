@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skinvl import likeness
-from skinvl.likeness import repeats
+from skinvl.synthesis import likeness
+from skinvl.synthesis.likeness import repeats
 
 # Each the same task twice, said a little differently.
 SAME = [

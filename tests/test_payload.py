@@ -12,9 +12,9 @@ import pictures
 import pytest
 from PIL import Image
 
-from skinvl import payload
-from skinvl.payload import KEPT, Payloads, data_url
 from skinvl.pixels import ImageError
+from skinvl.synthesis import payload
+from skinvl.synthesis.payload import KEPT, Payloads, data_url
 
 
 def sent(path: Path, side: int = 768) -> tuple[bytes, Image.Image]:

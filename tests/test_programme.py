@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from skinvl import programme
 from skinvl.example import Facts
-from skinvl.programme import KNOWN, Programme, ProgrammeError, Unit
 from skinvl.strict import RecipeError
+from skinvl.synthesis import programme
+from skinvl.synthesis.programme import KNOWN, Programme, ProgrammeError, Unit
 
 ROOT = Path(__file__).parent.parent
 FACTS = Facts("clinical", "basal cell carcinoma", "malignant", "II", 63.0, "female", "left ankle")
@@ -165,8 +165,8 @@ def test_draws_depend_on_the_unit_the_seed_and_the_version_alone() -> None:
 
 def test_another_process_draws_the_same() -> None:
     code = (
-        "from skinvl import programme; from skinvl.example import Facts; from skinvl.programme import Unit\n"
-        "u = Unit('images/5.jpg', 'images/5.jpg', 'drawn', Facts('clinical'), 'g', 'train', 'x')\n"
+        "from skinvl.example import Facts\nfrom skinvl.synthesis import programme\n"
+        "u = programme.Unit('images/5.jpg', 'images/5.jpg', 'drawn', Facts('clinical'), 'g', 'train', 'x')\n"
         "print(*(r.id for r in programme.load('dermasynth').requests(u, 7, 'm')))"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skinvl.replies import Pair, pairs, verdict
+from skinvl.synthesis.replies import Pair, pairs, verdict
 
 Q = "What is it?"
 ONE = [Pair(Q, "A macule.")]

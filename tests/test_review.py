@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from test_report import HOSTILE, Page, brightness, browser, contrast, picture, said, visible
 
-from skinvl import review
-from skinvl.review import ReviewError
+from skinvl.synthesis import review
+from skinvl.synthesis.review import ReviewError
 
 KINDS = ("anatomy", "diagnosis", "features", "overview")
 RULES = (None, None, None, None, "leaks-context", "contradicts-label", "unparsable", "refusal")

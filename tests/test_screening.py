@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skinvl import screening
 from skinvl.example import Facts
-from skinvl.leakage import ASKS
-from skinvl.replies import Pair
-from skinvl.request import Reply, Request
-from skinvl.screening import LEAST, SCREENS, Screened, fault, screen
+from skinvl.synthesis import screening
+from skinvl.synthesis.leakage import ASKS
+from skinvl.synthesis.replies import Pair
+from skinvl.synthesis.request import Reply, Request
+from skinvl.synthesis.screening import LEAST, SCREENS, Screened, fault, screen
 
 HER = Facts("clinical", "melanoma", "malignant", "II", 54.0, "female", "forearm")
 CLOSE = Facts("dermoscopy", "melanoma", "malignant", "II", 54.0, "female", "forearm")

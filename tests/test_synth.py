@@ -15,14 +15,15 @@ from faulty import KEY, Asked, Said, completion
 from rich.console import Console
 from synthesised import SAID, prepared
 
-from skinvl import embedding, synth
-from skinvl.budget import Budget
-from skinvl.endpoint import EndpointError
+from skinvl import synth
 from skinvl.example import Example, Facts, read, splits, text, write
-from skinvl.inquiry import Counts
-from skinvl.journal import Journal, Spent
-from skinvl.progress import Progress
-from skinvl.request import Reply
+from skinvl.synthesis import embedding
+from skinvl.synthesis.budget import Budget
+from skinvl.synthesis.endpoint import EndpointError
+from skinvl.synthesis.inquiry import Counts
+from skinvl.synthesis.journal import Journal, Spent
+from skinvl.synthesis.progress import Progress
+from skinvl.synthesis.request import Reply
 
 PAIRS = [{"question": f"What is seen in corner {n}?", "answer": SAID} for n in (1, 2, 3)]
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 from synthesised import SAID, prepared
 
-from skinvl import cli, programme, tiny
+from skinvl import cli, tiny
 from skinvl.example import Example, read, text, write
-from skinvl.request import Request
-from skinvl.units import Share, units
+from skinvl.synthesis import programme
+from skinvl.synthesis.request import Request
+from skinvl.synthesis.units import Share, units
 
 # Short, so that a tiny model learns in seconds to reply as it is told.
 PROGRAMME = """\

@@ -17,16 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from synthesised import KNOWN, SAID, prepared, reply
 
-from skinvl import fingerprints, journal, programme
+from skinvl import fingerprints
 from skinvl.example import read, splits, words, write
-from skinvl.job import Account, Job, SynthesisError, refuse
-from skinvl.journal import Journal
-from skinvl.outcomes import Outcomes
-from skinvl.programme import Unit
-from skinvl.request import Failure, Outcome, Reply, Request
-from skinvl.synthesis import assemble, checks, unanswered
-from skinvl.units import Share
-from skinvl.verification import verification
+from skinvl.synthesis import journal, programme
+from skinvl.synthesis.job import Account, Job, SynthesisError, refuse
+from skinvl.synthesis.journal import Journal
+from skinvl.synthesis.outcomes import Outcomes
+from skinvl.synthesis.output import assemble, checks, unanswered
+from skinvl.synthesis.programme import Unit
+from skinvl.synthesis.request import Failure, Outcome, Reply, Request
+from skinvl.synthesis.units import Share
+from skinvl.synthesis.verification import verification
 
 
 def made(tmp_path: Path, name: str = "dermasynth", **changes: Any) -> Job:
@@ -273,7 +274,7 @@ def test_a_second_model_has_the_last_word(tmp_path: Path) -> None:
 
 
 def wanted_pair(request: Request) -> Any:
-    from skinvl.replies import Pair
+    from skinvl.synthesis.replies import Pair
 
     return Pair(request.question or "What colour is the patch?", SAID)
 

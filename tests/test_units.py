@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from skinvl import programme
 from skinvl.example import Example, ExampleError, Facts, text, write
-from skinvl.programme import Unit
-from skinvl.units import POOL, Share, UnitsError, total, units
+from skinvl.synthesis import programme
+from skinvl.synthesis.programme import Unit
+from skinvl.synthesis.units import POOL, Share, UnitsError, total, units
 
 DERMASYNTH = programme.load("dermasynth")
 CAPTIONS = programme.load("caption_vqa")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from test_screening import asked
 
-from skinvl.replies import Pair
-from skinvl.request import Reply
-from skinvl.screening import fault
-from skinvl.verification import verdict, verification
+from skinvl.synthesis.replies import Pair
+from skinvl.synthesis.request import Reply
+from skinvl.synthesis.screening import fault
+from skinvl.synthesis.verification import verdict, verification
 
 PAIR = Pair("What is {it}?", "A %s macule {with} braces.")
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from skinvl import fingerprints
 from skinvl.example import ExampleError, Facts, have, splits, words
-from skinvl.programme import Programme, Unit
+from skinvl.synthesis.programme import Programme, Unit
 
 SPLITS = ("train", "validation", "test")  # an image of several splits belongs to the first of these
 POOL = 1_000  # tasks of the source that examples are drawn from

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from skinvl import replies
-from skinvl.replies import Pair
-from skinvl.request import Reply, Request
+from skinvl.synthesis import replies
+from skinvl.synthesis.replies import Pair
+from skinvl.synthesis.request import Reply, Request
 
 VERSION = 1  # counted up with every change of what is asked below
 KIND = "verification"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from skinvl import journal
-from skinvl.job import Job
+from skinvl.synthesis import journal
+from skinvl.synthesis.job import Job
 
 
 @dataclass(slots=True)

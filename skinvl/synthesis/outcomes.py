@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
-from skinvl.request import Failure, Outcome, Reply
+from skinvl.synthesis.request import Failure, Outcome, Reply
 
 
 class Outcomes:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from skinvl import diagnoses, person, sites
-from skinvl.diagnoses import Known
 from skinvl.example import Facts
-from skinvl.person import Sex
+from skinvl.synthesis import diagnoses, person, sites
+from skinvl.synthesis.diagnoses import Known
+from skinvl.synthesis.person import Sex
 
 Deal = Literal["keep", "tag", "drop"]
 Name = Literal["age", "sex", "site", "diagnosis", "malignancy"]

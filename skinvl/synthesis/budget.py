@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skinvl.journal import Spent
+from skinvl.synthesis.journal import Spent
 
 MILLION = 1_000_000
 

@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skinvl import fingerprints, rules, screening
+from skinvl import fingerprints, rules
 from skinvl.example import SCHEMA, Dropped, Example, splits, table, text, validate
-from skinvl.job import Account, Job, SynthesisError
-from skinvl.outcomes import Outcomes
-from skinvl.programme import Unit
-from skinvl.replies import Pair
-from skinvl.request import Failure, Outcome, Reply, Request
 from skinvl.rules import LONGEST_DETAIL
 from skinvl.source import WORDS
-from skinvl.verification import Verdict, verdict, verification
+from skinvl.synthesis import screening
+from skinvl.synthesis.job import Account, Job, SynthesisError
+from skinvl.synthesis.outcomes import Outcomes
+from skinvl.synthesis.programme import Unit
+from skinvl.synthesis.replies import Pair
+from skinvl.synthesis.request import Failure, Outcome, Reply, Request
+from skinvl.synthesis.verification import Verdict, verdict, verification
 
 BATCH = 2_000  # Examples that are written at once
 INHERITED = ("address", "citation", "obtain", "split", "released", "alike", "drawn")  # of the source's card

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from skinvl.budget import Budget
-from skinvl.inquiry import Counts
+from skinvl.synthesis.budget import Budget
+from skinvl.synthesis.inquiry import Counts
 
 LINES = 60.0  # seconds between two lines where there is no terminal
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from skinvl.programme import Programme, Unit
-from skinvl.request import Request
-from skinvl.units import Share, units
+from skinvl.synthesis.programme import Programme, Unit
+from skinvl.synthesis.request import Request
+from skinvl.synthesis.units import Share, units
 
 
 class SynthesisError(ValueError):

@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from skinvl import strict, wording
+from skinvl import strict
 from skinvl.example import Facts
 from skinvl.recipe import Name, Text
-from skinvl.request import Request
 from skinvl.shipped import find, shipped
 from skinvl.strict import Fault
+from skinvl.synthesis import wording
+from skinvl.synthesis.request import Request
 
 CAPTION = "caption"
 KNOWN = (*(one.name for one in fields(Facts) if one.name != "kind"), CAPTION)  # what a context may hold

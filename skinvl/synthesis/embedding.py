@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from skinvl.endpoint import Busy, Endpoint, EndpointError, Refused, Settings, Trouble, key
 from skinvl.stats import Float
+from skinvl.synthesis.endpoint import Busy, Endpoint, EndpointError, Refused, Settings, Trouble, key
 
 BATCH = 64  # texts of one request
 WAITS = (1.0, 4.0, 16.0, 64.0)  # seconds before each further attempt

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
-from skinvl import likeness
-from skinvl.assembly import Assembly, Judged, judged, take_place
-from skinvl.job import Account, Job, SynthesisError
-from skinvl.outcomes import Outcomes
-from skinvl.request import Reply, Request
 from skinvl.stats import Float
-from skinvl.verification import verification
+from skinvl.synthesis import likeness
+from skinvl.synthesis.assembly import Assembly, Judged, judged, take_place
+from skinvl.synthesis.job import Account, Job, SynthesisError
+from skinvl.synthesis.outcomes import Outcomes
+from skinvl.synthesis.request import Reply, Request
+from skinvl.synthesis.verification import verification
 
 Embed = Callable[[Sequence[str]], Float | None]  # float[N, D] of N texts; None where they can only be compared as spelt
 

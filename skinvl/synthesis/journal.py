@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
-from skinvl.request import Failure, Outcome, Reply
+from skinvl.synthesis.request import Failure, Outcome, Reply
 
 WIDTH = 16  # bytes of an id
 MERGED = 8_192  # ids that are kept as Python objects before they join the array

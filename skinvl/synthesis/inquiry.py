@@ -18,13 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from skinvl.budget import Budget
-from skinvl.endpoint import Busy, Check, Endpoint, EndpointError, Refused, Trouble
-from skinvl.journal import Journal, JournalError, Spent
-from skinvl.payload import Payloads
 from skinvl.pixels import ImageError
-from skinvl.pool import Lane, Pace, Pool
-from skinvl.request import Failure, Outcome, Reply, Request
+from skinvl.synthesis.budget import Budget
+from skinvl.synthesis.endpoint import Busy, Check, Endpoint, EndpointError, Refused, Trouble
+from skinvl.synthesis.journal import Journal, JournalError, Spent
+from skinvl.synthesis.payload import Payloads
+from skinvl.synthesis.pool import Lane, Pace, Pool
+from skinvl.synthesis.request import Failure, Outcome, Reply, Request
 
 AHEAD = 16  # requests whose images are being made before it is their turn
 GRACE = 20.0  # seconds that what is under way has when all is stopped

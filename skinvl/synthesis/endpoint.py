@@ -18,8 +18,8 @@ from typing import Any
 import httpx2
 import orjson
 
-from skinvl import wire
-from skinvl.request import Reply, Request
+from skinvl.synthesis import wire
+from skinvl.synthesis.request import Reply, Request
 
 SHOWN = 300  # characters of what a server said
 SECRET = 8  # characters of a key that are secret together

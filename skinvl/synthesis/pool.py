@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skinvl.endpoint import Busy, Endpoint
+from skinvl.synthesis.endpoint import Busy, Endpoint
 
 
 @dataclass(frozen=True, slots=True)

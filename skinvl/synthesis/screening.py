@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skinvl import diagnoses, english, leakage, replies, rules, verification
+from skinvl import rules
 from skinvl.example import Example, Facts, text
-from skinvl.leakage import Told
-from skinvl.replies import Pair
-from skinvl.request import Reply, Request
 from skinvl.rules import LONGEST_DETAIL, RULES, Rule, patterns
+from skinvl.synthesis import diagnoses, english, leakage, replies, verification
+from skinvl.synthesis.leakage import Told
+from skinvl.synthesis.replies import Pair
+from skinvl.synthesis.request import Reply, Request
 
 LABEL_CONDITIONED, SITE_CONDITIONED = "label-conditioned", "site-conditioned"
 # Fewest words of an answer by the kind of its question, and of one of any other kind.
@@ -104,7 +105,7 @@ SCREENS = {rule.name: rule for rule in _LISTED}  # in the order in which they ar
 def screen(request: Request, reply: Reply, facts: Facts) -> list[Screened]:
     """What came of a reply, at least one entry: its pairs in order, or why there is none.
 
-    Whether a pair says the same as one of another reply is not judged here; see `skinvl.likeness`.
+    Whether a pair says the same as one of another reply is not judged here; see `skinvl.synthesis.likeness`.
 
     Args:
         facts: all that is known of the image, whether or not the model was told.
