@@ -20,10 +20,14 @@ class TrainingError(ValueError):
 
 
 class Log(TrainerCallback):
-    """Appends every logged dictionary to a JSON-lines file."""
+    """Appends every logged dictionary to a JSON-lines file; the last step is logged whatever `logging_steps` says."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         event["logs"].pop("train_loss", None)  # of what was trained since the last resume; run.mean_loss is of all

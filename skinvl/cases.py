@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,16 +10,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from scipy.special import softmax
 
 from skinvl import predictions, variants
 from skinvl.example import Facts
 from skinvl.metrics import tokens, words
-from skinvl.pixels import ImageError, upright
+from skinvl.pixels import ImageError, data_url
 from skinvl.predictions import Answer, Classified, PredictionError
 
 EACH = 20  # predictions of a set that are shown as its worst, as its best, and drawn from the others
+QUALITY = 80  # of JPEG
 SIDE = 240  # pixels of the longer side of an image in the page, shown at half of that: sharp on any screen
 IMAGES = 4  # most of one row that are shown
 TOP = 3  # classes of a row whose probability is shown
@@ -151,13 +149,9 @@ def _picture(path: str) -> Picture:
     """The image upright and small, without metadata."""
     name = Path(path).name
     try:
-        image = upright(Path(path))
+        return Picture(name, data_url(Path(path), SIDE, QUALITY))
     except ImageError as error:
         return Picture(name, None, "image not found" if error.rule == "missing-image" else "image unreadable")
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80, optimize=True)
-    return Picture(name, "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
 
 
 def short(value: Any) -> Any:

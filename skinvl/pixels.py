@@ -5,6 +5,8 @@ Files are told by their content, never by the ending of their name.
 
 from __future__ import annotations
 
+import base64
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -66,6 +68,24 @@ def upright(path: Path) -> Image.Image:
     """
     with opened(path, str(path)) as image:
         return decode(image, str(path)).convert("RGB")
+
+
+def data_url(path: Path, side: int, quality: int) -> str:
+    """The image as a data: address of a JPEG file whose longest side is at most `side` pixels; never enlarged.
+
+    It is encoded anew whatever it was, so that nothing but pixels is left of the file.
+
+    Args:
+        quality: of JPEG, 1 to 95.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    image = upright(path)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    made = io.BytesIO()
+    image.save(made, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(made.getbuffer()).decode()}"
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import faulty
 import httpx2
-import openai
 import pytest
 from faulty import KEY, Asked, Faulty, Said, completion, failure
 
@@ -41,9 +40,7 @@ def request(number: int = 1, **changed: Any) -> Request:
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     """A server; asked by our transport, and by the client's own as every https:// address is."""
     if request.param == "stock":
-        monkeypatch.setattr(
-            wire, "Client", lambda: openai.DefaultAsyncHttpxClient(trust_env=False, follow_redirects=False, timeout=9)
-        )
+        monkeypatch.setattr(wire, "Client", lambda: endpoint.stock(9.0))
     with faulty.running() as one:
         yield one
 

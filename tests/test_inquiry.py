@@ -269,6 +269,44 @@ def test_no_server(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+def test_where_all_fails_nothing_new_is_begun(tmp_path: Path) -> None:
+    with faulty.running(lambda asked: failure(500, "broke") if int(asked.key, 16) else answer(asked)) as server:
+        pace = Pace(attempts=1_000, first=0.01, longest=0.01, patience=1.0)
+        with pytest.raises(EndpointError, match="no answer to any request"):
+            ask(tmp_path, server, requests(range(300)), pace=pace)
+    assert len(server.asked) <= 1 + 8 + 8  # those that wait, and those under way when they were so many
+
+
+def test_of_several_servers_the_emptiest_is_asked() -> None:
+    pool = Pool([Endpoint(f"http://127.0.0.1:{port}", Settings("tiny")) for port in (1, 2)], 8)
+    busy, idle = pool.lanes
+    busy.window = idle.window = 4.0
+    busy.running, idle.running = 2, 1
+    assert pool.free(0.0) is idle
+    busy.running, idle.running = 2, 3
+    assert pool.free(0.0) is busy
+    busy.running = 4
+    assert pool.free(0.0) is idle
+    idle.running = 4
+    assert pool.free(0.0) is None
+
+
+def test_several_servers_share_what_runs_at_once(tmp_path: Path) -> None:
+    with faulty.running(lambda asked: Said(answer(asked).body, delay=0.01)) as server:
+        ask(tmp_path, [server, server], requests(range(60)), concurrency=3)
+        assert server.most == 3
+
+
+def test_patience_begins_anew_with_every_answer(tmp_path: Path) -> None:
+    def plan(asked: Asked) -> Said:
+        return failure(500, "broke") if int(asked.key, 16) == 39 else Said(answer(asked).body, delay=0.02)
+
+    with faulty.running(plan) as server:  # .8 s in all
+        pace = Pace(attempts=2, first=0.01, longest=0.01, patience=0.4)
+        counts = ask(tmp_path, server, requests(range(40)), concurrency=1, pace=pace)
+    assert (counts.answered, counts.failed) == (39, 1)
+
+
 def test_patience_ends(tmp_path: Path) -> None:
     broken = False
 
@@ -472,6 +510,13 @@ def test_a_budget_bounds_what_runs_at_once(tmp_path: Path) -> None:
     with faulty.running(plan) as server:
         counts = ask(tmp_path, server, requests(range(500)), budget=Budget(tokens=2_000), concurrency=32)
     assert 2_000 - 50 < counts.spent.tokens <= 2_000
+
+
+def test_before_the_first_answer_one_runs_alone() -> None:
+    for budget in (Budget(tokens=10_000), Budget(money=9.0, prompt_price=1.0)):
+        assert budget.allows(Spent(), 0)
+        assert not budget.allows(Spent(), 1)
+    assert Budget(requests=2).allows(Spent(), 1)
 
 
 def test_a_budget_that_cannot_be_kept(tmp_path: Path) -> None:

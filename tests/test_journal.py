@@ -55,7 +55,9 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
         assert one.spent.tokens == 640
         one.append(id_of(4), Reply("", "m", "stop", 700, 1, 0.0))
         assert one.spent == Spent(3, 1300, 41, 700, 20)
-    assert [id for id, _ in read(tmp_path)] == [id_of(number) for number in (0, 1, 2, 4)]
+        one.append(id_of(6), Reply("", "m", "stop", 1, 2, 0.0))
+        assert one.spent == Spent(4, 1301, 43, 700, 20)
+    assert [id for id, _ in read(tmp_path)] == [id_of(number) for number in (0, 1, 2, 4, 6)]
 
 
 def test_a_line_is_with_the_system_before_sync(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import pictures
 import pytest
 from PIL import Image
 
-from skinvl.pixels import ImageError
+from skinvl.pixels import ImageError, data_url
 from skinvl.synthesis import payload
-from skinvl.synthesis.payload import KEPT, Payloads, data_url
+from skinvl.synthesis.payload import KEPT, QUALITY, Payloads
 
 
 def sent(path: Path, side: int = 768) -> tuple[bytes, Image.Image]:
     """The bytes in a data: address, and the image that they are."""
-    head, _, text = data_url(path, side).partition(",")
+    head, _, text = data_url(path, side, QUALITY).partition(",")
     assert head == "data:image/jpeg;base64"
     data = base64.b64decode(text, validate=True)
     return data, Image.open(io.BytesIO(data))
@@ -70,7 +70,7 @@ def test_what_is_clear_is_white(tmp_path: Path) -> None:
 
 def test_requests_about_an_image_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    monkeypatch.setattr(payload, "data_url", lambda path, side: made.append(path.name) or f"{path.name} {side}")
+    monkeypatch.setattr(payload, "data_url", lambda path, side, _: made.append(path.name) or f"{path.name} {side}")
 
     async def go() -> None:
         with Payloads(tmp_path, 512) as payloads:

@@ -18,6 +18,7 @@ from skinvl.lengths import sizes
 from skinvl.mixture import Rows
 from skinvl.pack import Collator
 from skinvl.recipe import Recipe
+from skinvl.run import mean_loss
 from skinvl.trainer import Trainer, TrainingError, token_losses
 
 
@@ -186,6 +187,16 @@ def test_workers_change_no_number(tmp_path: Path) -> None:
         losses.append([entry["loss"] for entry in log if "loss" in entry])
     assert len(losses[0]) == 3
     assert losses[0] == losses[1]
+
+
+def test_the_mean_loss_is_of_all_steps_whatever_is_logged(tmp_path: Path) -> None:
+    means = []
+    for steps in (1, 2, 10):  # of 3
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        trainer(runs.make(folder, "qwen2_vl", train__logging_steps=steps), folder).train()
+        means.append(mean_loss(folder / "log.jsonl"))
+    assert means == [pytest.approx(means[0], rel=1e-5)] * 3
 
 
 def test_a_step_without_an_image_moves_the_projector_by_its_momentum(tmp_path: Path) -> None:

@@ -110,14 +110,7 @@ class Endpoint:
         except ImportError as error:
             raise EndpointError(f"{error}; the openai package asks servers: pip install 'skinvl[serve]'") from error
         self._openai = openai
-        if self._url.scheme == "http":
-            http: httpx2.AsyncClient = wire.Client()
-        else:
-            # As many connections as there are requests: how many there may be is decided elsewhere.
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-            http = openai.DefaultAsyncHttpxClient(
-                limits=limits, timeout=httpx2.Timeout(settings.timeout, connect=wire.CONNECT), follow_redirects=False
-            )
+        http = wire.Client() if self._url.scheme == "http" else stock(settings.timeout)
         self._client = openai.AsyncOpenAI(
             base_url=str(self._url), api_key=key or "none", max_retries=0, http_client=http
         )
@@ -287,6 +280,16 @@ class Endpoint:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def stock(timeout: float) -> httpx2.AsyncClient:
+    """The openai client's own transport, as https needs it: a redirect would send key and images elsewhere."""
+    import openai
+
+    # As many connections as there are requests: how many there may be is decided elsewhere.
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    spans = httpx2.Timeout(timeout, connect=wire.CONNECT)
+    return openai.DefaultAsyncHttpxClient(limits=limits, timeout=spans, follow_redirects=False)
 
 
 def _url(address: str) -> httpx2.URL:

@@ -221,7 +221,7 @@ class _Inquiry:
 
     async def _ask(self, task: _Task, lane: Lane) -> None:
         try:
-            image = await asyncio.shield(task.image) if task.image else None
+            image = await task.image if task.image else None
             reply = await lane.endpoint.ask(task.request, image, self.check)
         except ImageError as error:
             self._record(task.request.id, Failure(error.rule, error.detail, task.attempts))

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from PIL import Image
-
-from skinvl.pixels import upright
+from skinvl.pixels import data_url
 
 QUALITY = 90  # of JPEG
 KEPT = 32  # images that are kept for the next request about them
-
-
-def data_url(path: Path, side: int) -> str:
-    """The image as a data: address of a JPEG file whose longest side is at most `side` pixels; never enlarged.
-
-    It is encoded anew whatever it was, so that nothing but pixels is left of the file.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    picture = upright(path)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    made = io.BytesIO()
-    picture.save(made, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(made.getbuffer()).decode()}"
 
 
 class Payloads:
@@ -54,14 +35,13 @@ class Payloads:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, name: str) -> asyncio.Future[str]:
-        """What `data_url` gives for an image of the source, which is being made from now on.
-
-        To be awaited behind `asyncio.shield`: requests share it.
-        """
+        """What `data_url` gives for an image of the source, which is being made from now on; requests share it."""
         found = self._made.get(name)
         if found is None:
             loop = asyncio.get_running_loop()
-            found = self._made[name] = loop.run_in_executor(self._pool, data_url, self._root / name, self._side)
+            found = self._made[name] = loop.run_in_executor(
+                self._pool, data_url, self._root / name, self._side, QUALITY
+            )
             found.add_done_callback(_seen)
             if len(self._made) > KEPT:
                 self._made.popitem(last=False)

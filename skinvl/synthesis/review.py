@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from skinvl.example import inside
-from skinvl.pixels import ImageError, upright
+from skinvl.pixels import ImageError, data_url
 
 EACH = 4  # records of each kind and outcome that are shown
+QUALITY = 80  # of JPEG
 SIDE = 320  # pixels of the longer side of an image in the page, shown at half of that: sharp on any screen
 LONGEST = 6_000  # characters of one text that are shown
 KEPT, TAGGED = "kept", "tagged"  # outcomes beside the rules that drop
@@ -171,16 +170,12 @@ def _picture(path: str | None, folders: tuple[Path, ...]) -> tuple[str | None, s
     if not inside(path):
         return None, "no path in the source"
     found = [folder / path for folder in folders if (folder / path).is_file()]
+    if not found:
+        return None, "image not found"
     try:
-        image = upright(found[0]) if found else None
+        return data_url(found[0], SIDE, QUALITY), ""
     except ImageError:
         return None, "image unreadable"
-    if image is None:
-        return None, "image not found"
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), ""
 
 
 def _cut(text: Any) -> str:
