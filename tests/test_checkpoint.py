@@ -86,6 +86,7 @@ def killed(folder: Path, seeds: range) -> None:
         assert result(folder, f"killed-{seed}") == result(folder, "whole"), seed
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_the_whole_one(tmp_path: Path) -> None:
     runs.make(tmp_path, "qwen2_vl", **SETTINGS)
     killed(tmp_path, range(2))

@@ -63,6 +63,7 @@ def weights(tmp_path: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(tmp_path / "runs" / name / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     settings = {"train__eval_strategy": "steps", "train__eval_steps": 1, "data__max_tokens": 200}
     runs.make(tmp_path, "qwen2_vl", **settings)
