@@ -110,18 +110,18 @@ def check(folding: Folding, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
     loaded: torch.nn.Module = model.load(merged, folding.family, plain)
     loaded.to(folding.device).eval()
     _in_float32(loaded)
-    written = logits(loaded, collator, rows)
+    written = supervised_logits(loaded, collator, rows)
     state = loaded.state_dict()
     for name, tensor in folding.tensors(onto):
         if not torch.equal(state[name], _rounded(tensor).to(state[name])):
             raise GateError(f"{merged}: {name} is not the folded weight; the files were written or are named wrongly")
     _put(state, folding.tensors(onto))
-    exact = compare(same, logits(loaded, collator, rows))
+    exact = compare(same, supervised_logits(loaded, collator, rows))
     drift = {onto: compare(trained, written)}
     if recipe.quantization is not None:
         other: Onto = "bf16" if onto == "dequantized" else "dequantized"
         _put(state, ((name, _rounded(tensor)) for name, tensor in folding.tensors(other)))
-        drift[other] = compare(trained, logits(loaded, collator, rows))
+        drift[other] = compare(trained, supervised_logits(loaded, collator, rows))
     tolerance = EXACT * max(1.0, max(float(one.abs().max()) for one in same))
     rounded = compare(same, written)
     if not exact.max <= tolerance:
@@ -140,7 +140,7 @@ def check(folding: Folding, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
 
 
 @torch.no_grad()
-def logits(loaded: torch.nn.Module, collator: Collator, rows: Sequence[Row]) -> list[torch.Tensor]:
+def supervised_logits(loaded: torch.nn.Module, collator: Collator, rows: Sequence[Row]) -> list[torch.Tensor]:
     """Of each conversation alone the logits at its first POSITIONS supervised positions, float32[N, V]."""
     found = []
     device = next(loaded.parameters()).device
@@ -172,7 +172,7 @@ def _trained(recipe: Recipe, folding: Folding, rows: Sequence[Row]) -> tuple[lis
     """The logits of a recipe's base + adapter, its weights as they were trained and all arithmetic in float32."""
     whole = subject.load(recipe, folding.device)
     _in_float32(whole.model)
-    return logits(whole.model, whole.collator, rows), whole.collator
+    return supervised_logits(whole.model, whole.collator, rows), whole.collator
 
 
 def _in_float32(loaded: torch.nn.Module) -> None:

@@ -36,12 +36,12 @@ def main(recipe: Recipe, out: Path) -> int:
     if state.is_main_process:
         run.begin(out, recipe)
     engine = _engine(recipe, state)
-    digests = checkpoint.digests(recipe.data)
+    files = checkpoint.digests(recipe.data)
     for name, rows in sets.items():
         asked = list(chain.from_iterable(map(questions, rows)))
         for folder, some in (("answers", asked), ("permuted", permuted(asked, recipe))):
             if some:
-                settings = {"set": name, "rows": len(some), "data": digests, "engine": recipe.evaluate.engine}
+                settings = {"set": name, "rows": len(some), "data": files, "engine": recipe.evaluate.engine}
                 settings |= {"generation": recipe.evaluate.generation.model_dump(), **engine.facts}
                 journal = Journal(out / "eval" / folder / f"{name}.jsonl", settings, Answer)
                 answered(engine, some, journal, recipe.evaluate.batch_size, state, say)

@@ -157,13 +157,13 @@ def test_examples_are_of_the_eval_set_and_show_other_images(tmp_path: Path) -> N
     trained = one.model_copy(update={"data": one.data.model_copy(update={"eval": []})})
     assert [row.example.split for row in gate.examples(trained, chat)] == ["train"] * 8
     asked = subject.load(one, merges.CPU)
-    right = gate.logits(asked.model, asked.collator, rows)
+    right = gate.supervised_logits(asked.model, asked.collator, rows)
     images = [row.example.images for row in rows]
     others = [
         replace(row, example=replace(row.example, images=image))
         for row, image in zip(rows, images[1:] + images[:1], strict=True)
     ]
-    assert gate.compare(right, gate.logits(asked.model, asked.collator, others)).max > 0.1  # images are looked at
+    assert gate.compare(right, gate.supervised_logits(asked.model, asked.collator, others)).max > 0.1  # images are looked at
     (rows[0].root / rows[0].example.images[0]).unlink()
     assert [row.example.id for row in gate.examples(one, chat)] == ["test-1-0", "test-2-0"]
     for row in rows[1:]:
@@ -179,9 +179,9 @@ def test_only_the_first_supervised_positions_are_compared(tmp_path: Path, monkey
     one = merges.asked(merges.made(tmp_path, "qwen2_vl"))
     asked = subject.load(one, merges.CPU)
     rows = gate.examples(one, asked.chat)
-    whole = gate.logits(asked.model, asked.collator, rows)
+    whole = gate.supervised_logits(asked.model, asked.collator, rows)
     monkeypatch.setattr(gate, "POSITIONS", 1)
-    cut = gate.logits(asked.model, asked.collator, rows)
+    cut = gate.supervised_logits(asked.model, asked.collator, rows)
     assert [len(one) for one in cut] == [1, 1, 1]
     for one, first in zip(whole, cut, strict=True):
         assert len(one) > 1

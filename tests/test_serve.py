@@ -329,7 +329,7 @@ def test_an_engine_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pyte
 
 
 @contextlib.contextmanager
-def serving(folder: Path, address: str) -> Iterator[None]:
+def served_at(folder: Path, address: str) -> Iterator[None]:
     """transformers serve, for whatever model of a folder a request names."""
     port = address.rpartition(":")[2]
     words = (served.program("transformers") or "", "serve", "--port", port, "--dtype", "float32", "--trust-remote-code")
@@ -382,7 +382,7 @@ def test_transformers_serves_every_family_as_we_ask_it_and_nothing_else_passes(t
         ("qwen2_vl-16", weights, r"0 reach the model as another prompt, [1-6] get another answer"),
     ]
     others = [(name, tampered(name, change), told) for name, change, told in broken]
-    with serving(out, address):
+    with served_at(out, address):
         for name, subject in given.items():
             serve.check(subject, "transformers", address, ours[name], say)
         for name, subject, told in others:
