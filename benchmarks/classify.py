@@ -20,14 +20,14 @@ from PIL import Image
 from roofline import least
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from skinvl import attention, families, infer
-from skinvl.chat import Chat
-from skinvl.example import Example, text
-from skinvl.infer import Asked, Batch
-from skinvl.labels import CLASSES
-from skinvl.lengths import sizes
-from skinvl.pack import Collator
-from skinvl.recipe import Generation
+from skinvl.data.example import Example, text
+from skinvl.data.labels import CLASSES
+from skinvl.model import attention, families, infer
+from skinvl.model.chat import Chat
+from skinvl.model.infer import Asked, Batch
+from skinvl.model.lengths import sizes
+from skinvl.model.pack import Collator
+from skinvl.recipe.recipe import Generation
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 THREADS = 2

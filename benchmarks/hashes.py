@@ -13,7 +13,7 @@ import time
 import faiss
 import numpy as np
 
-from skinvl.clusters import BATCH, THRESHOLD, near
+from skinvl.data.fingerprints import BATCH, THRESHOLD, near
 
 THREADS = 2
 SAMPLE = 200  # hashes that numpy looks for among all

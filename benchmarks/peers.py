@@ -36,9 +36,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from skinvl import tiny
-from skinvl.families.qwen2_vl import FAMILY
-from skinvl.prepare import prepare
+from skinvl.model import tiny
+from skinvl.model.families.qwen2_vl import FAMILY
+from skinvl.sources.prepare.steps import prepare
 
 THREADS, SEED = 2, 42
 SIDE = 336  # pixels: 144 image tokens

@@ -29,8 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
-from skinvl import estimate, memory, model, recipe, sft, tiny, workload
-from skinvl.example import Example, text, write
+from skinvl.data.example import Example, text, write
+from skinvl.model import tiny
+from skinvl.model.base import read_config
+from skinvl.plan import estimate, memory, workload
+from skinvl.recipe import recipe
+from skinvl.train import sft
 
 MFU = 0.63  # of roofline.py, with LoRA
 VOCABULARY, STEPS = 16_384, 3
@@ -210,7 +214,7 @@ def said(file: Path) -> Said:
     """What plan says, of a process on a CPU."""
     one = recipe.load(str(file))
     path = Path(one.base.location)
-    config, family = model.config(path)
+    config, family = read_config(path)
     chat, own = workload.chat_of(path, config, family, one, file.parent)
     found = estimate.estimate(one, config, family, chat, 1, workload.Assumed(), own=own, cuda=False)
     needed = memory.needed(one, memory.weights(found.real), found.trace, overhead=0)

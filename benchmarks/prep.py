@@ -22,8 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from skinvl.images import look
-from skinvl.prepare import prepare
+from skinvl.sources.prepare.images import look
+from skinvl.sources.prepare.steps import prepare
 
 CORES = len(os.sched_getaffinity(0))
 WORDS = [
@@ -103,7 +103,7 @@ def rows(folder: Path, count: int) -> None:
 
 def memory(folder: Path) -> None:
     """Prints the peak resident sets of all processes of a fresh `skinvl prep` at three sizes."""
-    code = "import sys; from skinvl.prep import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from skinvl.sources.prep import main; sys.exit(main(sys.argv[1:]))"
     totals = []
     for count in (10_000, 100_000, 1_000_000):
         raw = folder / f"raw{count}"

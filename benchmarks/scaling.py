@@ -24,12 +24,12 @@ from rich.table import Table
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration
 
-from skinvl import attention, families, tiny
-from skinvl.chat import Chat
-from skinvl.example import Example, text
-from skinvl.mixture import Row
-from skinvl.pack import Collator
-from skinvl.trainer import token_losses
+from skinvl.data.example import Example, text
+from skinvl.data.mixture import Row
+from skinvl.model import attention, families, tiny
+from skinvl.model.chat import Chat
+from skinvl.model.pack import Collator
+from skinvl.train.trainer import token_losses
 
 THREADS = 2
 QUESTION = "Which colours has this lesion, how sharp is its border, and is it symmetric?"

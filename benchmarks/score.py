@@ -15,12 +15,12 @@ import time
 
 import numpy as np
 
-from skinvl import answers, classification, judged, metrics, variants
-from skinvl.crew import Crew
-from skinvl.example import Facts
-from skinvl.predictions import Answer, Classified
-from skinvl.recipe import Evaluate
-from skinvl.stats import RESAMPLES, Bootstrap
+from skinvl.data.example import Facts
+from skinvl.data.workers import Workers
+from skinvl.recipe.recipe import Evaluate
+from skinvl.score import answers, class_report, classification, metrics, probabilities
+from skinvl.score.predictions import Answer, Classified
+from skinvl.score.stats import RESAMPLES, Bootstrap
 
 WORDS = 22  # of an open answer, as in MM-Skin
 SAMPLE = 10  # resamples that are summed row by row
@@ -40,7 +40,7 @@ def main() -> None:
     chosen = [metrics.load(name) for name in Evaluate().metrics]
 
     started = time.perf_counter()
-    with Crew(given.workers) as crew:
+    with Workers(given.workers) as crew:
         measured = answers.measure(rows, chosen, crew)
     statistics = time.perf_counter() - started
     started = time.perf_counter()
@@ -75,7 +75,7 @@ def main() -> None:
     classified = _classified(given.classified, given.classes)
     prepared = time.perf_counter() - started
     started = time.perf_counter()
-    blocks = classification.block(classified, Bootstrap([row.group for row in classified.rows]))
+    blocks = class_report.block(classified, Bootstrap([row.group for row in classified.rows]))
     seconds = time.perf_counter() - started
     print(
         f"{given.classified:,} rows of {given.classes} classes, {len(blocks['variants'])} variants: {seconds:.1f} s "
@@ -103,7 +103,7 @@ def _answer(number: int, draw: random.Random) -> Answer:
     return Answer(str(number), source, str(number // 12), (), "What?", reference, facts, said, "stop", "", WORDS, 0)
 
 
-def _classified(count: int, classes: int) -> judged.Judged:
+def _classified(count: int, classes: int) -> classification.ClassifiedSet:
     generator = np.random.default_rng(0)
     names = [f"class {place}" for place in range(classes)]
     true = generator.integers(0, classes, count)
@@ -117,9 +117,9 @@ def _classified(count: int, classes: int) -> judged.Judged:
     ]
     settings = {"classes": names, "label_tokens": [2] * classes, "prior": [-5.0] * classes}
     held = rows[: count // 10], true[: count // 10]
-    read = variants.read(rows, true, settings, held)
+    read = probabilities.read(rows, true, settings, held)
     malignant = np.arange(classes) % 2 == 1
-    return judged.Judged(rows, settings, true, read, malignant, 0.5)
+    return classification.ClassifiedSet(rows, settings, true, read, malignant, 0.5)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from typing import Any
 import openai
 from PIL import Image
 
-from skinvl.synthesis.endpoint import Endpoint, Settings
-from skinvl.synthesis.inquiry import Counts, ask_all
-from skinvl.synthesis.journal import Journal
-from skinvl.synthesis.payload import Payloads
-from skinvl.synthesis.request import Request
+from skinvl.sources.asking.endpoint import Endpoint, Settings
+from skinvl.sources.asking.inquiry import Counts, ask_all
+from skinvl.sources.asking.journal import Journal
+from skinvl.sources.asking.payload import Payloads
+from skinvl.sources.asking.request import Request
 
 LATENCY = 0.2  # seconds
 CONCURRENCY = (8, 64, 256)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, cast
 
-from skinvl.example import Dropped, Example
-from skinvl.questions import Missing
-from skinvl.questions import choices as choices
+from skinvl.data.example import Dropped, Example
+from skinvl.data.questions import Missing
+from skinvl.data.questions import choices as choices
 
 T = TypeVar("T")
 BLOCK = 2_000  # records that are converted, and kept, together

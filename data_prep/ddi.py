@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import diagnosis, is_known, malignancy
-from skinvl.questions import PICTURES, Case, Missing
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import diagnosis, is_known, malignancy
+from skinvl.data.questions import PICTURES, DatasetRecord, Missing
 
 CARD = Card(
     title="DDI (Diverse Dermatology Images)",
@@ -56,7 +56,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("ddi", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         disease = diagnosis(row["disease"].replace("-", " "))
@@ -79,4 +79,4 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         )
         name = row["DDI_file"]
         image = photo(name, found)
-        yield Case(where, Path(name).stem, (image,), name, split_of(name), CARD.licence, facts, answers)
+        yield DatasetRecord(where, Path(name).stem, (image,), name, split_of(name), CARD.licence, facts, answers)

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data_prep import Card, PrepError, Shard, choices, seeded, taken
-from skinvl.example import Dropped, Example, Facts, text
+from skinvl.data.example import Dropped, Example, Facts, text
 
 CARD = Card(
     title="drawn skin lesions",

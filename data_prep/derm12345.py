@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep import Card, PrepError, Shard, count_csv, find, isic, known, lookup, photo, photos, read_csv
-from skinvl import labels, questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import DERM12345_CODES
-from skinvl.questions import PICTURES, Case, Kind, Missing
+from skinvl.data import labels, questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import DERM12345_CODES
+from skinvl.data.questions import PICTURES, DatasetRecord, Kind, Missing
 
 CARD = Card(
     title="DERM12345",
@@ -109,7 +109,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("derm12345", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     for path in [find(raw, name, CARD) for name in FILES]:
         for where, row in read_csv(path, COLUMNS, shard):
@@ -138,7 +138,7 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
             identity, patient = row["image_id"], row["patient_id"]
             split = known(lookup(where, row, "split", SPLITS, ())) or ""
             image = photo(f"{identity}.jpg", found)
-            yield Case(where, identity, (image,), patient, split, CARD.licence, facts, answers)
+            yield DatasetRecord(where, identity, (image,), patient, split, CARD.licence, facts, answers)
 
 
 def _plain(value: str) -> str:
@@ -146,7 +146,7 @@ def _plain(value: str) -> str:
     return " ".join(value.replace("_", " ").casefold().split())
 
 
-def _archive(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _archive(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     split = _supplement(raw.parent if raw.is_file() else raw)
     for case in isic.cases(raw, "archive", shard):
         if split and case.id and case.id not in split:

@@ -18,10 +18,10 @@ from pathlib import Path
 from random import Random
 
 from data_prep import Card, PrepError, Shard, count_csv, digest, person, read_csv, refuse_pointer, seeded
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts, Role, text
-from skinvl.labels import diagnosis, is_known, malignancy, ways
-from skinvl.questions import Missing
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts, Role, text
+from skinvl.data.labels import diagnosis, is_known, malignancy, ways
+from skinvl.data.questions import Missing
 
 CARD = Card(
     title="Derm1M",

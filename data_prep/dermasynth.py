@@ -24,8 +24,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from data_prep import Card, PrepError, Shard, digest, is_text, llava, photos, refuse_pointer, taken
-from skinvl.example import Dropped, Example, Facts, text
-from skinvl.labels import diagnosis
+from skinvl.data.example import Dropped, Example, Facts, text
+from skinvl.data.labels import diagnosis
 
 CARD = Card(
     title="DermaSynth",
@@ -60,7 +60,7 @@ Fault = tuple[str, str]  # the rule that drops a row, and what was found
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Turn:
     """A question and its answer; `key` tells it from the others of its part."""
 
     key: tuple[str, ...]
@@ -99,7 +99,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     images = photos(raw) if part in ("response", "vqa") else {}
     types = _types(raw) if part == "response" else {}
     for where, pair in _pairs(raw, part, types, shard or Shard()):
-        if isinstance(pair, Pair) and not (pair.question and pair.answer):
+        if isinstance(pair, Turn) and not (pair.question and pair.answer):
             pair = "empty", "no question" if pair.answer else "no answer"
         if isinstance(pair, tuple):
             yield Dropped(where, *pair)
@@ -123,7 +123,7 @@ def _files(raw: Path, part: str) -> list[Path]:
     return found
 
 
-def _pairs(raw: Path, part: str, types: Mapping[Any, str], shard: Shard) -> Iterator[tuple[str, Pair | Fault]]:
+def _pairs(raw: Path, part: str, types: Mapping[Any, str], shard: Shard) -> Iterator[tuple[str, Turn | Fault]]:
     """(where, what was read there) of the records that the shard takes."""
     if part in ("response", "vqa"):
         for path in taken(_files(raw, part), shard):
@@ -181,7 +181,7 @@ def _reply(said: object) -> Mapping[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any, str]) -> Pair | Fault:
+def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any, str]) -> Turn | Fault:
     if isinstance(entry, tuple):
         return entry
     stored, prompt, said = (entry.get(f"{prefix}_{name}") for name in ("question", "prompt", "response"))
@@ -194,7 +194,7 @@ def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any,
         question = _text(reply.get("question"))
         if not question:
             return "unparsable-answer", "a question of the type Creativity was asked for, and none was given"
-    return Pair((image, prefix, question), question, answer, image, entry["image_path"], facts=Facts(kind=kind))
+    return Turn((image, prefix, question), question, answer, image, entry["image_path"], facts=Facts(kind=kind))
 
 
 def _types(raw: Path) -> dict[tuple[str, str, str], str]:
@@ -215,7 +215,7 @@ def _types(raw: Path) -> dict[tuple[str, str, str], str]:
     return types
 
 
-def _figure(entry: Mapping[str, Any] | Fault) -> list[Pair | Fault]:
+def _figure(entry: Mapping[str, Any] | Fault) -> list[Turn | Fault]:
     """The pairs of a figure, at least one or the reason why there is none."""
     if isinstance(entry, tuple):
         return [entry]
@@ -227,7 +227,7 @@ def _figure(entry: Mapping[str, Any] | Fault) -> list[Pair | Fault]:
     return [("unparsable-answer", f"neither qa_pairs nor qa_pair: {entry.get('api_response')!r:.120}")]
 
 
-def _numbered(entry: Mapping[str, Any], pair: object) -> Pair | Fault:
+def _numbered(entry: Mapping[str, Any], pair: object) -> Turn | Fault:
     found = pair if isinstance(pair, dict) else {}
     keys = sorted(key for key in found if re.fullmatch(r"(question|answer)(_\d+)?", key))
     if [key.partition("_")[0] for key in keys] != ["answer", "question"] or keys[0][6:] != keys[1][8:]:
@@ -235,7 +235,7 @@ def _numbered(entry: Mapping[str, Any], pair: object) -> Pair | Fault:
     return _of_figure(entry, found[keys[1]], found[keys[0]], "open", "train")
 
 
-def _benchmark(entry: Mapping[str, Any], pair: Mapping[str, Any]) -> Pair | Fault:
+def _benchmark(entry: Mapping[str, Any], pair: Mapping[str, Any]) -> Turn | Fault:
     if (options := pair.get("options")) is None:
         return _of_figure(entry, pair.get("question"), pair.get("answer"), "open", "test")
     if (answer := _lettered(options, pair.get("correct_answer"))) is None:
@@ -272,9 +272,9 @@ def _lettered(choices: object, answer: object) -> tuple[str, str] | None:
     return ("\n".join(lines), found[0]) if len(found) == 1 else None
 
 
-def _of_figure(entry: Mapping[str, Any], question: object, answer: object, kind: str, split: str) -> Pair:
+def _of_figure(entry: Mapping[str, Any], question: object, answer: object, kind: str, split: str) -> Turn:
     image, asked = entry["image_id"].strip(), _text(question)
-    return Pair((image, asked), asked, _text(answer), image, entry["image_path"], split, Facts(kind=kind))
+    return Turn((image, asked), asked, _text(answer), image, entry["image_path"], split, Facts(kind=kind))
 
 
 @lru_cache(maxsize=4096)
@@ -282,34 +282,34 @@ def _about(disease: str) -> Facts:
     return Facts(diagnosis=diagnosis(disease) or None, kind="open")
 
 
-def _fact(record: Mapping[str, Any]) -> Pair:
+def _fact(record: Mapping[str, Any]) -> Turn:
     question, facts = _text(record["question"]), _about(_text(record["disease_name"]))
-    return Pair((question,), question, _text(record["answer"]), f"knowledge {question}", facts=facts)
+    return Turn((question,), question, _text(record["answer"]), f"knowledge {question}", facts=facts)
 
 
-def _task(record: Mapping[str, Any]) -> Pair:
+def _task(record: Mapping[str, Any]) -> Turn:
     task, given = _text(record["instruction"]), _text(record["input"])
     question = task if given.casefold() in NO_INPUT else f"{task}\n\n{given}"
     facts = CLOSED if str(record["is_classification"]).casefold() == "true" else OPEN
-    return Pair((question,), question if task else "", _text(record["output"]), f"self_instruct {task}", facts=facts)
+    return Turn((question,), question if task else "", _text(record["output"]), f"self_instruct {task}", facts=facts)
 
 
-def _choice(record: Mapping[str, Any]) -> Pair | Fault:
+def _choice(record: Mapping[str, Any]) -> Turn | Fault:
     if (answer := _lettered(record["choices"], record["answer"])) is None:
         found = f"choices {record['choices']!r:.200} and answer {record['answer']!r:.80}"
         return "unparsable-answer", f"{found}; expected two or more texts, and the letter, number or text of one"
     question = _listed(record["question"], answer[0])
-    return Pair((question,), question, answer[1], f"mcq {_text(record['question'])}", split="test", facts=CLOSED)
+    return Turn((question,), question, answer[1], f"mcq {_text(record['question'])}", split="test", facts=CLOSED)
 
 
-def _pictured(record: Mapping[str, Any], image: str) -> Pair | Fault:
+def _pictured(record: Mapping[str, Any], image: str) -> Turn | Fault:
     """The pair of a record that holds an image; equal images are one group."""
     found = record["img_path"]
     data = found.get("bytes") if isinstance(found, dict) else None
     if not data or not isinstance(data, bytes):
         return "missing-image", f"{image} holds no bytes of an image"
     group, question = hashlib.sha256(data).hexdigest(), _text(record["question"])
-    return Pair((group, question), question, _text(record["answer"]), group, image, "test", OPEN)
+    return Turn((group, question), question, _text(record["answer"]), group, image, "test", OPEN)
 
 
 def _placed(path: str, images: Mapping[str, Sequence[str]]) -> str:
@@ -320,5 +320,5 @@ def _placed(path: str, images: Mapping[str, Sequence[str]]) -> str:
     return max(same, key=lambda each: [*map(eq, each.split("/")[::-1], parts)], default=given)
 
 
-TOLD: Mapping[str, Callable[[Mapping[str, Any]], Pair | Fault]]
+TOLD: Mapping[str, Callable[[Mapping[str, Any]], Turn | Fault]]
 TOLD = {"self_instruct": _task, "knowledge": _fact, "mcq": _choice}

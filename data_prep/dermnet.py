@@ -11,10 +11,10 @@ from itertools import chain
 from pathlib import Path
 
 from data_prep import SUFFIXES, Card, PrepError, Shard, digest, taken
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import CLASSES
-from skinvl.questions import Case, Kind
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import CLASSES
+from skinvl.data.questions import DatasetRecord, Kind
 
 CARD = Card(
     title="DermNet (23 classes)",
@@ -81,7 +81,7 @@ def _photos(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     for path in taken(chain.from_iterable(map(_photos, _classes(raw))), shard):
         folder = path.parent
         label = " ".join(folder.name.split())
@@ -94,4 +94,4 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         image = path.relative_to(raw).as_posix().encode(errors="backslashreplace").decode()
         answers = {"category": NAMES[label.casefold()]}
         facts = Facts(modality="clinical")
-        yield Case(image, digest(image), (image,), image, folder.parent.name, CARD.licence, facts, answers)
+        yield DatasetRecord(image, digest(image), (image,), image, folder.parent.name, CARD.licence, facts, answers)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import CLASSES, diagnosis
-from skinvl.questions import PICTURES, Case, Kind, Missing
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import CLASSES, diagnosis
+from skinvl.data.questions import PICTURES, DatasetRecord, Kind, Missing
 
 CARD = Card(
     title="Fitzpatrick17k",
@@ -76,7 +76,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("fitzpatrick17k", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         label = row["label"].strip()
@@ -101,4 +101,4 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         )
         name = row["md5hash"]
         image = photo(f"{name}.jpg", found)
-        yield Case(where, name, (image,), name, split_of(name), CARD.licence, facts, answers)
+        yield DatasetRecord(where, name, (image,), name, split_of(name), CARD.licence, facts, answers)

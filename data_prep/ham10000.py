@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import HAM_CODES, canonical, malignancy
-from skinvl.questions import PICTURES, Case
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import HAM_CODES, canonical, malignancy
+from skinvl.data.questions import PICTURES, DatasetRecord
 
 CARD = Card(
     title="HAM10000",
@@ -65,7 +65,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("ham10000", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
@@ -83,4 +83,4 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         )
         name, group = row["image_id"], row["lesion_id"]
         image = photo(f"{name}.jpg", found)
-        yield Case(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)
+        yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)

@@ -30,10 +30,10 @@ from data_prep import (
     taken,
     years,
 )
-from skinvl import labels, questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import ISIC_2019_CODES
-from skinvl.questions import PICTURES, Case, Missing
+from skinvl.data import labels, questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import ISIC_2019_CODES
+from skinvl.data.questions import PICTURES, DatasetRecord, Missing
 
 CARD = Card(
     title="ISIC archive (any collection, and the ISIC 2019 challenge)",
@@ -197,7 +197,7 @@ def _diagnosis(row: Mapping[str, str]) -> str:
     return labels.diagnosis(best)
 
 
-def cases(raw: Path, part: str, shard: Shard | None) -> Iterator[Case]:
+def cases(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
     """What the metadata say about each image; the group is its patient, else its lesion, else itself."""
     found = photos(raw.parent if raw.is_file() else raw)
     records = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
@@ -230,4 +230,4 @@ def cases(raw: Path, part: str, shard: Shard | None) -> Iterator[Case]:
         group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
         image = photo(f"{row['isic_id']}.jpg", found)
-        yield Case(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)
+        yield DatasetRecord(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import Card, PrepError, Shard, is_text, refuse_pointer
-from skinvl.example import Dropped, Example, Message, Part, Role
+from skinvl.data.example import Dropped, Example, Message, Part, Role
 
 CARD = Card(
     title="a file in LLaVA format",

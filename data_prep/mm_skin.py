@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_prep import Card, PrepError, Shard, count_csv, digest, find, llava, person, read_csv, refuse_pointer, seeded
-from skinvl.example import Dropped, Example, Facts, Message, text, words
-from skinvl.labels import diagnosis, is_known, malignancy
-from skinvl.questions import PICTURES, choices
+from skinvl.data.example import Dropped, Example, Facts, Message, text, words
+from skinvl.data.labels import diagnosis, is_known, malignancy
+from skinvl.data.questions import PICTURES, choices
 
 CARD = Card(
     title="MM-Skin",

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import PAD_CODES, malignancy
-from skinvl.questions import Case, Kind
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import PAD_CODES, malignancy
+from skinvl.data.questions import DatasetRecord, Kind
 
 CARD = Card(
     title="PAD-UFES-20",
@@ -112,7 +112,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("pad_ufes_20", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS, shard):
         answers = {name: lookup(where, row, kind.column, kind.values, UNKNOWN) for name, kind in KINDS.items()}
@@ -128,4 +128,4 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         group = row["patient_id"]
         image = photo(row["img_id"], found)
         name = Path(row["img_id"]).stem
-        yield Case(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)
+        yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)

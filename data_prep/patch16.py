@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from data_prep import Card, PrepError, Shard, count_csv, find, known, lookup, photo, photos, read_csv
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import CLASSES, diagnosis, is_known, malignancy
-from skinvl.questions import PICTURES, Case, Kind
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import CLASSES, diagnosis, is_known, malignancy
+from skinvl.data.questions import PICTURES, DatasetRecord, Kind
 
 CARD = Card(
     title="Patch16 (tiles of skin tumors and normal skin)",
@@ -97,7 +97,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("patch16", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
@@ -117,4 +117,4 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         name = PurePosixPath(row["file"])
         image = photo(row["file"], found)
         group = name.stem.rpartition("_")[0] or name.stem
-        yield Case(where, name.stem, (image,), group, split, CARD.licence, facts, answers)
+        yield DatasetRecord(where, name.stem, (image,), group, split, CARD.licence, facts, answers)

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
-from skinvl import questions
-from skinvl.example import Dropped, Example, Facts
-from skinvl.labels import diagnosis, is_known, malignancy
-from skinvl.questions import PICTURES, Case, Kind, Missing
+from skinvl.data import questions
+from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.labels import diagnosis, is_known, malignancy
+from skinvl.data.questions import PICTURES, DatasetRecord, Kind, Missing
 
 CARD = Card(
     title="SCIN (Skin Condition Image Network)",
@@ -120,7 +120,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     return questions.converse("scin", KINDS, _cases(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
+def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     found = photos(raw)
     named = {
         row["case_id"]: row for _, row in read_csv(find(raw, LABELS, CARD), ("case_id", KINDS["diagnosis"].column))
@@ -148,7 +148,7 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[Case]:
         if not images:
             answers = dict.fromkeys(KINDS, Missing("the case names no photo", "missing-image"))
         group = row["case_id"]
-        yield Case(where, group, images, group, split_of(group), CARD.licence, facts, answers)
+        yield DatasetRecord(where, group, images, group, split_of(group), CARD.licence, facts, answers)
 
 
 def _ticked(where: str, row: Mapping[str, str], columns: Mapping[str, str]) -> str | Missing:

@@ -18,10 +18,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network does not exi
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import hubserver
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http, set_client_factory
+
+from helpers import hubserver
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

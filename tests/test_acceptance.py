@@ -17,14 +17,17 @@ TEMPLATES = {
     "mllama": ("llama3.2-vision", "llama3.2-vision/v2_current.jinja"),
 }
 RELOAD = """
-import json, sys
+import json
+import sys
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from skinvl import families, mixture, recipe
-from skinvl.chat import Chat
-from skinvl.trainer import token_losses
-import runs
+from skinvl.data import mixture
+from skinvl.model import families
+from skinvl.recipe import recipe
+from skinvl.model.chat import Chat
+from skinvl.train.trainer import token_losses
+from helpers import runs
 run, base, kind = sys.argv[1:]
 one = recipe.load(run + "/recipe.yaml")
 family = families.load(kind)
@@ -105,9 +108,9 @@ def test_the_wheel_works_from_any_folder(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         "import skinvl, sys; assert skinvl.__file__.startswith(sys.argv[1])\n"
-        "from skinvl import recipe, shipped\n"
+        "from skinvl.recipe import recipe, shipped\n"
         "assert str(shipped.shipped('recipes')).startswith(sys.argv[1])\n"
-        "from skinvl import cli\n"
+        "from skinvl import __main__ as cli\n"
         "sys.exit(cli.main(['prep', 'demo', 'raw', 'demo']) or cli.main(['sft', 'tiny', '--dry-run']))"
     )
     subprocess.run(

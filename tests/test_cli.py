@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from skinvl import cli
+from skinvl import __main__ as cli
+from skinvl.plan import show
+from skinvl.train import sft
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,9 +25,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def verb(monkeypatch: pytest.MonkeyPatch, name: str, main: Any) -> None:
-    module = ModuleType(f"skinvl.{name}")
+    module = ModuleType(f"skinvl.{cli.WING_OF[name]}.{name}")
     module.main = main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"skinvl.{name}", module)
+    monkeypatch.setitem(sys.modules, f"skinvl.{cli.WING_OF[name]}.{name}", module)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -33,19 +35,19 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     # The name of the module decides whose error it is, so the verb gets that of a verb.
-    named = FunctionType(main.__code__, {"__name__": "skinvl.prep"}, closure=main.__closure__)
+    named = FunctionType(main.__code__, {"__name__": "skinvl.sources.prep"}, closure=main.__closure__)
     verb(monkeypatch, "prep", named)
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
     code = (
-        "import sys; from skinvl import cli\n"
+        "import sys; from skinvl import __main__ as cli\n"
         "for words in (['--help'], ['--version'], ['stf']): cli.main(words)\n"
         "assert not {'torch', 'datasets', 'pydantic'} & set(sys.modules), sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(f"  {name} " in done.stdout for name in cli.VERBS)
+    assert all(f"  {name} " in done.stdout for name in cli.WING_OF)
     assert "skinvl 0." in done.stdout
     assert "skinvl stf: no such verb; did you mean sft?" in done.stderr
 
@@ -72,19 +74,16 @@ def test_words_reach_prep_and_bases(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_recipe_reaches_sft_and_show(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, dict[str, Any]]] = []
 
-    def main(recipe: Any, **options: Any) -> int:
-        seen.append((recipe, options))
-        return 0
-
-    verb(monkeypatch, "sft", main)
-    verb(monkeypatch, "show", main)
+    monkeypatch.setattr(sft.dry, "show", lambda recipe, configs: seen.append((recipe, {"configs": configs})))
+    monkeypatch.setattr(sft, "train", lambda recipe: seen.append((recipe, {})))
+    monkeypatch.setattr(show, "paint_sources", lambda recipe, count: seen.append((recipe, {"count": count})))
     assert cli.main(["sft", "tiny", "train.max_steps=3", "--dry-run", "base=qwen3-vl-4b", "--configs", "x"]) == 0
     assert cli.main(["sft", "tiny"]) == 0
     assert cli.main(["show", "-n", "2", "tiny", "run=again"]) == 0
     (dry, dry_options), (_, options), (shown, show_options) = seen
     assert (dry.train["max_steps"], dry.base.name) == (3, "qwen3-vl-4b")
-    assert dry_options == {"dry_run": True, "configs": Path("x")}
-    assert options == {"dry_run": False, "configs": None}
+    assert dry_options == {"configs": Path("x")}
+    assert options == {}
     assert (shown.run, show_options) == ("again", {"count": 2})
 
 
@@ -141,9 +140,9 @@ def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_a_pipe_that_closes_early_is_quiet() -> None:
     code = (
-        "import sys, types; from skinvl import cli\n"
+        "import sys, types; from skinvl import __main__ as cli\n"
         "def main(words):\n    while True: print('x' * 1000)\n"
-        "sys.modules['skinvl.prep'] = module = types.ModuleType('skinvl.prep')\n"
+        "sys.modules['skinvl.sources.prep'] = module = types.ModuleType('skinvl.sources.prep')\n"
         "module.main = main\nsys.exit(cli.main(['prep']))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:

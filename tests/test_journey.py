@@ -7,14 +7,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import finished
 import pytest
-import runs
 import yaml
-from hubserver import Hub
 from transformers import AutoModelForImageTextToText
 
-from skinvl.cli import main
+from helpers import finished, runs
+from helpers.hubserver import Hub
+from skinvl.__main__ import main
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
 

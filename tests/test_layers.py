@@ -1,165 +1,147 @@
-"""An arrow only points down: every module stands in one layer and imports only lower ones."""
+"""The house has ten wings, and an import only points to a wing that stands before its own."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from skinvl import __main__ as cli
+
 ROOT = Path(__file__).parent.parent
-LAYERS = [
-    ["cli"],
-    # the verbs, which never import one another
-    ["prep", "leaks", "sft", "cache", "generate", "classify", "probe", "score", "report", "show", "bases"],
-    ["merge", "publish", "ask", "demo", "serve", "plan", "synth"],
-    ["prepare", "summary", "vllm_engine", "compare", "cases", "exposure", "sharing", "served", "gate", "card", "page"],
-    ["trainer", "dry", "answers", "classification", "dialogue", "agreement", "estimate"],
-    ["callbacks", "features", "engine", "judged", "fold", "memory", "flops"],
-    ["subject", "infer", "rehearsal", "workload"],
-    ["adapter", "model", "run", "checkpoint", "tiny", "variants", "weighing"],
-    ["chat", "pack", "vision", "mixture", "sampler", "lengths", "metrics", "benchmarks", "slices", "curves", "record"],
-    ["synthesis"],
-    ["families", "recipe", "hub", "attention", "released", "match", "stats", "upload"],
-    ["source"],
-    ["join"],
-    ["blocks", "images", "overlap"],
-    [
-        "pace",
-        "sections",
-        "strict",
-        "shipped",
-        "rules",
-        "fingerprints",
-        "clusters",
-        "crew",
-        "metadata",
-        "pixels",
-        "sheet",
-        "predictions",
-        "clauses",
-        "tables",
-        "charts",
-        "gpus",
-        "counting",
-        "terms",
-        "vetting",
-    ],
-    ["example", "labels", "questions"],
-]
-# Inside the package that synth is made of.
-SYNTHESIS = [
-    ["output", "tally", "progress", "embedding", "review"],
-    ["assembly", "inquiry"],
-    ["screening", "job"],
-    ["units", "leakage"],
-    ["programme", "budget", "pool", "diagnoses", "likeness"],
-    ["journal", "payload", "endpoint", "outcomes", "wording", "verification", "person", "sites"],
-    ["request", "replies", "english", "wire"],
-]
-# Within a layer a module may import those named here, and no other.
-BESIDE = {
-    "model": ["tiny"],
-    "chat": [],
-    "lengths": ["chat"],
-    "pack": ["chat", "lengths", "mixture", "vision"],
-    "sections": ["strict"],
-    "pixels": ["metadata"],
-    "sheet": ["pixels"],
-    "sampler": ["mixture"],
-    "vetting": ["metadata"],
-    "served": ["vllm_engine"],
-    "questions": ["example"],
-}
-TORCHLESS = [
-    "skinvl.example",
-    "skinvl.labels",
-    "skinvl.prep",
-    "skinvl.leaks",
-    "skinvl.recipe",
-    "skinvl.cli",
-    "skinvl.score",
-    "skinvl.report",
-    "skinvl.publish",
-    "skinvl.benchmarks",
-    "skinvl.synth",
-    "skinvl.metrics",
-    "data_prep",
-]
+# recipe < data < (data_prep < sources) | score | (model < plan) < evaluate < train | release | serve < __main__
+BEFORE: dict[str, set[str]] = {"recipe": set(), "data": {"recipe"}}
+BEFORE["data_prep"] = {"recipe", "data"}
+BEFORE["sources"] = {"recipe", "data", "data_prep"}
+BEFORE["score"] = {"recipe", "data"}
+BEFORE["model"] = {"recipe", "data"}
+BEFORE["plan"] = {"recipe", "data", "model"}
+BEFORE["evaluate"] = {"recipe", "data", "data_prep", "sources", "score", "model", "plan"}
+BEFORE["train"] = BEFORE["release"] = BEFORE["serve"] = {*BEFORE["evaluate"], "evaluate"}
+BEFORE["__main__"] = {*BEFORE["train"], "train", "release", "serve"}
+WINGS = {*BEFORE} - {"data_prep", "__main__"}
+LIGHT = ("recipe", "data", "sources", "score")  # wings that load no torch, and with them data_prep and release/publish
+# Verbs never import one another, but for eval, which calls those of its wing, score and report.
+MAY_CALL = {"eval": {"generate", "classify", "probe", "score", "report"}}
 
 
-def imports(path: Path, package: str = "skinvl") -> set[str]:
-    """The modules of a package, and data_prep, that a file imports anywhere."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.startswith(package + "."):
-                found.add(name.removeprefix(package + ".").split(".")[0])
-            elif name.partition(".")[0] == "data_prep":
-                found.add("data_prep")
+def files() -> dict[str, Path]:
+    """The files of skinvl and data_prep by module, such as skinvl.model.chat."""
+    found = {}
+    for folder in ("skinvl", "data_prep"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
     return found
 
 
-def violations(module: str, found: set[str], layers: list[list[str]] = LAYERS) -> list[str]:
-    """The imports of a module that point up or sideways."""
-    depth = {name: level for level, names in enumerate(layers) for name in names}
-    allowed = {name for name in depth if depth[name] > depth[module]} | set(BESIDE.get(module, ())) | {module}
-    if module in ("prep", "prepare", "blocks", "cli"):
-        allowed.add("data_prep")
-    return sorted(name for name in found if name not in allowed and name != "__version__")
+def imports(module: str, text: str, known: Iterable[str]) -> set[str]:
+    """The known modules that a file imports anywhere."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in known else str(node.module) for name in whole]
+        else:
+            continue
+        found |= {name for name in names if name in known}
+    return found - {module}
 
 
-def modules(package: str = "skinvl") -> list[str]:
-    return sorted(
-        path.stem if path.suffix else path.name
-        for path in (ROOT / package).iterdir()
-        if not path.name.startswith("__") and (path.suffix == ".py" or (path / "__init__.py").is_file())
-    )
+def wing(module: str) -> str:
+    """The wing of a module, data_prep or __main__."""
+    package, *rest = module.split(".")
+    return rest[0] if package == "skinvl" and rest else package
 
 
-def test_every_module_stands_in_one_layer() -> None:
-    assert sorted(name for names in LAYERS for name in names) == modules()
-    assert sorted(name for names in SYNTHESIS for name in names) == modules("skinvl/synthesis")
+def upward(module: str, imported: Iterable[str]) -> list[str]:
+    """The imports of a module that point to a wing which does not stand before its own."""
+    own = wing(module)
+    return sorted(name for name in imported if wing(name) not in {own, "skinvl", *BEFORE[own]})
 
 
-@pytest.mark.parametrize("module", modules())
-def test_arrows_point_down(module: str) -> None:
-    path = ROOT / "skinvl" / module
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    for file in files:
-        assert violations(module, imports(file)) == [], file
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, or none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-@pytest.mark.parametrize("module", modules("skinvl/synthesis"))
-def test_arrows_point_down_in_synthesis(module: str) -> None:
-    found = imports(ROOT / "skinvl/synthesis" / f"{module}.py", "skinvl.synthesis")
-    assert violations(module, found, SYNTHESIS) == []
+FILES = files()
+GRAPH = {module: imports(module, path.read_text(encoding="utf-8"), FILES) for module, path in FILES.items()}
+MODULES = sorted(GRAPH.keys() - {"skinvl"})
 
 
-def test_an_upward_arrow_is_seen(tmp_path: Path) -> None:
-    assert violations("families", {"chat", "example"}) == ["chat"]
-    assert violations("sft", {"prep"}) == ["prep"]
-    (tmp_path / "journal.py").write_text("from skinvl import source\nfrom skinvl.synthesis import budget, request\n")
-    assert imports(tmp_path / "journal.py") == {"source", "synthesis"}
-    found = imports(tmp_path / "journal.py", "skinvl.synthesis")
-    assert violations("journal", found, SYNTHESIS) == ["budget"]
+def test_the_house_is_ten_wings() -> None:
+    shown = {path.name for path in (ROOT / "skinvl").iterdir() if path.name != "__pycache__"}
+    assert shown == {"__init__.py", "__main__.py", *WINGS}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.stem)
-def test_data_prep_knows_only_the_lowest_layer(file: Path) -> None:
-    assert imports(file) <= {"example", "labels", "questions", "data_prep"}
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_to_wings_that_stand_before(module: str) -> None:
+    assert upward(module, GRAPH[module]) == []
 
 
-def test_light_modules_load_neither_torch_nor_datasets() -> None:
+def test_there_is_no_circle() -> None:
+    assert circle(GRAPH) == []
+
+
+def test_an_upward_arrow_and_a_circle_are_seen() -> None:
+    text = "from skinvl.train import sft\nfrom skinvl.model.chat import Chat\nimport data_prep\n"
+    assert imports("skinvl.model.pack", text, FILES) == {"skinvl.train.sft", "skinvl.model.chat", "data_prep"}
+    assert upward("skinvl.model.pack", imports("skinvl.model.pack", text, FILES)) == ["data_prep", "skinvl.train.sft"]
+    assert upward("skinvl.score.stats", {"skinvl.model.chat"}) == ["skinvl.model.chat"]
+    assert upward("skinvl.release.merge", {"skinvl.serve.ask", "skinvl.evaluate.parity"}) == ["skinvl.serve.ask"]
+    assert upward("data_prep.isic", {"skinvl.sources.prep", "skinvl.data.example"}) == ["skinvl.sources.prep"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_a_verb_is_the_file_of_its_name_in_its_wing() -> None:
+    mains = {
+        module
+        for module, path in FILES.items()
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in ast.parse(path.read_text()).body)
+    }
+    assert mains == {f"skinvl.{wing}.{verb}" for verb, wing in cli.WING_OF.items()} | {"skinvl.__main__"}
+
+
+@pytest.mark.parametrize("verb", sorted(cli.WING_OF))
+def test_verbs_do_not_import_one_another(verb: str) -> None:
+    verbs = {f"skinvl.{wing}.{name}": name for name, wing in cli.WING_OF.items()}
+    called = {verbs[name] for name in GRAPH[f"skinvl.{cli.WING_OF[verb]}.{verb}"] if name in verbs}
+    assert called <= MAY_CALL.get(verb, set())
+
+
+@pytest.mark.parametrize("name", sorted(WINGS))
+def test_a_wing_says_in_a_sentence_what_it_is_and_imports_nothing(name: str) -> None:
+    (body,) = ast.parse(FILES[f"skinvl.{name}"].read_text(encoding="utf-8")).body
+    assert isinstance(body, ast.Expr)
+    assert isinstance(body.value, ast.Constant)
+    assert str(body.value.value).count(".") == 1
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("data_prep")))
+def test_data_prep_knows_examples_labels_and_questions_alone(name: str) -> None:
+    known = {"skinvl.data", "skinvl.data.example", "skinvl.data.labels", "skinvl.data.questions"}
+    assert {one for one in GRAPH[name] if not one.startswith("data_prep")} <= known
+
+
+@pytest.mark.parametrize("name", [*LIGHT, "publish"])
+def test_light_wings_load_no_torch(name: str) -> None:
+    modules = [module for module in MODULES if wing(module) == name] if name in LIGHT else ["skinvl.release.publish"]
+    also = [module for module in MODULES if wing(module) == "data_prep"] if name == "sources" else []
     code = (
-        f"import sys\nfor name in {TORCHLESS}: __import__(name)\nassert not {{'torch', 'datasets'}} & set(sys.modules)"
+        f"import importlib, sys\nfor name in {modules + also}: importlib.import_module(name)\n"
+        "assert not {'torch', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

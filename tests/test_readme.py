@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import data_prep
-from skinvl import cli, recipe
+from skinvl import __main__ as cli
+from skinvl.recipe import recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,7 +55,7 @@ def test_recipes_bases_and_verbs_of_the_readme_exist() -> None:
     for name in recipe.recipes() + recipe.bases():
         assert f"`{name}`" in README, name
     for verb in re.findall(r"\bskinvl ([a-z]+) ", README):
-        assert verb in cli.VERBS or verb in ("trains", "decides", "turns", "is", "sft"), verb
+        assert verb in cli.WING_OF or verb in ("trains", "decides", "turns", "is", "sft"), verb
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -1,0 +1,306 @@
+"""One conversation about one or more images: the record that every source is turned into.
+
+A prepared source is a folder: `<split>.parquet` files of Examples, `images/`, `card.json` and `ledger.jsonl`.
+Any library that reads the Hugging Face `messages` + `images` columns can use it as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from operator import attrgetter, itemgetter
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Part(TypedDict):
+    """A piece of a message: `{"type": "image", "text": None}` or `{"type": "text", "text": "…"}`, no other key."""
+
+    type: Literal["image", "text"]
+    text: str | None
+
+
+class Message(TypedDict):
+    """One turn; `content` is always a list, so that every row has one Arrow type."""
+
+    role: Role
+    content: list[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about an image and its question; None is unknown, never a sentence that says so."""
+
+    modality: str | None = None  # clinical, dermoscopy, pathology, …
+    diagnosis: str | None = None  # a canonical name of skinvl.data.labels where there is one
+    malignancy: str | None = None  # benign, premalignant or malignant
+    skin_type: str | None = None  # Fitzpatrick type, I to VI, or a pair such as I-II where no more is known
+    age: float | None = None  # years
+    sex: str | None = None  # female or male
+    site: str | None = None  # body site
+    kind: str | None = None  # kind of question: diagnosis, site, symptom, …; "open" or "closed" where no more is known
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation about zero or more images.
+
+    `group` names what no split may cut (a patient, a lesion, a figure); it is unique within `source`.
+    """
+
+    id: str
+    source: str
+    images: tuple[str, ...]  # paths relative to the source's folder, with forward slashes
+    messages: tuple[Message, ...]
+    group: str
+    split: str
+    licence: str
+    facts: Facts = Facts()
+    tags: tuple[str, ...] = ()  # rules of `skinvl prep` that it breaks and was kept in spite of
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that did not become a trained conversation: where it stood, the rule that says why, and what was found."""
+
+    row: str
+    rule: str
+    detail: str
+
+
+class ExampleError(ValueError):
+    """An Example that breaks the contract of this module."""
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """The type as the datasets library writes it down; loading that library for it takes longer than all else here."""
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if kind == _IMAGE:
+        return {"decode": False, "_type": "Image"}
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    return {"dtype": "float64" if pa.types.is_floating(kind) else str(kind), "_type": "Value"}
+
+
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_FACTS = [pa.field(one.name, pa.float64() if one.name == "age" else pa.string()) for one in fields(Facts)]
+_COLUMNS = {
+    "id": pa.string(),
+    "source": pa.string(),
+    "images": pa.list_(_IMAGE),
+    "messages": pa.list_(
+        pa.struct({"role": pa.string(), "content": pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))})
+    ),
+    "group": pa.string(),
+    "split": pa.string(),
+    "licence": pa.string(),
+    "facts": pa.struct(_FACTS),
+    "tags": pa.list_(pa.string()),
+}
+_INFO = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
+# The columns of a split, with what tells the datasets library that `images` holds images.
+SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps(_INFO)})
+_PART = {"type", "text"}
+
+
+def text(role: Role, words: str, images: int = 0) -> Message:
+    """A message of `images` image parts followed by `words`."""
+    pictures: list[Part] = [{"type": "image", "text": None} for _ in range(images)]
+    return {"role": role, "content": [*pictures, {"type": "text", "text": words}]}
+
+
+def words(message: Message) -> str:
+    """The text of a message, its parts joined as every chat template joins them: by nothing."""
+    content = message["content"]
+    if len(content) == 1:  # as most; a join takes three times as long
+        return content[0]["text"] or ""
+    return "".join([part["text"] or "" for part in content])
+
+
+def inside(path: str) -> bool:
+    """Whether a relative path, taken from a source's folder, stays in it."""
+    pure = PurePosixPath(path)
+    return bool(path) and "\\" not in path and not pure.is_absolute() and ".." not in pure.parts
+
+
+def validate(example: Example) -> None:
+    """Nothing, if the Example can be trained on.
+
+    Raises:
+        ExampleError: naming the Example, what was found and what was expected.
+    """
+
+    def fail(found: str, expected: str) -> None:
+        raise ExampleError(f"Example {example.id!r} of {example.source!r}: {found}; expected {expected}")
+
+    if not (example.id and example.source and example.group and example.split and example.licence):
+        empty = next(name for name in ("id", "source", "group", "split", "licence") if not getattr(example, name))
+        fail(f"an empty {empty}", "a non-empty string")
+    for path in example.images:
+        if not inside(path):
+            fail(f"image path {path!r}", "a relative path inside the source's folder")
+    roles = tuple(message["role"] for message in example.messages)
+    turns = roles[1:] if roles[:1] == ("system",) else roles
+    if not turns or turns != ("user", "assistant") * (len(turns) // 2):
+        fail(f"roles {list(roles)}", "an optional system turn, then user and assistant in turn")
+    pictures = 0
+    for message in example.messages:
+        spoken = False
+        for part in message["content"]:
+            if part.keys() != _PART or part["type"] not in ("image", "text"):
+                fail(f"content part {part!r}", "{'type': 'image' or 'text', 'text': …} and nothing else")
+            said = part["text"]
+            if (said is None) != (part["type"] == "image"):
+                fail(f"content part {part!r}", "text in a text part, None in an image part")
+            if said is None:
+                pictures += 1
+                if message["role"] != "user":
+                    fail(f"an image in a {message['role']} turn", "images in user turns")
+            elif said and not said.isspace():
+                spoken = True
+        if not spoken:
+            fail(f"a {message['role']} turn without words", "words in every turn")
+    if pictures != len(example.images):
+        fail(f"{pictures} image parts and {len(example.images)} images", "as many parts as images")
+
+
+def write(folder: Path, split: str, examples: Iterable[Example]) -> int:
+    """How many Examples went into `folder/<split>.parquet`, which appears whole or not at all.
+
+    Raises:
+        ExampleError: an Example breaks the contract; nothing is written then.
+    """
+    partial = folder / f".{split}.parquet.partial"
+    count = 0
+    try:
+        with pq.ParquetWriter(partial, SCHEMA) as writer:
+            for batch in _batches(examples, 2_000):
+                for example in batch:
+                    validate(example)
+                writer.write_table(table(batch))
+                count += len(batch)
+        partial.replace(folder / f"{split}.parquet")
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def read(folder: Path, split: str) -> list[Example]:
+    """The Examples of one split of a prepared source, in the order they were written.
+
+    Raises:
+        FileNotFoundError: no such source or split; the message says which there are and how to prepare it.
+        ExampleError: the file is not one that `write` made.
+    """
+    path = folder / f"{split}.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such split; {have(folder)}")
+    try:
+        return examples(pq.read_table(path))
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ExampleError(
+            f"{path}: not a file of Examples ({type(error).__name__}: {error}); "
+            "prepare the source again with skinvl prep"
+        ) from error
+
+
+def splits(folder: Path) -> list[str]:
+    """The splits of a prepared source, by name; none where the folder holds no source."""
+    return sorted(path.stem for path in folder.glob("*.parquet") if path.stem != "images")
+
+
+def have(folder: Path) -> str:
+    """What a message about a split that is not there says of the source, and how to prepare it."""
+    found = ", ".join(splits(folder))
+    what = f"it has the splits: {found}" if found else "the folder holds no prepared source"
+    return f"{what}. Prepare it with: skinvl prep DATASET RAW {folder} (skinvl prep --list)"
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """How many rows went into the JSON-lines file; dataclasses become objects."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            plain = row if isinstance(row, dict) else asdict(row)
+            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def table(rows: Sequence[Example]) -> pa.Table:
+    """The Examples as an Arrow table of SCHEMA, built by columns: much faster than row by row."""
+    messages = [message for row in rows for message in row.messages]
+    parts = [part for message in messages for part in message["content"]]
+    facts = [row.facts for row in rows]
+    paths = _texts(path for row in rows for path in row.images)
+    pictures = _struct(bytes=pa.nulls(len(paths), pa.binary()), path=paths)
+    pieces = _struct(type=_texts(map(itemgetter("type"), parts)), text=_texts(map(itemgetter("text"), parts)))
+    contents = _list((len(message["content"]) for message in messages), pieces)
+    turns = _struct(role=_texts(message["role"] for message in messages), content=contents)
+    columns = {
+        **{name: _texts(map(attrgetter(name), rows)) for name in ("id", "source", "group", "split", "licence")},
+        "images": _list((len(row.images) for row in rows), pictures),
+        "messages": _list((len(row.messages) for row in rows), turns),
+        "facts": _facts(facts),
+        "tags": _list((len(row.tags) for row in rows), _texts(tag for row in rows for tag in row.tags)),
+    }
+    return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def examples(rows: pa.Table) -> list[Example]:
+    """The Examples of a table that `table` made; columns that are no field of an Example are left out.
+
+    Raises:
+        KeyError, TypeError: the table has not the columns of SCHEMA.
+    """
+    return [
+        Example(
+            **{
+                **row,
+                "images": tuple(image["path"] for image in row["images"]),
+                "messages": tuple(row["messages"]),
+                "facts": Facts(**row["facts"]),
+                "tags": tuple(row["tags"]),
+            }
+        )
+        for row in rows.select(SCHEMA.names).to_pylist()
+    ]
+
+
+def _texts(values: Iterable[str | None]) -> pa.Array:
+    return pa.array(list(values), pa.string())
+
+
+def _facts(rows: Sequence[Facts]) -> pa.StructArray:
+    if rows and all(facts is rows[0] for facts in rows):  # as where nothing is known
+        values = {one.name: pa.scalar(getattr(rows[0], one.name), one.type) for one in _FACTS}
+        return _struct(**{name: pa.repeat(value, len(rows)) for name, value in values.items()})
+    return _struct(**{one.name: pa.array(list(map(attrgetter(one.name), rows)), one.type) for one in _FACTS})
+
+
+def _struct(**columns: pa.Array) -> pa.StructArray:
+    return pa.StructArray.from_arrays(list(columns.values()), list(columns))
+
+
+def _list(lengths: Iterable[int], values: pa.Array) -> pa.ListArray:
+    """The values cut into lists of these lengths."""
+    return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
+
+
+def _batches(items: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

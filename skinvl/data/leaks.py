@@ -1,0 +1,173 @@
+"""`skinvl leaks`: which images two sets share, by which evidence, and a sheet to judge the threshold by eye."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from skinvl.data import overlap
+from skinvl.data.fingerprints import THRESHOLD
+from skinvl.data.overlap import ImageMatch, Mask, Set, Shared
+from skinvl.data.pixels import ImageError, upright
+
+End = tuple[str, Path, str]  # the name of a set, its source, and an image's path there
+
+
+def main(arguments: list[str]) -> int:
+    """0, once the table is printed and the pairs and their sheet are written.
+
+    Raises:
+        FileNotFoundError, ValueError: see `overlap.read`.
+    """
+    parser = argparse.ArgumentParser(prog="skinvl leaks", description="Show which images two sets share.")
+    parser.add_argument("sets", nargs="+", metavar="SOURCE[:SPLIT]",
+                        help="a prepared source, or one split of it; a name without a slash lies in data/")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("leaks"), metavar="DIR",
+                        help="folder for pairs.csv and sheet.png (default leaks/)")  # fmt: skip
+    parser.add_argument("--threshold", type=int, default=THRESHOLD, metavar="BITS",
+                        help=f"most bits in which hashes of one image may differ (default {THRESHOLD})")  # fmt: skip
+    given = parser.parse_args(arguments)
+    if not 0 <= given.threshold <= 16:
+        parser.error(f"--threshold {given.threshold}: expected 0 to 16 bits; beyond that strangers look alike")
+    sets, images = overlap.read(given.sets)
+    kinds, close = overlap.evidence(images, given.threshold)
+    shared = overlap.nearest(sets, kinds)
+    found = overlap.matches(images, overlap.once(shared), given.threshold)
+    alike = overlap.matches(images, overlap.once(overlap.nearest(sets, [close])), given.threshold)
+    alike = [match for match in alike if "sha256" not in match.kinds]  # of equal bytes there is nothing to judge
+    given.out.mkdir(parents=True, exist_ok=True)
+    ends = [
+        (one.name, one.root, path) for one in sets for path in images["path"].slice(one.first, one.images).to_pylist()
+    ]
+    console = Console(highlight=False, markup=False)
+    console.print(_table(sets, shared))
+    _write(given.out / "pairs.csv", ends, found)
+    console.print(f"{given.out / 'pairs.csv'}: {len(found):,} pairs, nearest first", soft_wrap=True)
+    path = given.out / "sheet.png"
+    path.unlink(missing_ok=True)  # of an earlier call
+    if alike:
+        pairs = choose([_pair(ends[match.one], ends[match.other], match.far) for match in alike])
+        draw(path, pairs, given.threshold)
+        console.print(f"{path}: {len(pairs)} of {len(alike):,} pairs that look alike, nearest first", soft_wrap=True)
+    else:
+        console.print("no sheet: no two images look alike, except where their bytes are equal", soft_wrap=True)
+    return 0
+
+
+def _table(sets: Sequence[Set], shared: Shared) -> Table:
+    """How much of each set another one has too, by each kind of evidence and by any."""
+    table = Table("A", "B", "evidence", "images of A", "of B", "conversations of A", "of B")
+    for one, other in combinations(range(len(sets)), 2):
+        sides = [
+            overlap.shared(sets[own], sets[theirs], shared[theirs, own]) for own, theirs in ((one, other), (other, one))
+        ]
+        names = [kind for kind in sides[0] if any(side[kind][1].any() for side in sides)]
+        for kind in names if len(names) > 2 else names[:1] or ["any"]:
+            cells = [_cell(side[kind][place]) for place in (0, 1) for side in sides]
+            table.add_row(sets[one].name, sets[other].name, kind if names else "none", *cells)
+        table.add_section()
+    return table
+
+
+def _cell(mask: Mask) -> str:
+    return f"{int(mask.sum()):,} of {len(mask):,}"
+
+
+def _write(path: Path, ends: Sequence[End], found: Iterable[ImageMatch]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["set a", "image a", "set b", "image b", "kind", "distance"])
+        for match in found:
+            (one, _, left), (other, _, right) = ends[match.one], ends[match.other]
+            writer.writerow([one, left, other, right, "+".join(match.kinds), "" if match.far > 64 else match.far])
+
+
+def _pair(one: End, other: End, far: int) -> ImagePair:
+    return ImagePair(far, (f"{one[0]} {one[2]}", f"{other[0]} {other[2]}"), (one[1] / one[2], other[1] / other[2]))
+
+
+SIDE = 176  # pixels of an image's longer side
+GAP = 8
+LINE = 17  # pixels of a line of text
+COLUMNS = 3
+MOST = 40  # pairs on a sheet
+LINKED, APART, INK, PAPER, NOTHING = (0, 110, 60), (180, 40, 40), (30, 30, 30), (255, 255, 255), (225, 225, 225)
+CELL = (2 * SIDE + GAP, SIDE + 3 * LINE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePair:
+    """Two images: what they are called, where they lie, and how many bits their hashes differ by."""
+
+    distance: int
+    names: tuple[str, str]
+    files: tuple[Path, Path]
+
+
+def choose(pairs: Sequence[ImagePair], most: int = MOST) -> list[ImagePair]:
+    """At most so many pairs, of every distance as many as of any other where there are enough, nearest first."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for pair in pairs:
+        ranks.append(seen[pair.distance])
+        seen[pair.distance] += 1
+    order = sorted(range(len(pairs)), key=lambda place: (ranks[place], pairs[place].distance))
+    return sorted((pairs[place] for place in order[:most]), key=lambda pair: pair.distance)
+
+
+def draw(path: Path, pairs: Sequence[ImagePair], threshold: int) -> None:
+    """Nothing; the PNG holds the pairs side by side, each with its distance and names above.
+
+    Pairs up to the threshold are labelled in green as one image, the others in red as two.
+    """
+    rows = -(-len(pairs) // COLUMNS)
+    size = (GAP + COLUMNS * (CELL[0] + 3 * GAP), GAP + rows * (CELL[1] + 2 * GAP))
+    sheet = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, pair in enumerate(pairs):
+        left, top = place(number)
+        linked = pair.distance <= threshold
+        said = f"{pair.distance} bits: {'one image' if linked else 'two images'} at threshold {threshold}"
+        pen.text((left, top), said, LINKED if linked else APART, font)
+        for line, name in enumerate(pair.names, start=1):
+            pen.text((left, top + line * LINE), _short(name, font), INK, font)
+        for side, file in enumerate(pair.files):
+            sheet.paste(_thumbnail(file), (left + side * (SIDE + GAP), top + 3 * LINE))
+    sheet.save(path)
+
+
+def place(number: int) -> tuple[int, int]:
+    """The upper left corner, (x, y) in pixels, of a pair's cell; its images lie below three lines of text."""
+    row, column = divmod(number, COLUMNS)
+    return GAP + column * (CELL[0] + 3 * GAP), GAP + row * (CELL[1] + 2 * GAP)
+
+
+def _thumbnail(file: Path) -> Image.Image:
+    """The image on a square of paper, a grey square where it cannot be read."""
+    square = Image.new("RGB", (SIDE, SIDE), PAPER)
+    try:
+        small = upright(file)
+    except ImageError:
+        ImageDraw.Draw(square).rectangle((0, 0, SIDE, SIDE), NOTHING)
+        return square
+    small.thumbnail((SIDE, SIDE))
+    square.paste(small)
+    return square
+
+
+def _short(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The name with its middle left out, if it is wider than the cell."""
+    kept = name
+    while font.getlength(kept) > CELL[0] and len(name) > 2:
+        name = name[: len(name) // 2 - 1] + name[len(name) // 2 + 1 :]
+        kept = f"{name[: len(name) // 2]}…{name[len(name) // 2 :]}"
+    return kept

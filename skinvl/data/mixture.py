@@ -1,0 +1,233 @@
+"""The sources of a recipe as one train set and one eval set per source, which share no group and no image."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from skinvl.data import fingerprints
+from skinvl.data.example import Dropped, Example, read
+from skinvl.data.fingerprints import KINDS, Pairs
+from skinvl.data.source import IMAGES_SCHEMA, read_card, source_folder, used_images
+from skinvl.recipe.files import digest
+from skinvl.recipe.recipe import Data, SourceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One conversation, the folder its image paths start from, and how often an epoch shows it."""
+
+    example: Example
+    root: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """An eval conversation that shares its group or an image with the train set, perhaps by way of others."""
+
+    name: str  # of the eval set
+    row: Row
+    twin: Row  # a train conversation of its cluster
+    kind: str  # group, sha256, archive or phash, the first that suffices; chain if no single one does
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """The conversations of a recipe, apart in training and evaluation."""
+
+    train: list[Row]
+    evaluation: dict[str, list[Row]]  # by label
+    moved: list[Dropped] = field(default_factory=list)  # eval conversations that a shared image took from their set
+    leaking: int = 0  # eval conversations that share something with the train set, where that is allowed
+
+
+class LeakError(ValueError):
+    """A conversation of an eval set shares its group or an image with a train set, and may not move there."""
+
+
+NOTHING = -1  # the index of no row
+
+
+def label(spec: SourceSpec, specs: Sequence[SourceSpec]) -> str:
+    """The name an eval set is logged under: the source, with its split where the source occurs twice."""
+    name = Path(spec.source).name
+    twins = sum(Path(other.source).name == name for other in specs)
+    return f"{name}_{spec.split}" if twins > 1 else name
+
+
+def rows(spec: SourceSpec) -> list[Row]:
+    """The rows of one source and split, each with the source's weight."""
+    root = source_folder(spec.source)
+    return [Row(example, root, spec.weight) for example in read(root, spec.split)]
+
+
+def load(data: Data) -> Sets:
+    """The train rows, and the eval rows of each source by its label, with no group or image in both.
+
+    A conversation whose cluster reaches into the train set leaves its eval set, where the source was split by group;
+    it is trained on if its source is. The split of a benchmark stays as it is.
+
+    Raises:
+        FileNotFoundError: a source is not prepared, or without fingerprints.
+        LeakError: an official eval set shares a group or an image with the train set and `data.allow_leak` is false.
+        ValueError: no conversation to train on or left to evaluate on, or two eval sets of one name.
+    """
+    train = [row for spec in data.train for row in rows(spec)]
+    labels = [label(spec, data.eval) for spec in data.eval]
+    if twice := {name for name in labels if labels.count(name) > 1}:
+        raise ValueError(f"data.eval: two sets are called {min(twice)}; their losses need names, rename a folder")
+    evaluation = dict(zip(labels, map(rows, data.eval), strict=True))
+    if not train:
+        raise ValueError("data.train: the sources hold no conversation; nothing can be trained")
+    found = leaks(train, evaluation)
+    if data.allow_leak:
+        return Sets(train, evaluation, leaking=len(found))
+    fixed = {root for root in {leak.row.root for leak in found} if read_card(root).get("split") != "group"}
+    _refuse([leak for leak in found if leak.row.root in fixed])
+    return _moved(data, Sets(train, evaluation), found)
+
+
+def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
+    """Each row with the images of another; None for one without images, or that no others are left for.
+
+    Images are permuted among the rows of one source that show as many; rows that show the same get the same others.
+    """
+    sets: dict[tuple[Path, int], dict[tuple[str, ...], None]] = {}
+    for row in rows:
+        sets.setdefault((row.root, len(row.example.images)), {})[row.example.images] = None
+    other: dict[tuple[Path, tuple[str, ...]], tuple[str, ...]] = {}
+    for (root, _), some in sets.items():
+        pool = list(some)
+        generator.shuffle(pool)
+        other |= {(root, images): pool[position - 1] for position, images in enumerate(pool)}
+    images = [other[row.root, row.example.images] for row in rows]
+    return [
+        None if row.example.images == some else replace(row, example=replace(row.example, images=some))
+        for row, some in zip(rows, images, strict=True)
+    ]
+
+
+def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list[Leak]:
+    """The eval rows whose cluster holds a train row, in order.
+
+    A cluster is what a group of one source or an image holds together, over all rows: by its bytes, its archive id or
+    its perceptual hash.
+
+    Raises:
+        FileNotFoundError, ValueError: see `fingerprints.used`.
+    """
+    names = [name for name, some in evaluation.items() for _ in some]
+    every = [*train, *(row for some in evaluation.values() for row in some)]
+    if not names:
+        return []
+    images, shown, group = _nodes(every)
+    groups = int(group.max()) + 1
+    base = np.stack([group[shown[:, 0]], groups + shown[:, 1]], axis=1)
+    links = {kind: fingerprints.shared(images, kind) + groups for kind in KINDS}
+
+    def reached(*some: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        cluster = fingerprints.clusters(groups + len(images), np.concatenate([base, *some]))[group]
+        return np.isin(cluster[len(train) :], cluster[: len(train)]), cluster
+
+    leaking, cluster = reached(*links.values())
+    if not leaking.any():
+        return []
+    alone = {"group": np.isin(group[len(train) :], group[: len(train)])}
+    alone |= {kind: reached(pairs)[0] for kind, pairs in links.items()}
+    twin = dict(zip(cluster[: len(train)][::-1].tolist(), train[::-1], strict=True))
+    found = []
+    for place in np.flatnonzero(leaking).tolist():
+        kind = next((kind for kind, mask in alone.items() if mask[place]), "chain")
+        index = len(train) + place
+        found.append(Leak(names[place], every[index], twin[int(cluster[index])], kind))
+    return found
+
+
+def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
+    """The images of N rows as a table, int64[P, 2] (row, its image's place there), and int64[N] group of each row."""
+    group: dict[tuple[str, str], int] = {}
+    groups = [group.setdefault((row.example.source, row.example.group), len(group)) for row in every]
+    roots: dict[Path, list[int]] = defaultdict(list)
+    for index, row in enumerate(every):
+        roots[row.root].append(index)
+    tables, shown, count = [IMAGES_SCHEMA.empty_table()], [np.empty((0, 2), np.int64)], 0
+    for root, indices in roots.items():
+        places = [index for index in indices for _ in every[index].example.images]
+        paths = [path for index in indices for path in every[index].example.images]
+        images, place = used_images(root, pa.array(paths, pa.string()))
+        shown.append(np.stack([np.array(places, np.int64), place + count], axis=1))
+        tables.append(images)
+        count += len(images)
+    return pa.concat_tables(tables), np.concatenate(shown), np.array(groups, np.int64)
+
+
+def _refuse(found: Sequence[Leak]) -> None:
+    """Nothing, if no official eval set leaks.
+
+    Raises:
+        LeakError: one does.
+    """
+    if not found:
+        return
+    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(leak.kind for leak in found).most_common())
+    names = ", ".join(dict.fromkeys(leak.name for leak in found))
+    examples = "; ".join(f"{_id(leak.row)} ~ {_id(leak.twin)} ({leak.kind})" for leak in found[:3])
+    sources = " ".join(dict.fromkeys(str(row.root) for leak in found for row in (leak.row, leak.twin)))
+    raise LeakError(
+        f"data.eval: {len(found)} eval conversations of {names} share a group or an image with data.train ({counts}; "
+        f"such as {examples}), and may not move there, as their split was not made by group. "
+        f"Look at them with: skinvl leaks {sources}. Then prepare the source with --split group, "
+        "leave one of the sources out, or set data.allow_leak=true, which the run records"
+    )
+
+
+def _moved(data: Data, sets: Sets, found: Sequence[Leak]) -> Sets:
+    """The sets, with every leaking eval conversation in the train set or in neither.
+
+    Raises:
+        ValueError: an eval set has none left.
+    """
+    weights = {source_folder(spec.source).resolve(): spec.weight for spec in reversed(data.train)}
+    places = {root: root.resolve() for root in {row.root for row in [*sets.train, *(leak.row for leak in found)]}}
+    trained = {(places[row.root], row.example.id) for row in sets.train}
+    gone = {(leak.name, leak.row.example.id) for leak in found}
+    train, moved = list(sets.train), []
+    for leak in found:
+        place = places[leak.row.root]
+        joins = place in weights and (place, leak.row.example.id) not in trained
+        if joins:
+            train.append(replace(leak.row, weight=weights[place]))
+        rule = "moved-to-train" if joins else "left-out-of-eval"
+        detail = f"of {leak.name}: shares its cluster with {_id(leak.twin)} of the train set, by {leak.kind}"
+        moved.append(Dropped(_id(leak.row), rule, detail))
+    evaluation = {
+        name: [row for row in some if (name, row.example.id) not in gone] for name, some in sets.evaluation.items()
+    }
+    for name, some in sets.evaluation.items():
+        if some and not evaluation[name]:
+            raise ValueError(
+                f"data.eval: all {len(some)} conversations of {name} share a group or an image with data.train; "
+                "choose another eval set, or leave the source that holds the same images out of data.train"
+            )
+    return Sets(train, evaluation, moved)
+
+
+def _id(row: Row) -> str:
+    return f"{row.example.source}:{row.example.id}"
+
+
+def digests(data: Data) -> dict[str, str]:
+    """32 hexadecimal digits of each file that holds a recipe's conversations, or what its images are."""
+    files = set()
+    for spec in (*data.train, *data.eval):
+        source = source_folder(spec.source)
+        files |= {source / f"{spec.split}.parquet", source / "images.parquet"}
+    return {str(file): digest(file) for file in sorted(files) if file.is_file()}

@@ -1,0 +1,134 @@
+"""Which conversations an epoch shows, and how often."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
+
+from skinvl.data.mixture import NOTHING, Row
+
+SOON = 64  # groups ahead among which a block looks for one that fits
+
+
+class MixtureSampler:
+    """Indices of one epoch, drawn anew from (seed, epoch): weights in whole groups, and facts in balance.
+
+    Weight w is ⌊w⌋ copies of a source and a share w − ⌊w⌋ of its groups; the last group drawn is cut, so that every
+    epoch has the same length. With `balance`, the conversations whose fact is known are drawn so that each of its
+    values is equally frequent; those whose fact is unknown are kept as they are.
+
+    Conversations about the same images stand together, whole within every `step` consecutive indices where they fit,
+    and in there within every `batch`: what an optimizer step sees does not depend on how it is cut into batches and
+    ranks. What is shown twice in an epoch is not shown twice together. With a step of 1 the shuffle is a plain one.
+
+    An epoch ends with NOTHING until it is a multiple of `multiple`, the rows that all ranks see at once: where one has
+    no conversation left it trains on none, while accelerate alone would show it some a second time.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        seed: int,
+        balance: str | None = None,
+        *,
+        multiple: int = 1,
+        batch: int = 1,
+        step: int = 1,
+    ) -> None:
+        self.rows, self.seed, self.balance, self.batch, self.step = rows, seed, balance, batch, step
+        self.alike = alike(rows)
+        self.epoch = 0
+        drawn = len(self._draw(random.Random(0)))
+        self.filling = -drawn % multiple
+        self.length = drawn + self.filling
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing; the next iteration draws the indices of this epoch. Called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.Random(f"{self.seed}-{self.epoch}")
+        indices = self._draw(generator)
+        if self.balance is not None:
+            indices = self._balanced(indices, generator)
+        generator.shuffle(indices)
+        if self.step > 1:
+            steps = together(self.alike, indices, self.step)
+            indices = [index for some in steps for block in together(self.alike, some, self.batch) for index in block]
+        return iter([*indices, *[NOTHING] * self.filling])
+
+    def _draw(self, generator: random.Random) -> list[int]:
+        pools: dict[tuple[str, float], list[int]] = defaultdict(list)
+        for index, row in enumerate(self.rows):
+            pools[str(row.root), row.weight].append(index)
+        drawn: list[int] = []
+        for (_, weight), pool in pools.items():
+            drawn += pool * int(weight)
+            groups: dict[str, list[int]] = defaultdict(list)
+            for index in pool:
+                groups[self.rows[index].example.group].append(index)
+            order = list(groups)
+            generator.shuffle(order)
+            share = [index for group in order for index in groups[group]]
+            drawn += share[: round((weight - int(weight)) * len(pool))]
+        return drawn
+
+    def _balanced(self, indices: list[int], generator: random.Random) -> list[int]:
+        values: dict[str, list[int]] = defaultdict(list)
+        unknown: list[int] = []
+        for index in indices:
+            value = getattr(self.rows[index].example.facts, str(self.balance))
+            (unknown if value is None else values[str(value)]).append(index)
+        known = len(indices) - len(unknown)
+        balanced: list[int] = []
+        for position, value in enumerate(sorted(values)):
+            quota = known // len(values) + (position < known % len(values))
+            pool = values[value]
+            while quota > 0:
+                generator.shuffle(pool)
+                balanced += pool[:quota]
+                quota -= len(pool)
+        return balanced + unknown
+
+
+def alike(rows: Sequence[Row]) -> list[int]:
+    """A number for each row, the same for those that show the same images; a row without images has its own."""
+    numbers: dict[tuple[str | int, ...], int] = {}
+    keys = ((str(row.root), *row.example.images) if row.example.images else (place,) for place, row in enumerate(rows))
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def together(kinds: Sequence[int], indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Blocks of `size` indices, the last one perhaps shorter, in which those of one kind stand together.
+
+    A block takes groups in their order, and where the next does not fit the first of those soon after it that does;
+    where none does, that next one is cut. An index that is given twice stands apart from itself.
+    """
+    seen: Counter[int] = Counter()
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for place, index in enumerate(indices):
+        groups[kinds[index], seen[index]].append((index, place))
+        seen[index] += 1
+    # A group stands where its lowest index does: where its first does, large groups would all come early.
+    ordered = sorted(groups.values(), key=lambda group: min(group)[1])
+    parts = (group[start : start + size] for group in ordered for start in range(0, len(group), size))
+    left = deque([index for index, _ in part] for part in parts)
+    block: list[int] = []
+    while left:
+        room = size - len(block)
+        fitting = next((place for place in range(min(SOON, len(left))) if len(left[place]) <= room), None)
+        if fitting is None:
+            block += left[0][:room]
+            left[0] = left[0][room:]
+        else:
+            block += left[fitting]
+            del left[fitting]
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block

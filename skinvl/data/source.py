@@ -1,0 +1,89 @@
+"""A prepared source as others read it: its folder, its card, and the table of its images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+# One row per image of a prepared source.
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),  # as Example.images has it
+        ("sha256", pa.string()),  # hexadecimal, of the original file
+        ("phash", pa.uint64()),  # null where the picture is too flat to tell
+        ("archive", pa.string()),  # the ISIC archive's id, null where the name has none
+        ("width", pa.int32()),  # pixels, upright
+        ("height", pa.int32()),
+    ]
+)
+_AGAIN = "Prepare the source again with: skinvl prep DATASET RAW OUT (skinvl prep --list)"
+
+
+def source_folder(source: str, data: Path = Path("data")) -> Path:
+    """Where a prepared source lies: a path, which has a slash, as given; a bare name under `data/`."""
+    return Path(source) if "/" in source else data / source
+
+
+def read_card(source: Path) -> dict[str, Any]:
+    """What the card of a prepared source says; nothing where it has none.
+
+    Raises:
+        ValueError: the card cannot be read.
+    """
+    path = source / "card.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a card ({error}). {_AGAIN}") from error
+
+
+def read_images(folder: Path) -> pa.Table:
+    """The images of a prepared source: a table of IMAGES_SCHEMA.
+
+    Raises:
+        FileNotFoundError: the source has no such table.
+        ValueError: the file is not one.
+    """
+    path = folder / "images.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it is needed to find shared images. {_AGAIN}")
+    try:
+        names = pq.read_schema(path).names
+        if missing := [name for name in IMAGES_SCHEMA.names if name not in names]:
+            raise ValueError(f"no column {', '.join(missing)}")
+        return pq.read_table(path, columns=IMAGES_SCHEMA.names, partitioning=None).cast(IMAGES_SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path}: not a table of images ({error}). {_AGAIN}") from error
+
+
+def used_images(source: Path, paths: pa.Array) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The named images of a prepared source, each once, as a table of IMAGES_SCHEMA, and int64[N], the place of each.
+
+    They have no perceptual hash where the card says that images which look alike are not the same.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_images`; or an image that the table does not have.
+    """
+    if len(paths) == 0:
+        return IMAGES_SCHEMA.empty_table(), np.empty(0, np.int64)
+    images = read_images(source)
+    found = pc.index_in(paths, value_set=images["path"].combine_chunks())
+    if found.null_count:
+        absent = pc.filter(paths, pc.is_null(found))[0].as_py()
+        raise ValueError(f"{source / 'images.parquet'}: has no row of {absent}, which a conversation shows. {_AGAIN}")
+    places, inverse = np.unique(found.to_numpy(), return_inverse=True)
+    images = images.take(places)
+    if not read_card(source).get("alike", True):
+        images = images.set_column(
+            IMAGES_SCHEMA.get_field_index("phash"), IMAGES_SCHEMA.field("phash"), pa.nulls(len(images), pa.uint64())
+        )
+    return images, np.asarray(inverse, np.int64)

@@ -1,0 +1,1 @@
+"""A run is asked, and its predictions are written down."""

@@ -1,0 +1,228 @@
+"""`skinvl classify`: how likely a model holds each class of an image, all classes in one forward; and what it says.
+
+The likelihood of a class is log p(its name and the end of the turn | image, question), the sum over the name's tokens.
+With its end counted in, no class is part of another: over the classes of a set the softmax is exactly p(class | the
+answer is one of them). Score makes of it the length-normalised variant, which divides by the number of tokens (Brown et
+al. 2020, Language Models are Few-Shot Learners, 2.4), and the prior-corrected one, which takes away the likelihood of
+the name without the image (PMI: Holtzman et al. 2021, Surface Form Competition, equation 2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from skinvl.data import mixture
+from skinvl.data.example import Example, text
+from skinvl.data.mixture import Row
+from skinvl.data.pixels import ImageError, upright
+from skinvl.evaluate import benchmarks, contamination
+from skinvl.evaluate.benchmarks import Sample, Task
+from skinvl.evaluate.distributed import predict, ranks
+from skinvl.model import infer
+from skinvl.model.chat import UNTRAINED, ChatError
+from skinvl.model.infer import Asked, Batch, last_answer
+from skinvl.model.lengths import sizes
+from skinvl.model.loaded import LoadedModel, load_model
+from skinvl.model.pack import Collator, seen
+from skinvl.recipe import run
+from skinvl.recipe.recipe import ClassSpec, Generation, Recipe
+from skinvl.recipe.words import recipe_parser
+from skinvl.score import predictions
+from skinvl.score.predictions import Classified, PredictionJournal, rule
+
+PROMPTED = Generation(max_new_tokens=48)  # a class name, and a few words around it
+
+
+class ClassifyError(ValueError):
+    """Nothing to classify."""
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once the predictions lie in the run, or in the folder of a base alone."""
+    parser = recipe_parser("classify", "Weigh the classes of each image, by likelihood and by asking.", run=True)
+    given = parser.parse_intermixed_args(words)
+    classify_sets(*run.evaluated(given.recipe, given.overrides))
+    return 0
+
+
+def classify_sets(recipe: Recipe, out: Path) -> None:
+    """Writes the likelihoods of each set that the recipe classifies to `out/eval/classes`."""
+    if not recipe.evaluate.classify:
+        raise ClassifyError(
+            "evaluate.classify: names no set, so that there is nothing to classify; name one in the recipe, or on the "
+            'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
+        )
+    state = ranks()
+    say = Console(quiet=not state.is_main_process)
+    if state.is_main_process:
+        run.begin(out, recipe)
+    # What an adapter was trained on; of a base alone nobody knows.
+    train = mixture.load(recipe.data).train if recipe.init_adapter is not None else []
+    asked = load_model(recipe, state.device)
+    folder = out / "eval" / "classes"
+    for name, spec in zip(benchmarks.names(recipe.evaluate.classify), recipe.evaluate.classify, strict=True):
+        classified(asked, spec, spec.split, train, folder / f"{name}.jsonl", state, say)
+        if spec.validation is not None:
+            classified(asked, spec, spec.validation, train, folder / f"{name}.validation.jsonl", state, say)
+
+
+def classified(
+    asked: LoadedModel, spec: ClassSpec, split: str, train: Sequence[Row], path: Path, state: PartialState, say: Console
+) -> None:
+    """Nothing; the predictions of a split lie at the path, each rank having weighed its share of what was lacking.
+
+    Cases that share a group or an image with the train rows are not weighed, unless `data.allow_leak` has it so.
+    """
+    task = benchmarks.load(spec, split)
+    apart = contamination.without(task.cases, train) if train else task.cases
+    leaking = sum(case.detail.startswith(contamination.RULE) for case in apart)
+    if not asked.recipe.data.allow_leak:
+        task = replace(task, cases=apart)
+    weighing = ClassCollator(asked.collator, task, asked.recipe.evaluate.prompted)
+    tokens, prior = weighing.names(asked, predictions.begun(path))
+    settings = {
+        "set": path.stem,
+        "rows": len(task.cases),
+        "source": spec.source,
+        "split": split,
+        "benchmark": task.benchmark,
+        "classes": list(task.classes),
+        "malignant": task.malignant and list(task.malignant),
+        "question": task.question,
+        "leaking": leaking,
+        "allow_leak": asked.recipe.data.allow_leak,
+        "prompted": asked.recipe.evaluate.prompted,
+        "label_tokens": tokens,
+        "prior": prior,
+        **asked.facts,
+    }
+    size = max(1, asked.recipe.evaluate.batch_size // len(task.classes))
+    workers = int(asked.recipe.train.get("dataloader_num_workers", 0))
+
+    def told(blocks: Any) -> Iterator[list[Classified]]:  # anything with a length and items is a dataset
+        return classified_batches(
+            asked, task, DataLoader(blocks, batch_size=None, collate_fn=weighing, num_workers=workers)
+        )
+
+    rows = predict(
+        PredictionJournal(path, settings, Classified),
+        task.cases,
+        lambda left: [left[start : start + size] for start in range(0, len(left), size)],
+        told,
+        state,
+        say,
+    )
+    rest = Counter(rule(row.detail) for row in rows if row.detail)
+    why = "".join(f"; {count:,} not scored: {reason}" for reason, count in rest.items())
+    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes{why}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCollator:
+    """Cases → one batch with a conversation for each class of each of them: a collate function."""
+
+    collator: Collator
+    task: Task
+    prompted: bool
+
+    def __call__(self, cases: Sequence[Sample], whole: bool = False) -> ClassBatch:
+        """The cases that can be weighed, with their batches, and the records of the others.
+
+        Args:
+            whole: whether each image is read to its end first, so that one that breaks off refuses its own case.
+        """
+        some, given, prompts, refused = [], [], [], []
+        for case in cases:
+            try:
+                if case.label is None:
+                    raise ClassifyError(case.detail)
+                named = [self._asked(case.root, self._naming(case.example, name)) for name in self.task.classes]
+                prompt = [self._prompt(case)] if self.prompted else []
+                if whole:
+                    for name in case.example.images:
+                        upright(case.root / name)
+            except (ChatError, ImageError, ClassifyError) as error:
+                refused.append(case.record(None, str(error)))
+                continue
+            some.append(case)
+            given += named
+            prompts += prompt
+        try:
+            batches = [infer.prepare(self.collator, asked) if asked else None for asked in (given, prompts)]
+        except ImageError:
+            return self(cases, whole=True)
+        return ClassBatch(some, batches[0], batches[1], refused)
+
+    def names(self, asked: LoadedModel, begun: dict[str, Any] | None) -> tuple[list[int], list[float] | None]:
+        """Of each class, the tokens of its name and its end, and how likely they are where no image is shown.
+
+        The latter is None where each case asks a question of its own; what was `begun` keeps what it began with.
+        """
+        whole = [self._asked(Path(), self._unseen(name)) for name in self.task.classes]
+        tokens = [sum(label != UNTRAINED for label in one.encoded.labels) for one in whole]
+        if begun is not None:
+            return tokens, begun["prior"]
+        if self.task.question is None:
+            return tokens, None
+        with asked.autocast():
+            return tokens, infer.likelihoods(asked.model, infer.prepare(self.collator, whole))
+
+    def _asked(self, root: Path, example: Example) -> Asked:
+        row = Row(example, root)
+        encoded = last_answer(self.collator.chat.encode(example, sizes(root, example)))
+        return Asked(encoded, seen(row, encoded))
+
+    def _prompt(self, case: Sample) -> Asked:
+        example = case.example
+        if self.task.question is not None:
+            listed = f"{self.task.question}\nAnswer with one of these: {'; '.join(self.task.classes)}."
+            example = _asking(example, listed, len(example.images))
+        encoded = self.collator.chat.prompt(example, sizes(case.root, example))
+        return Asked(encoded, seen(Row(example, case.root), encoded))
+
+    def _naming(self, example: Example, name: str) -> Example:
+        return replace(example, messages=(*example.messages[:-1], text("assistant", name)))
+
+    def _unseen(self, name: str) -> Example:
+        asked = self.task.question or "?"
+        return Example("prior", "skinvl", (), (text("user", asked), text("assistant", name)), "prior", "none", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassBatch:
+    """Cases with the batch of their classes, class after class of each, and that of their prompts."""
+
+    cases: list[Sample]
+    classes: Batch | None
+    prompts: Batch | None
+    refused: list[Classified]
+
+
+def classified_batches(asked: LoadedModel, task: Task, loader: Iterable[ClassBatch]) -> Iterator[list[Classified]]:
+    """The records of each batch."""
+    for one in loader:
+        found = list(one.refused)
+        said: list[str | None] = [None] * len(one.cases)
+        if one.classes is not None:
+            with asked.autocast():
+                scores = infer.likelihoods(asked.model, one.classes)
+                if one.prompts is not None:
+                    answers = infer.generate(asked.model, asked.chat, one.prompts, PROMPTED)
+                    tokenizer = asked.chat.tokenizer
+                    said = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+            each = len(task.classes)
+            for place, (case, words) in enumerate(zip(one.cases, said, strict=True)):
+                found.append(case.record(scores[place * each : (place + 1) * each], "", words, task.classes))
+        yield found
+
+
+def _asking(example: Example, question: str, images: int) -> Example:
+    return replace(example, messages=(*example.messages[:-2], text("user", question, images), example.messages[-1]))

@@ -1,0 +1,167 @@
+"""Questions of an eval set and what answers them: which are asked together, and the record of each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import xxhash
+from torch.utils.data import DataLoader
+
+from skinvl.data.example import words
+from skinvl.data.mixture import Row
+from skinvl.data.pixels import ImageError, upright
+from skinvl.data.sampler import alike, together
+from skinvl.model import infer
+from skinvl.model.chat import ChatError
+from skinvl.model.infer import Asked, Batch
+from skinvl.model.lengths import sizes
+from skinvl.model.loaded import LoadedModel
+from skinvl.model.pack import Collator, seen
+from skinvl.recipe.recipe import Generation
+from skinvl.score.predictions import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question: a conversation whose last turn is the reference answer, and how it is told from the others."""
+
+    id: str
+    row: Row
+
+    @property
+    def key(self) -> str:
+        """As `predictions.key`."""
+        return f"{self.row.example.source}/{self.id}"
+
+
+class Engine(Protocol):
+    """What answers questions; `facts` are those of its model."""
+
+    facts: dict[str, Any]
+
+    def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
+        """The answers to each block of questions, which all show images or none."""
+
+
+def questions(row: Row) -> Iterator[Question]:
+    """The questions of a conversation, each with everything before it; the first keeps the conversation's id."""
+    turns = [place for place, message in enumerate(row.example.messages) if message["role"] == "assistant"]
+    for number, place in enumerate(turns, 1):
+        messages = row.example.messages[: place + 1]
+        shown = sum(part["type"] == "image" for message in messages for part in message["content"])
+        example = replace(row.example, messages=messages, images=row.example.images[:shown])
+        yield Question(row.example.id + (f"#{number}" if number > 1 else ""), replace(row, example=example))
+
+
+def blocks(asked: Sequence[Question], size: int) -> list[list[Question]]:
+    """Questions to ask together, those about the same images side by side, those without any apart."""
+    rows = [question.row for question in asked]
+    kinds = alike(rows)
+    parts = [[place for place, row in enumerate(rows) if bool(row.example.images) == shown] for shown in (True, False)]
+    return [[asked[place] for place in block] for part in parts for block in together(kinds, part, size)]
+
+
+def seed_of(question: Question, generation: Generation) -> int:
+    """The seed of a question's answer: its own, whatever is asked beside it; 0 where nothing is drawn."""
+    if not generation.do_sample:
+        return 0
+    return xxhash.xxh3_64_intdigest(f"{generation.seed} {question.key}".encode()) >> 1
+
+
+def answer(
+    question: Question,
+    said: str | None,
+    finish_reason: Literal["stop", "length", "refused"],
+    detail: str = "",
+    tokens: int = 0,
+    seed: int = 0,
+) -> Answer:
+    """The record of an answer, or of why there is none."""
+    example = question.row.example
+    *_, asked, reference = example.messages
+    return Answer(
+        id=question.id,
+        source=example.source,
+        group=example.group,
+        images=tuple(str((question.row.root / name).absolute()) for name in example.images),
+        question=words(asked),
+        reference=words(reference),
+        facts=example.facts,
+        answer=said,
+        finish_reason=finish_reason,
+        detail=detail,
+        tokens=tokens,
+        seed=seed,
+    )
+
+
+class Transformers:
+    """The engine that every training has: its own model, on shared prefixes.
+
+    Args:
+        workers: processes that read images ahead.
+    """
+
+    def __init__(self, subject: LoadedModel, generation: Generation, workers: int = 0) -> None:
+        self.subject, self.generation, self.workers, self.facts = subject, generation, workers, subject.facts
+
+    def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
+        """As Engine."""
+        given: Any = blocks  # anything with a length and items is a dataset
+        loader: Any = DataLoader(
+            given, batch_size=None, collate_fn=QuestionCollator(self.subject.collator), num_workers=self.workers
+        )
+        for asked, batch, refused in loader:
+            if batch is None:
+                yield refused
+                continue
+            seeds = [seed_of(question, self.generation) for question in asked]
+            with self.subject.autocast():
+                found = infer.generate(self.subject.model, self.subject.chat, batch, self.generation, seeds)
+            tokenizer = self.subject.chat.tokenizer
+            yield refused + [
+                answer(
+                    question,
+                    tokenizer.decode(said.ids, skip_special_tokens=True),
+                    said.finish_reason,
+                    tokens=said.tokens,
+                    seed=seed,
+                )
+                for question, said, seed in zip(asked, found, seeds, strict=True)
+            ]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionCollator:
+    """Questions → their batch: a collate function."""
+
+    collator: Collator
+
+    def __call__(
+        self, some: Sequence[Question], whole: bool = False
+    ) -> tuple[list[Question], Batch | None, list[Answer]]:
+        """The questions that can be asked, their batch, and the record of each of the others.
+
+        Args:
+            whole: whether each image is read to its end first, so that one that breaks off refuses its own questions.
+        """
+        asked, prompts, refused = [], [], []
+        for question in some:
+            try:
+                prompts.append(self._prompt(question.row, whole))
+                asked.append(question)
+            except (ChatError, ImageError) as error:
+                refused.append(answer(question, None, "refused", str(error)))
+        try:
+            return asked, infer.prepare(self.collator, prompts) if prompts else None, refused
+        except ImageError:
+            return self(some, whole=True)
+
+    def _prompt(self, row: Row, whole: bool) -> Asked:
+        encoded = self.collator.chat.prompt(row.example, sizes(row.root, row.example))
+        if whole:
+            for name in row.example.images:
+                upright(row.root / name)
+        return Asked(encoded, seen(row, encoded))

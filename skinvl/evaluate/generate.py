@@ -1,0 +1,95 @@
+"""`skinvl generate`: every question of a run's eval sets answered exactly once, whatever stops it in between."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from accelerate import PartialState
+from rich.console import Console
+
+from skinvl.data import mixture
+from skinvl.data.mixture import digests
+from skinvl.evaluate import vllm_engine
+from skinvl.evaluate.distributed import predict, ranks
+from skinvl.evaluate.engine import Engine, Question, Transformers, blocks, questions
+from skinvl.model.loaded import load_model
+from skinvl.recipe import run
+from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.words import recipe_parser
+from skinvl.score.predictions import Answer, PredictionJournal, rule
+
+
+class GenerateError(ValueError):
+    """Nothing to ask, or an engine that cannot be had."""
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once the predictions lie in the run, or in the folder of a base alone."""
+    parser = recipe_parser(
+        "generate", "Answer every question of the eval sets, with a run's adapter or a base alone.", run=True
+    )
+    given = parser.parse_intermixed_args(words)
+    generate_sets(*run.evaluated(given.recipe, given.overrides))
+    return 0
+
+
+def generate_sets(recipe: Recipe, out: Path) -> None:
+    """Writes to `out/eval` the answer to each question of the eval sets, and to some with the images of another."""
+    state = ranks()
+    say = Console(quiet=not state.is_main_process)
+    sets = mixture.load(recipe.data).evaluation
+    if not sets:
+        raise GenerateError(
+            "data.eval: names no source, so that there is nothing to ask; name one in the recipe, or on the command "
+            'line: "data.eval=[{source: NAME, split: test}]"'
+        )
+    if state.is_main_process:
+        run.begin(out, recipe)
+    engine = _engine(recipe, state)
+    files = digests(recipe.data)
+    for name, rows in sets.items():
+        asked = list(chain.from_iterable(map(questions, rows)))
+        for folder, some in (("answers", asked), ("permuted", permuted(asked, recipe))):
+            if some:
+                settings = {"set": name, "rows": len(some), "data": files, "engine": recipe.evaluate.engine}
+                settings |= {"generation": recipe.evaluate.generation.model_dump(), **engine.facts}
+                journal = PredictionJournal(out / "eval" / folder / f"{name}.jsonl", settings, Answer)
+                answered(engine, some, journal, recipe.evaluate.batch_size, state, say)
+
+
+def answered(
+    engine: Engine, asked: Sequence[Question], journal: PredictionJournal, size: int, state: PartialState, say: Console
+) -> None:
+    """Nothing; the journal is finished, each rank having answered its share of the questions that it lacked."""
+    rows = predict(journal, asked, lambda left: blocks(left, size), engine.answers, state, say)
+    refused = Counter(rule(row.detail) for row in rows if row.answer is None)
+    cut = sum(row.finish_reason == "length" for row in rows)
+    told = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
+    say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {why}' for why, n in refused.items())}")
+
+
+def permuted(asked: Sequence[Question], recipe: Recipe) -> list[Question]:
+    """A sample of the questions, each with the images of another."""
+    shown = [question for question in asked if question.row.example.images]
+    generator = random.Random(recipe.evaluate.generation.seed)
+    if len(shown) > recipe.evaluate.control_rows:
+        places = sorted(generator.sample(range(len(shown)), recipe.evaluate.control_rows))
+        shown = [shown[place] for place in places]
+    rows = mixture.permuted([question.row for question in shown], generator)
+    return [replace(question, row=row) for question, row in zip(shown, rows, strict=True) if row is not None]
+
+
+def _engine(recipe: Recipe, state: PartialState) -> Engine:
+    if recipe.evaluate.engine == "vllm":
+        if state.num_processes > 1:
+            raise GenerateError(
+                "evaluate.engine=vllm: it shares the GPUs out itself; start one process, without torchrun"
+            )
+        return vllm_engine.Vllm(recipe)
+    workers = int(recipe.train.get("dataloader_num_workers", 0))
+    return Transformers(load_model(recipe, state.device), recipe.evaluate.generation, workers)

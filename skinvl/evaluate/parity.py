@@ -1,0 +1,263 @@
+"""Whether a server says what we say: the same prompts by their tokens, the same answers by their text."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from skinvl.data.example import Example, ExampleError, Message, text, words
+from skinvl.data.mixture import Row, rows
+from skinvl.data.pixels import ImageError, upright
+from skinvl.evaluate.engine import Question, questions
+from skinvl.model import infer
+from skinvl.model.base import base_dtype, logits
+from skinvl.model.chat import UNTRAINED, Chat, ChatError
+from skinvl.model.infer import Asked
+from skinvl.model.lengths import sizes
+from skinvl.model.loaded import load_model
+from skinvl.model.pack import Collator, seen
+from skinvl.recipe.recipe import Generation, Recipe
+
+CHECKED = 5  # examples that a server is asked before anyone else asks it
+CHECKED_TOKENS = 64  # of each of their answers
+PATIENCE = 600.0  # seconds for one answer: the first compiles
+# The lead over another token, in nats, that rounding can turn: another order of the same sums. At half a nat the other
+# is still .6 as likely.
+TIE = {torch.bfloat16: 0.5, torch.float32: 0.01}
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Our own answer to a question, with what nearly came instead.
+
+    `rivals` has, for each id of the answer and for its end, the other tokens that rounding may prefer.
+    """
+
+    question: Question
+    prompt: list[int]
+    text: str
+    ids: list[int]
+    rivals: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAnswer:
+    """What a server said: the answer, how many tokens it read, and which, where it tells (one for each image)."""
+
+    text: str
+    tokens: int
+    ids: list[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParityVerdict:
+    """How a server's answer stands to ours: the same; turned by rounding; another; or to another prompt."""
+
+    outcome: Literal["same", "rounding", "answer", "prompt"]
+    detail: str
+
+
+def examples(recipe: Recipe, chat: Chat, folder: Path) -> tuple[list[Question], str]:
+    """What a server is asked, and a word on it: questions of the eval data, else of the train data, else drawn ones.
+
+    A last one has a system turn and a turn before it, as people who build on a server write.
+
+    Args:
+        folder: where drawn pictures go.
+    """
+    found: dict[str, Question] = {}
+    gone = ""
+    for spec in (*recipe.data.eval, *recipe.data.train):
+        try:
+            some = rows(spec)
+        except (FileNotFoundError, ExampleError) as error:
+            gone = gone or f"{error}; "
+            continue
+        for row in chain(some[:: max(1, len(some) // CHECKED)], some):
+            question = next(questions(row))
+            if len(found) < CHECKED and question.key not in found and _askable(chat, question):
+                found[question.key] = question
+        if len(found) == CHECKED:
+            break
+    if found:
+        return [*found.values(), _talk(chat)], f"{len(found)} of the run's examples"
+    return [*_drawn(folder), _talk(chat)], f"{gone}{CHECKED} drawn pictures, as none of the run's examples can be asked"
+
+
+def _askable(chat: Chat, question: Question) -> bool:
+    row = question.row
+    try:
+        chat.prompt(row.example, sizes(row.root, row.example))
+        for name in row.example.images:
+            upright(row.root / name)
+    except (ChatError, ImageError):
+        return False
+    return True
+
+
+def drawn(width: int, height: int) -> Image.Image:
+    """A picture of so many pixels, no two rows or columns of which are alike."""
+    ramp = Image.linear_gradient("L")
+    parts = ramp, ramp.transpose(Image.Transpose.ROTATE_90), Image.radial_gradient("L")
+    return Image.merge("RGB", [part.resize((width, height)) for part in parts])
+
+
+def _drawn(folder: Path) -> list[Question]:
+    found = []
+    for number in range(CHECKED):
+        name = f"drawn-{number}.png"
+        drawn(200 + 90 * number, 480 - 60 * number).save(folder / name)
+        found.append(_question(str(number), folder, (name,), text("user", "What does the image show?", images=1)))
+    return found
+
+
+def _talk(chat: Chat) -> Question:
+    turns = text("user", "Is a mole dangerous?"), text("assistant", "Seldom."), text("user", "When is it?")
+    whole = _question("talk", Path(), (), text("system", "You are a dermatologist. Answer briefly."), *turns)
+    return whole if _askable(chat, whole) else _question("talk", Path(), (), *turns)
+
+
+def _question(name: str, root: Path, images: tuple[str, ...], *turns: Message) -> Question:
+    messages = (*turns, text("assistant", "-"))  # where the reference answer stands, which nobody is asked
+    return Question(name, Row(Example(name, "drawn", images, messages, name, "none", "none"), root))
+
+
+def greedy(recipe: Recipe) -> Generation:
+    """How the check asks: always the likeliest token, and of long answers the first CHECKED_TOKENS."""
+    return Generation(max_new_tokens=min(CHECKED_TOKENS, recipe.evaluate.generation.max_new_tokens))
+
+
+def own(recipe: Recipe, chat: Chat, asked: Sequence[Question]) -> list[Own]:
+    """Our own greedy answers, by the model as it is evaluated."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(recipe, device)
+    collator = Collator(chat, share=chat.family.shares)
+    with loaded.autocast():
+        return [_own(loaded.model, collator, recipe, question) for question in asked]
+
+
+@torch.no_grad()
+def _own(whole: torch.nn.Module, collator: Collator, recipe: Recipe, question: Question) -> Own:
+    chat, row = collator.chat, question.row
+    prompt = chat.prompt(row.example, sizes(row.root, row.example))
+    images = seen(row, prompt)
+    (said,) = infer.generate(whole, chat, infer.prepare(collator, [Asked(prompt, images)]), greedy(recipe))
+    shown = said.ids[: said.ids.index(chat.image_id)] if chat.image_id in said.ids else said.ids  # of no image
+    ids = [*prompt.ids, *shown]
+    batch = infer.prepare(collator, [Asked(replace(prompt, ids=ids, labels=[UNTRAINED] * len(ids)), images)])
+    (place,) = batch.places
+    device = next(whole.parameters()).device
+    inputs = {key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in batch.inputs.items()}
+    inputs = {key: one for key, one in inputs.items() if key not in ("labels", "shift_labels")}
+    where = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    where[place.row, place.end - len(shown) - 1 : place.end] = True  # what each id, and the end, was chosen from
+    shares = logits(whole, inputs, where).log_softmax(-1)
+    taken = [[one] for one in said.ids] + [sorted(infer.stops(whole, chat))] * (said.finish_reason == "stop")
+    rivals: list[list[int]] = [[] for _ in range(len(said.ids) + 1)]
+    for number, (share, chosen) in enumerate(zip(shares, taken, strict=False)):
+        least = max(share[chosen].tolist()) - TIE[base_dtype(recipe)]
+        rivals[number] = [one for one in (share >= least).nonzero()[:, 0].tolist() if one not in chosen]
+    said_text = chat.tokenizer.decode(said.ids, skip_special_tokens=True)
+    return Own(question, prompt.ids, said_text, said.ids, rivals)
+
+
+def messages(question: Question) -> list[dict[str, Any]]:
+    """The question as a user of the OpenAI-compatible API sends it, its images as data: addresses."""
+    row = question.row
+    images = iter(row.example.images)
+    found = []
+    for message in row.example.messages[:-1]:
+        parts: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": _address(row.root / next(images))}}
+            if part["type"] == "image"
+            else {"type": "text", "text": part["text"]}
+            for part in message["content"]
+        ]
+        content: Any = parts if message["role"] == "user" else words(message)
+        found.append({"role": message["role"], "content": content})
+    return found
+
+
+def _address(path: Path) -> str:
+    made = io.BytesIO()
+    upright(path).save(made, "PNG")  # no reader turns it or fills its clear parts in its own way
+    return f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+
+
+def ask(address: str, name: str, question: Question, recipe: Recipe, key: str | None, tells: bool) -> ServedAnswer:
+    """What the server at an address says to a question.
+
+    A request says nothing of how to choose tokens where the evaluation is greedy: the server is to know.
+
+    Args:
+        address: without the /v1.
+        tells: whether it has vLLM's /tokenize.
+
+    Raises:
+        openai.OpenAIError: it did not answer, or refused.
+    """
+    import openai
+
+    given: Any = messages(question)
+    more: dict[str, Any] = {"temperature": 0.0} if recipe.evaluate.generation.do_sample else {}
+    with openai.DefaultHttpxClient(trust_env=False, timeout=PATIENCE) as http:  # no proxy stands before this machine
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", max_retries=0, http_client=http)
+        longest = greedy(recipe).max_new_tokens
+        said = client.chat.completions.create(model=name, messages=given, max_tokens=longest, **more)
+        ids = None
+        if tells:
+            found: Any = client.post(f"{address}/tokenize", cast_to=object, body={"model": name, "messages": given})
+            ids = found["tokens"]
+    return ServedAnswer(said.choices[0].message.content or "", said.usage.prompt_tokens if said.usage else 0, ids)
+
+
+def judge(ours: Own, told: ServedAnswer, chat: Chat, ends: Sequence[int]) -> ParityVerdict:
+    """How a server's answer stands to ours.
+
+    Another answer is the same model's if, where the two part, what the server took was among what rounding may prefer
+    to our token. Another prompt is never excused.
+    """
+    mine = _folded(ours.prompt, chat.image_id)
+    if told.tokens != len(ours.prompt):
+        return ParityVerdict("prompt", f"it read {told.tokens} tokens; trained are {len(ours.prompt)}")
+    if told.ids is not None and _folded(told.ids, chat.image_id) != mine:
+        return ParityVerdict(
+            "prompt", f"it read {chat.tokenizer.decode(told.ids)!r}; trained is {chat.tokenizer.decode(mine)!r}"
+        )
+    said = told.text.strip()  # as transformers serve has it of some models, whatever the model said
+    if said == ours.text.strip():
+        return ParityVerdict("same", ours.text)
+    both = f"it says {told.text!r}; we say {ours.text!r}"
+    return ParityVerdict("rounding" if _turned(ours, said, chat, ends) else "answer", both)
+
+
+def _folded(ids: Sequence[int], image: int) -> list[int]:
+    """The ids with one for each image: /tokenize has them as the template wrote them, or as the model reads them."""
+    return [one for token, same in groupby(ids) for one in ([token] if token == image else same)]
+
+
+def _turned(ours: Own, said: str, chat: Chat, ends: Sequence[int]) -> bool:
+    """Whether an answer parts from ours where rounding may have preferred what it goes on with."""
+
+    def shown(ids: Sequence[int]) -> str:
+        found: str = chat.tokenizer.decode(ids, skip_special_tokens=True)
+        return found.lstrip().rstrip("\ufffd")  # of a letter whose bytes are two tokens, the first alone
+
+    place = next((n for n in range(len(ours.ids)) if not said.startswith(shown(ours.ids[: n + 1]))), len(ours.ids))
+    before = shown(ours.ids[:place])
+    for number in range(place, -1, -1):
+        if shown(ours.ids[:number]) != before:  # a token back shows less, unless it is the first half of a letter
+            return False
+        for rival in ours.rivals[number]:
+            after = shown([*ours.ids[:number], rival])
+            if said == before if rival in ends else len(after) > len(before) and said.startswith(after):
+                return True
+    return False

@@ -1,0 +1,132 @@
+"""MM-Skin's classification sets as released: CSV files of image, categories and, where it is known, set."""
+
+from __future__ import annotations
+
+import ast
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from skinvl.data import labels
+from skinvl.data.example import Example, Facts, inside, text
+from skinvl.data.fingerprints import archive_id
+
+LONGEST_LIST = 1_000  # characters; a longer field is no list of one class
+LICENCE = "none stated (research only)"
+SETS = {"train": "train", "training": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class BenchmarkError(ValueError):
+    """A classification that cannot be made from its source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A row of a source and what it says of its class; `detail` is why it says nothing, or that its image is missing.
+
+    A value is None where there is none.
+    """
+
+    example: Example
+    value: str | None
+    detail: str = ""
+
+
+def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
+    """The rows of a split, in the order of the file; an image may lack its path's first folder below `root`.
+
+    Raises:
+        BenchmarkError: no such file, no CSV, without the columns, or without the split.
+    """
+    found: Counter[str] = Counter()
+    benchmark = labels.benchmark(path.stem, begins=True)
+    seen: Counter[str] = Counter()
+    for where, row in _table(path):
+        given = row.get("set", "test").strip().casefold()
+        if given not in SETS:
+            raise BenchmarkError(f"{where} set: found {row['set']!r}; expected one of {', '.join(SETS)}")
+        found[SETS[given]] += 1
+        if SETS[given] != split:
+            continue
+        image = row["image"].strip()
+        seen[image] += 1
+        identity = f"{image or where}{f'#{seen[image]}' if seen[image] > 1 else ''}"
+        value, detail = _category(row["categories"])
+        placed, missing = _placed(image, root)
+        grade = labels.malignant([value]) if value else None
+        plain = labels.diagnosis(value or "")
+        known = labels.malignancy(plain) if labels.is_known(plain) else None
+        facts = Facts(
+            diagnosis=plain if known else None,
+            malignancy=known or ("malignant" if grade == (True,) else "benign" if plain == "benign" else None),
+        )
+        messages = (text("user", "What is shown?", images=bool(placed)), text("assistant", value or "unknown"))
+        images = (placed,) if placed else ()
+        group = _group(image, benchmark) or where
+        example = Example(identity, path.stem, images, messages, group, split, LICENCE, facts)
+        yield Labelled(example, value if placed else None, detail or missing)
+    if not found[split]:
+        has = ", ".join(sorted(found)) or "no rows"
+        raise BenchmarkError(
+            f"{path}: no row of the split {split!r}; found {has} (without a column set all rows are test). "
+            "For a probe or a validation split use a prepared source that has it"
+        )
+
+
+def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(`file:line`, the fields by column) of the rows of a UTF-8 CSV file; a BOM may lead."""
+    if not path.is_file():
+        raise BenchmarkError(f"{path}: no such file; expected one of MM-Skin's classification CSVs, or a source's name")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            header = next(lines, [])
+            if missing := [column for column in ("image", "categories") if column not in header]:
+                raise BenchmarkError(
+                    f"{path}: no column {' and no '.join(missing)}; found {', '.join(header) or 'nothing'}; expected "
+                    "image, categories and, where it is known, set"
+                )
+            for values in lines:
+                if values and len(values) != len(header):
+                    raise BenchmarkError(
+                        f"{path}:{lines.line_num}: {len(values)} fields; expected {len(header)} as in the header"
+                    )
+                if values:
+                    yield f"{path}:{lines.line_num}", dict(zip(header, values, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise BenchmarkError(f"{path}:{lines.line_num + 1}: not UTF-8 CSV ({error})") from error
+
+
+@lru_cache(maxsize=1024)
+def _category(field: str) -> tuple[str | None, str]:
+    """The one class of a field such as `['melanoma']`, or why there is none."""
+    try:
+        found = ast.literal_eval(field.strip()) if len(field) <= LONGEST_LIST else None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+        return None, f"malformed: categories is {field!r:.120}; expected a list of one class"
+    if len(found) != 1:
+        return None, f"{'several-classes' if found else 'no-class'}: categories is {field!r:.120}"
+    return " ".join(found[0].split()), ""
+
+
+def _placed(image: str, root: Path) -> tuple[str, str]:
+    """The image's path in the folder, also without its first folder, and what is wrong with it, if anything."""
+    if not inside(image):
+        return "", f"unsafe-path: {image!r:.120} is no path below {root}"
+    short = image.partition("/")[2]
+    for path in (image, short):
+        if path and (root / path).is_file():
+            return path, ""
+    return image, f"missing-image: neither {root / image} nor {root / short} is there"
+
+
+def _group(image: str, benchmark: str | None) -> str:
+    """What no interval may cut: the image, but for Patch16, whose tiles are named by their slide, the slide."""
+    stem = PurePosixPath(image).stem
+    slide = stem.rpartition("_")[0] if benchmark == "patch16" else ""
+    return slide or archive_id(image) or stem

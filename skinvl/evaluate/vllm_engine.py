@@ -1,0 +1,129 @@
+"""Answers by vLLM, where it is installed: the same prompts, the same rows; the adapter served as LoRA."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from peft import LoraConfig
+
+from skinvl.data.pixels import ImageError, upright
+from skinvl.evaluate.engine import Question, answer, seed_of
+from skinvl.model.chat import Chat, ChatError, Encoded
+from skinvl.model.lengths import sizes
+from skinvl.model.loaded import opened
+from skinvl.recipe.recipe import Recipe
+from skinvl.score.predictions import Answer
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
+
+
+class EngineError(ValueError):
+    """vLLM is not there, cannot serve the adapter, or made another prompt of what it was asked."""
+
+
+class Vllm:
+    """An engine, as `engine.Engine`.
+
+    Raises:
+        EngineError: vLLM is not installed, or the recipe trains more than LoRA on the language model.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        try:
+            import vllm
+            from vllm.lora.request import LoRARequest
+        except ImportError as error:
+            raise EngineError(
+                f"evaluate.engine=vllm: it cannot be imported ({error}); install it with pip install 'skinvl[vllm]', "
+                "or use evaluate.engine=transformers"
+            ) from error
+        if recipe.quantization is not None:
+            raise EngineError(
+                "evaluate.engine=vllm: the base was trained in 4 bits, which vLLM quantises otherwise; use "
+                "evaluate.engine=transformers"
+            )
+        found = opened(recipe)
+        more = [part for part in ("projector", "vision") if getattr(recipe.parts, part).train != "frozen"]
+        if found.adapter is not None and (more or recipe.parts.language.train != "lora"):
+            raise EngineError(
+                f"evaluate.engine=vllm: parts.{(more or ['language'])[0]} was trained too, and vLLM serves LoRA on the "
+                "language model alone; use evaluate.engine=transformers"
+            )
+        self.chat, self.generation = found.chat, recipe.evaluate.generation
+        rank = LoraConfig.from_pretrained(str(found.adapter)).r if found.adapter else 16
+        if rank > RANKS[-1]:
+            raise EngineError(f"lora.r={rank}, and vLLM takes at most {RANKS[-1]}; use evaluate.engine=transformers")
+        self.lora = LoRARequest("run", 1, str(found.adapter)) if found.adapter else None
+        self.facts = {**found.facts, "vllm": importlib.metadata.version("vllm")}
+        self.params = vllm.SamplingParams
+        self.llm = vllm.LLM(
+            model=str(found.base),
+            tokenizer=str(found.adapter or found.base),
+            dtype="bfloat16" if recipe.bf16 else "float32",
+            enable_lora=self.lora is not None,
+            max_lora_rank=next(one for one in RANKS if one >= rank),
+            limit_mm_per_prompt={"image": 8},
+            mm_processor_kwargs=found.chat.image_arguments,
+            enable_prefix_caching=True,  # questions about one image follow one another
+        )
+
+    def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
+        """As Engine.
+
+        Raises:
+            EngineError: vLLM made other tokens of a prompt than were trained.
+        """
+        for block in blocks:
+            asked, prompts, found = [], [], []
+            for question in block:
+                row = question.row
+                try:
+                    encoded = self.chat.prompt(row.example, sizes(row.root, row.example))
+                    images = [upright(row.root / name) for name in row.example.images]
+                except (ChatError, ImageError) as error:
+                    found.append(answer(question, None, "refused", str(error)))
+                    continue
+                asked.append((question, encoded))
+                prompt: dict[str, Any] = {"prompt_token_ids": unexpanded(self.chat, encoded)}
+                prompts.append({**prompt, "multi_modal_data": {"image": images}} if images else prompt)
+            params = [self._params(question) for question, _ in asked]
+            told: Any = self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False) if asked else []
+            for (question, encoded), one in zip(asked, told, strict=True):
+                if list(one.prompt_token_ids) != encoded.ids:
+                    raise EngineError(
+                        f"{question.key}: vLLM asked {len(one.prompt_token_ids)} tokens, other than the "
+                        f"{len(encoded.ids)} that the base was trained to read; its processor makes something else of "
+                        "the images. Use evaluate.engine=transformers"
+                    )
+                said = one.outputs[0]
+                text = self.chat.tokenizer.decode(said.token_ids, skip_special_tokens=True)
+                reason, seed = said.finish_reason, seed_of(question, self.generation)
+                found.append(answer(question, text, reason, tokens=len(said.token_ids), seed=seed))
+            yield found
+
+    def _params(self, question: Question) -> Any:
+        given = self.generation
+        drawn = {"temperature": given.temperature or 1.0, "top_p": given.top_p or 1.0, "seed": seed_of(question, given)}
+        close = self.chat.tokenizer.convert_tokens_to_ids(self.chat.family.turn_close)
+        return self.params(
+            max_tokens=given.max_new_tokens,
+            stop_token_ids=[close],
+            **(drawn if given.do_sample else {"temperature": 0.0}),
+        )
+
+
+def unexpanded(chat: Chat, encoded: Encoded) -> list[int]:
+    """The ids of a prompt with one image token for each image, as the template writes them."""
+    found: list[int] = []
+    pictures = iter(encoded.pictures)
+    left = 0  # further tokens of the image under way
+    for token in encoded.ids:
+        if token == chat.image_id and left:
+            left -= 1
+            continue
+        if token == chat.image_id:
+            left = next(pictures).text_tokens - 1
+        found.append(token)
+    return found

@@ -1,0 +1,1 @@
+"""A base, its adapter, and batches that encode an image once."""

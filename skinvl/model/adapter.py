@@ -1,0 +1,294 @@
+"""What trains on a base: LoRA in the parts that want it, parts trained in full, everything else frozen, all checked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from skinvl.model import families, hub
+from skinvl.model.families import Family
+from skinvl.recipe.recipe import Recipe
+
+WRAPPER = "base_model.model."  # what PEFT puts before every name of the base
+
+
+class AdapterError(ValueError):
+    """An adapter that does not fit the recipe, or a model that does not train what the recipe says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What trains in one part: the LoRA patterns with how many modules each hit, and the modules trained in full."""
+
+    patterns: dict[str, int]
+    full: tuple[str, ...]
+
+
+def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
+    """What would train in each part of the model.
+
+    Linear layers of a LoRA part become patterns anchored at the root of the model, with layer numbers left open.
+    A part trained in full is named by its largest modules that hold nothing else; embeddings and lm_head stay frozen.
+    """
+    modules = dict(model.named_modules())
+    frozen = _embeddings(model)
+    hits = {}
+    for part in families.PARTS:
+        mode = getattr(recipe.parts, part).train
+        linear = [
+            name
+            for name, module in modules.items()
+            if isinstance(module, nn.Linear) and module not in frozen and family.part_of(name) == part
+        ]
+        full = _whole_modules(model, family, part) if mode == "full" else ()
+        hits[part] = Hits(_patterns(linear, modules) if mode == "lora" else {}, tuple(full))
+    return hits
+
+
+def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bool = False) -> PeftModel:
+    """The model with a fresh LoRA adapter, its fully trained parts copied, everything else frozen.
+
+    Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
+    modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
+    runs without autograd from here on, or, `cached`, takes its images' features for pixels and does not run at all.
+    With `train.bf16` the model is to be called under autocast, as a trainer does.
+
+    Raises:
+        AdapterError: a part that is to train has nothing to train, or `init_adapter` does not fit.
+        BaseError: `init_adapter` cannot be had.
+    """
+    hits = plan(model, family, recipe)
+    for part, hit in hits.items():
+        if getattr(recipe.parts, part).train != "frozen" and not (hit.patterns or hit.full):
+            mode = getattr(recipe.parts, part).train
+            what, else_ = ("linear layer", "full or frozen") if mode == "lora" else ("module", "frozen")
+            raise AdapterError(
+                f"parts.{part}: {family.model_type} has no {what} there that can train; set it to {else_}"
+            )
+    lora = LoraConfig(
+        **recipe.lora,
+        target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
+        modules_to_save=[name for hit in hits.values() for name in hit.full] or None,
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, lora, low_cpu_mem_usage=model.device.type == "meta")
+    assert isinstance(peft_model, PeftModel)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if recipe.bf16:
+        # Autocast makes a layer's input bf16 again, whatever PEFT casts it to first: two copies of it for nothing.
+        for module in peft_model.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
+    if recipe.init_adapter is not None:
+        earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
+        continue_from(peft_model, earlier.path, family, lora)
+    if cached:
+        _read_features(model, family)
+    elif recipe.parts.vision.train == "frozen":
+        _run_tower_without_grad(model, family)
+    return peft_model
+
+
+def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> None:
+    """Nothing; the model holds the weights of an earlier adapter folder, which may lack whole parts.
+
+    Raises:
+        AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
+            made with settings under which the same weights mean something else.
+    """
+    earlier = LoraConfig.from_pretrained(str(path))
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        there, here = getattr(earlier, key), getattr(lora, key)
+        if there != here:
+            raise AdapterError(f"init_adapter {path}: made with {key}={there}, the recipe has {here}; set lora.{key}")
+    if (earlier.init_lora_weights == "pissa") != (lora.init_lora_weights == "pissa"):
+        raise AdapterError(
+            f"init_adapter {path}: made with init_lora_weights={earlier.init_lora_weights}, the recipe has "
+            f"{lora.init_lora_weights}; PiSSA changes the base, so that both or neither must have it"
+        )
+    weights = load_peft_weights(str(path), device="cpu")
+    ours = {_saved_name(name): value for name, value in model.named_parameters() if value.requires_grad}
+    unknown = sorted(set(weights) - set(ours))
+    if unknown:
+        raise AdapterError(
+            f"init_adapter {path}: {len(unknown)} of its {len(weights)} weights are not trained by this recipe "
+            f"(first: {unknown[0]}); set parts as in the run that made it"
+        )
+    for name, value in weights.items():
+        if value.shape != ours[name].shape:
+            raise AdapterError(
+                f"init_adapter {path}: {name} has shape {tuple(value.shape)}, here it is {tuple(ours[name].shape)}; "
+                "it was made for another base"
+            )
+    parts = {family.part_of(name.removeprefix(WRAPPER)) for name in weights}
+    missing = [n for n in ours if n not in weights and family.part_of(n.removeprefix(WRAPPER)) in parts]
+    if missing:
+        raise AdapterError(
+            f"init_adapter {path}: lacks {len(missing)} weights of the parts it trains (first: {missing[0]}); "
+            "it was made for another base or another list of modules"
+        )
+    for name, value in weights.items():
+        ours[name].data.copy_(value)
+
+
+def require_whole(model: PeftModel, path: Path) -> None:
+    """Nothing, if the adapter folder holds every weight that the model trains: none of them is a fresh one.
+
+    Raises:
+        AdapterError: it lacks one.
+    """
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:  # its names alone; attach has read the weights
+        there = set(file.keys())
+    ours = {_saved_name(name) for name, value in model.named_parameters() if value.requires_grad}
+    if missing := sorted(ours - there):
+        raise AdapterError(
+            f"{path}: {len(missing)} of {len(ours)} trained weights are not in the adapter (first: {missing[0]}); it "
+            "was saved by another recipe"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one part of a built model trains: parameters, and the modules that carry them."""
+
+    trainable: int  # parameters
+    parameters: int  # those of the base
+    lora: dict[str, int]  # last name of the adapted modules → how many
+    full: int  # modules trained in full
+
+
+def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained]:
+    """What each part trains, once everything that the recipe promised is found to hold.
+
+    Raises:
+        AdapterError: a LoRA layer outside its part, a quantised tower, projector or lm_head, a trainable parameter that
+            is not fp32, or a part that trains where the recipe froze it, or does not where the recipe trains it.
+    """
+    modes = {part: getattr(recipe.parts, part).train for part in families.PARTS}
+    lora: dict[str, Counter[str]] = {part: Counter() for part in modes}
+    full: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        plain = name.removeprefix(WRAPPER)
+        if isinstance(module, LoraLayer):
+            if modes[family.part_of(plain)] != "lora":
+                raise AdapterError(f"{plain}: a LoRA layer in {family.part_of(plain)}, which the recipe does not adapt")
+            lora[family.part_of(plain)][plain.rpartition(".")[2]] += 1
+        elif isinstance(module, ModulesToSaveWrapper):
+            full[family.part_of(plain)] += 1
+        elif type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            part = "lm_head" if plain == "lm_head" else family.part_of(plain)
+            if part != "language":
+                raise AdapterError(f"{plain}: quantised, but {part} must not be")
+    trainable: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = family.part_of(name.removeprefix(WRAPPER))
+        if "lora_" not in name and ".modules_to_save." not in name:
+            state = getattr(parameter, "quant_state", None)  # of a 4-bit weight, two of which share a byte
+            every[part] += parameter.numel() if state is None else state.shape.numel()
+        if parameter.requires_grad:
+            trainable[part] += parameter.numel()
+            if modes[part] == "frozen":
+                raise AdapterError(f"{name}: trainable, but the recipe freezes {part}")
+            if parameter.dtype != torch.float32:
+                raise AdapterError(f"{name}: trainable in {parameter.dtype}, without an fp32 master")
+    for part, mode in modes.items():
+        if mode != "frozen" and not trainable[part]:
+            raise AdapterError(f"parts.{part}: the recipe trains it ({mode}), but nothing in it is trainable")
+    return {part: Trained(trainable[part], every[part], dict(lora[part]), full[part]) for part in modes}
+
+
+def _patterns(names: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    others = set(modules) - set(names)
+    for name in names:
+        literal = re.escape(name)
+        open_ = re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", literal)
+        # In nn.Sequential the numbers also count activations, which cannot be adapted.
+        found[literal if any(re.fullmatch(open_, other) for other in others) else open_] += 1
+    return dict(found)
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    assert isinstance(model, PreTrainedModel)
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
+def _whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:
+    skipped = _embeddings(model)
+    found: list[str] = []
+
+    def descend(name: str, module: nn.Module) -> None:
+        parameters = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
+        if module in skipped or not any(family.part_of(key) == part for key in parameters):
+            return
+        pure = all(family.part_of(key) == part for key in parameters)
+        if pure and not isinstance(module, nn.ModuleList) and not any(m in skipped for m in module.modules()):
+            found.append(name)
+            return
+        if any(family.part_of(f"{name}.{key}") == part for key, _ in module.named_parameters(recurse=False)):
+            raise AdapterError(f"parts.{part}=full: {name} holds weights of its own beside other parts; use lora there")
+        for key, child in module.named_children():
+            descend(f"{name}.{key}" if name else key, child)
+
+    descend("", model)
+    return found
+
+
+def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
+    # Checkpointing makes even a frozen tower's output require grad. Its projector, where it lies inside, may train:
+    # from there on the caller's mode holds, since what Qwen2.5-VL does after its merger must be recorded too.
+    for name in family.parts["vision"]:
+        callers = [True]  # whether the tower's caller records gradients
+        tower = model.get_submodule(name)
+        tower.forward = _unrecorded(tower.forward, callers)
+        for inner in family.within(tower):
+            inner.forward = _recorded_again(inner.forward, callers)
+
+
+def _read_features(model: nn.Module, family: Family) -> None:
+    (name,) = family.parts["vision"]
+    tower: Any = model.get_submodule(name)
+
+    def forward(pixel_values: torch.Tensor, **inputs: Any) -> ModelOutput:
+        return family.read(tower, pixel_values, **inputs)
+
+    tower.forward = forward
+
+
+def _unrecorded(forward: Callable[..., Any], callers: list[bool]) -> Callable[..., Any]:
+    def run(*args: Any, **settings: Any) -> Any:
+        callers[0] = torch.is_grad_enabled()
+        with torch.no_grad():
+            return forward(*args, **settings)
+
+    return run
+
+
+def _recorded_again(forward: Callable[..., Any], callers: list[bool]) -> Callable[..., Any]:
+    def run(*args: Any, **settings: Any) -> Any:
+        torch.set_grad_enabled(callers[0])  # until the tower's own forward ends
+        return forward(*args, **settings)
+
+    return run
+
+
+def _saved_name(name: str) -> str:
+    # PEFT saves a DoRA magnitude without the ".weight" that it has in the model.
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    return re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name)

@@ -1,0 +1,239 @@
+"""A conversation as token ids and labels, through the base's own chat template: exactly its answers are trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import jinja2
+import torch
+from rich.text import Text
+from transformers import ProcessorMixin
+
+from skinvl.data.example import Example, Message, words
+from skinvl.model.families import Family, Picture, ShapeError, Size
+
+UNTRAINED = -100  # the label of a position that is not trained, as everywhere in PyTorch
+DATE = "26 Jul 2024"  # what the Llama templates themselves fall back to; the day of a run would change its prompts
+
+
+class ChatError(ValueError):
+    """A conversation that cannot be trained on as it is; `rule` names why, `detail` says what was found."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule, self.detail = rule, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation, ready for the model.
+
+    `labels` has -100 where nothing is trained and is not shifted. The pictures are those of the Example's first
+    images: all of them, unless turns were dropped.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    pictures: tuple[Picture, ...]
+    turns: int  # question-answer pairs kept
+
+
+class Chat:
+    """Encodes Examples for one base.
+
+    The template in use is `template`: the processor's own, with the date it may print pinned and what its family
+    settles. It is put back into the processor and its tokenizer, so that saving them saves what was trained with.
+
+    Args:
+        image_tokens: the budget of one image, in positions.
+        max_tokens: the most ids a conversation may have.
+        too_long: a longer one is refused ("ledger"), or loses whole question-answer pairs from its end ("drop_turns").
+
+    Raises:
+        ValueError: the processor has no chat template.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        family: Family,
+        image_tokens: int,
+        max_tokens: int,
+        too_long: Literal["ledger", "drop_turns"] = "ledger",
+    ) -> None:
+        family.prepare_processor(processor)
+        self.processor, self.family = processor, family
+        self.max_tokens, self.too_long = max_tokens, too_long
+        self.tokenizer: Any = processor.tokenizer
+        self.template = family.template(_pinned(_template(processor)))
+        processor.chat_template = self.tokenizer.chat_template = self.template
+        self.image_arguments = family.image_arguments(processor, image_tokens)
+        self.image_id: int = self.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)
+        close: int = self.tokenizer.convert_tokens_to_ids(family.turn_close)
+        # Padded positions are masked and untrained: where a tokenizer has no padding token any id serves.
+        self.pad_id: int = close if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        # Some tokenizers have tokens of blanks alone among these, which any text may hold.
+        added = {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.content.strip(" \t\n▁")}
+        self._control = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        self._pictures: dict[Size, Picture] = {}
+
+    def encode(self, example: Example, sizes: Sequence[Size]) -> Encoded:
+        """The ids and labels of a conversation whose images have these sizes.
+
+        Raises:
+            ChatError: it cannot be trained on; rules: control-token, image-too-elongated, template-refused, no-answer,
+                too-long.
+        """
+        messages = list(example.messages)
+        if not any(message["role"] == "assistant" for message in messages):
+            raise ChatError("no-answer", "no assistant turn; expected at least one to train on")
+        whole: int | None = None
+        while True:
+            encoded = self._encode(messages, sizes, generation=False)
+            if len(encoded.ids) <= self.max_tokens:
+                return encoded
+            whole = whole or len(encoded.ids)
+            if self.too_long == "ledger" or encoded.turns == 1:
+                least = "" if whole == len(encoded.ids) else f", {len(encoded.ids)} in its first turn alone"
+                raise ChatError("too-long", f"{whole} tokens{least}; expected at most {self.max_tokens}")
+            del messages[-2:]
+
+    def prompt(self, example: Example, sizes: Sequence[Size]) -> Encoded:
+        """What a model is asked at inference: everything before the last answer, and that answer's opening.
+
+        Nothing is trained in it, and it may exceed `max_tokens`.
+
+        Raises:
+            ChatError: as `encode`, but for too-long.
+        """
+        return self._encode(list(example.messages[:-1]), sizes, generation=True)
+
+    def render(self, messages: Sequence[Message], generation: bool = False) -> str:
+        """The text of a conversation as the template writes it, before images are expanded.
+
+        Raises:
+            ChatError: the template refuses it (template-refused).
+        """
+        try:
+            text: str = self.processor.apply_chat_template(
+                [_plain(message) for message in messages], add_generation_prompt=generation, tokenize=False
+            )
+        except jinja2.TemplateError as error:
+            raise ChatError("template-refused", f"the base's chat template says: {error}") from error
+        return text
+
+    def picture(self, size: Size) -> Picture:
+        """What an image of this size becomes within the budget.
+
+        Raises:
+            ChatError: it is too elongated (image-too-elongated).
+        """
+        if size not in self._pictures:
+            try:
+                self._pictures[size] = self.family.picture(self.processor, size, self.image_arguments)
+            except ShapeError as error:
+                raise ChatError("image-too-elongated", str(error)) from error
+        return self._pictures[size]
+
+    def pixels(self, image: Any) -> torch.Tensor:
+        """What the base's vision tower reads of an RGB PIL image within the budget."""
+        return self.family.pixels(self.processor, image, self.image_arguments)
+
+    def paint(self, encoded: Encoded) -> Text:
+        """The conversation as coloured text: what is trained stands out, an image's tokens are one ⟨image ×N⟩."""
+        painted = Text()
+        pairs = list(zip(encoded.ids, encoded.labels, strict=True))
+        for (image, trained), run in groupby(pairs, lambda pair: (pair[0] == self.image_id, pair[1] != UNTRAINED)):
+            ids = [one for one, _ in run]
+            if image:
+                painted.append(f"⟨image ×{len(ids)}⟩", style="magenta")
+            else:
+                painted.append(self.tokenizer.decode(ids), style="bold green" if trained else "dim")
+        return painted
+
+    def _encode(self, messages: list[Message], sizes: Sequence[Size], generation: bool) -> Encoded:
+        for message in messages:
+            if found := self._control.search(words(message)):
+                raise ChatError("control-token", f"{found[0]} in the text of a {message['role']} turn")
+        parts = [part for message in messages for part in message["content"]]
+        pictures = tuple(self.picture(size) for size in sizes[: sum(part["type"] == "image" for part in parts)])
+        answers = [words(message) for message in messages if message["role"] == "assistant"]
+        answers = [answer.strip() for answer in answers] if self.family.trims else answers
+        text = self.family.spelled(self.render(messages, generation))
+        pieces, trained = zip(*self._pieces(text, answers, generation), strict=True)
+        ids: list[int] = []
+        labels: list[int] = []
+        rest = iter(pictures)
+        shown = 0
+        for piece, is_trained in zip(self._tokenize(pieces), trained, strict=True):
+            shown += piece.count(self.image_id)
+            if shown > len(pictures):
+                break
+            expanded = [one for token in piece for one in self._expand(token, rest)]
+            ids += expanded
+            labels += expanded if is_trained else [UNTRAINED] * len(expanded)
+        if shown != len(pictures):
+            raise ChatError("template-refused", f"the chat template shows {shown} images; expected {len(pictures)}")
+        return Encoded(ids, labels, pictures, len(answers))
+
+    def _pieces(self, text: str, answers: Sequence[str], generation: bool) -> Iterator[tuple[str, bool]]:
+        # Cut where inference cuts: a prompt ends just before its answer, so its ids cannot depend on the answer.
+        # Data holds no control token, hence whatever opens a turn in the text was written by the template.
+        opening, closing = self.family.turn_open, self.family.turn_close
+        space = " " if self.family.prefix_space else ""  # before an answer: its first token has it, whoever wrote it
+        turns = text.count(opening)
+        if turns != (wanted := len(answers) + generation):
+            raise ChatError("template-refused", f"the chat template opens {turns} answers; expected {wanted}")
+        cursor = 0
+        for answer in answers:
+            start = text.index(opening, cursor) + len(opening)
+            begin = start + (len(space) if text.startswith(space, start) else 0)
+            end = begin + len(answer) + len(closing)
+            if text[begin:end] != answer + closing:
+                raise ChatError(
+                    "template-refused",
+                    f"the chat template writes {text[start : start + 40]!r}; "
+                    f"expected the answer as it is, {answer[:40]!r}",
+                )
+            yield text[cursor:start], False
+            yield text[begin:end], True
+            cursor = end
+        yield text[cursor:], False
+
+    def _tokenize(self, pieces: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(list(pieces), add_special_tokens=False)["input_ids"]
+        return found
+
+    def _expand(self, token: int, rest: Iterator[Picture]) -> list[int]:
+        return [token] * next(rest).text_tokens if token == self.image_id else [token]
+
+
+def _template(processor: ProcessorMixin) -> str:
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if not isinstance(template, str):
+        raise ValueError(
+            f"{type(processor).__name__}: no chat template; expected chat_template.jinja beside the base's weights. "
+            "Use an instruction-tuned base, or put its template there"
+        )
+    return template
+
+
+def _pinned(template: str) -> str:
+    pin = f'{{%- set date_string = "{DATE}" -%}}\n'
+    return template if "date_string" not in template or template.startswith(pin) else pin + template
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    # A system turn goes in as a string (the Llama templates print a list as Python would), and no part may have a key
+    # "image" or "text" that it does not use: the Qwen templates look for the key alone.
+    if message["role"] == "system":
+        return {"role": "system", "content": words(message)}
+    content = [
+        {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]}
+        for part in message["content"]
+    ]
+    return {"role": message["role"], "content": content}

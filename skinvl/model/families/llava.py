@@ -1,0 +1,234 @@
+"""LLaVA-1.5 on Mistral, such as LLaVA-Med v1.5: a CLIP tower of one size, whose patches stand in the language row."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import (
+    LlavaConfig,
+    LlavaImageProcessor,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
+
+from skinvl.model.families import Family, Picture, Size
+
+PATCH = 14  # px; older processors do not know it, and every released tower has it
+LAYER = -2  # the hidden states of the tower that its projector reads, without the class token
+
+# The published turn format: a system turn stands before the question that follows it.
+INSTRUCTIONS = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}
+{{- '<<SYS>>\\n' + (message.content if message.content is string else message.content[0].text) -}}
+{{- '\\n<</SYS>>\\n\\n' -}}
+{%- elif message.role == 'user' -%}
+{{- '[INST] ' -}}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{{- '<image>\\n' if part.type == 'image' else part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{{- ' [/INST]' -}}
+{%- else -%}
+{{- ' ' + (message.content if message.content is string else message.content[0].text) + '</s>' -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+class OneSize(Family):
+    """What families share whose tower reads images of one size: each takes as many tokens, whatever the budget is."""
+
+    one_row = True
+    parts: ClassVar = {
+        "language": ("model.language_model", "lm_head"),
+        "projector": ("model.multi_modal_projector",),
+        "vision": ("model.vision_tower",),
+    }
+
+    @abstractmethod
+    def tokens_of(self, processor: ProcessorMixin) -> int:
+        """The positions that an image takes in the language row."""
+
+    def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:
+        if (tokens := self.tokens_of(processor)) > image_tokens:
+            warnings.warn(
+                f"data.image_tokens={image_tokens}: {self.model_type} reads images of one size, and each of them takes "
+                f"{tokens} tokens",
+                stacklevel=3,
+            )
+        return {}
+
+    def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
+        return torch.arange(len(ids))
+
+    def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
+        made: Any = processor.image_processor
+        found: torch.Tensor = made(images=[image], return_tensors="pt", **image_arguments)["pixel_values"]
+        return found[0]
+
+    def inputs(
+        self,
+        processor: ProcessorMixin,
+        ids: torch.Tensor,
+        pictures: Sequence[Sequence[Picture]],
+        tensors: Sequence[Sequence[torch.Tensor]],
+    ) -> dict[str, torch.Tensor]:
+        image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.soft_token or self.image_token)
+        found, counts = image_positions.sum(-1).tolist(), [sum(one.text_tokens for one in row) for row in pictures]
+        if found != counts:
+            raise ValueError(f"image tokens per row: {found}; expected {counts} for the rows' images")
+        flat = [tensor for row in tensors for tensor in row]
+        return {"pixel_values": torch.stack(flat)} if flat else {}
+
+    def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
+        found = copy.deepcopy(config)
+        found.vision_config.num_hidden_layers = 0
+        return found
+
+
+class Llava(OneSize):
+    """LLaVA-1.5 with Mistral."""
+
+    model_type = "llava"
+    image_token = "<image>"
+    turn_open = "[/INST]"
+    turn_close = "</s>"
+    flash_attention = True
+    prefix_space = True
+    tokens = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+    roles: ClassVar = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    tiny_template = INSTRUCTIONS
+
+    def template(self, published: str) -> str:
+        # That of a language model alone, which conversions leave beside the weights, shows no image.
+        if self.image_token not in published:
+            return INSTRUCTIONS
+        # The published one knows no turn that is a string. And some engines begin a text themselves, others do not;
+        # none begins one twice.
+        listed = "message['content'][0]['text']"
+        if "is string" not in published:
+            published = published.replace(listed, f"(message['content'] if message['content'] is string else {listed})")
+        return published if "bos_token" in published else "{{- bos_token -}}\n" + published
+
+    def prepare_processor(self, processor: ProcessorMixin) -> None:
+        made: Any = processor
+        images = made.image_processor
+        side = images.crop_size["height"]
+        # Trained on images padded to a square; the published processor cuts the ends off instead.
+        made.image_processor = LlavaImageProcessor(
+            do_pad=True,
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            resample=images.resample,
+            image_mean=images.image_mean,
+            image_std=images.image_std,
+        )
+        made.patch_size = made.patch_size or PATCH
+        made.num_additional_image_tokens, made.vision_feature_select_strategy = 1, "default"
+
+    def tokens_of(self, processor: ProcessorMixin) -> int:
+        made: Any = processor
+        tokens: int = (made.image_processor.crop_size["height"] // made.patch_size) ** 2
+        return tokens
+
+    def picture(self, processor: ProcessorMixin, size: Size, image_arguments: dict[str, Any]) -> Picture:
+        tokens = self.tokens_of(processor)
+        side = round(tokens**0.5)
+        return Picture(grid=(side, side), text_tokens=tokens, vision_tokens=tokens + 1)
+
+    def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
+        self._known(config)
+        return (picture.text_tokens, config.vision_config.hidden_size)
+
+    def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        found = tower(pixels[None].to(tower.device, tower.dtype), output_hidden_states=LAYER)
+        states: torch.Tensor = found.hidden_states[LAYER][0, 1:]
+        return states
+
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        states = torch.nn.functional.pad(features, (0, 0, 1, 0))  # the model takes the class token away
+        return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=(states,) * -LAYER)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self._known(model.config)
+
+    def _known(self, config: PretrainedConfig) -> None:
+        """Nothing, if the model is one of those that this file is about.
+
+        Raises:
+            ValueError: it reads other layers of its tower, or speaks another language model's turns.
+        """
+        for name, found, expected in (
+            ("text_config.model_type", config.text_config.model_type, "mistral"),
+            ("vision_feature_layer", config.vision_feature_layer, LAYER),
+            ("vision_feature_select_strategy", config.vision_feature_select_strategy, "default"),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f"a llava base with {name} {found!r}; skinvl/families/llava.py knows those with {expected!r}, such "
+                    "as LLaVA-Med v1.5"
+                )
+
+    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+        return LlavaConfig(
+            text_config={
+                "model_type": "mistral",
+                "vocab_size": len(tokenizer),
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 32,
+                "max_position_embeddings": 8192,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_window": None,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            vision_config={
+                "model_type": "clip_vision_model",
+                "hidden_size": 96,
+                "intermediate_size": 192,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "image_size": 4 * PATCH,
+                "patch_size": PATCH,
+            },
+            image_token_index=tokenizer.convert_tokens_to_ids(self.image_token),
+            vision_feature_layer=LAYER,
+            vision_feature_select_strategy="default",
+            image_seq_length=16,
+            tie_word_embeddings=False,
+        )
+
+    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+        side = 4 * PATCH
+        return LlavaProcessor(
+            image_processor=LlavaImageProcessor(
+                size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True
+            ),
+            tokenizer=tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=chat_template,
+        )
+
+
+FAMILY = Llava()

@@ -1,0 +1,108 @@
+"""Qwen3.5: as Qwen3-VL without its deepstack; most language layers carry a state along the row (gated delta rule)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin, Qwen3_5Config
+
+from skinvl.model.families import qwen3_vl
+from skinvl.model.families.qwen2_vl import QwenVL
+
+# As the published ones write a conversation without thoughts, once `template` has settled them.
+THINKING = """\
+{%- for message in messages -%}
+{%- set content -%}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endset -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{{- '<think>\\n\\n</think>\\n\\n' if message.role == 'assistant' else '' -}}
+{{- content | trim + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' if add_generation_prompt else '' -}}
+"""
+
+
+class Qwen35(QwenVL):
+    """Qwen3.5, and Qwen3.6, which has the same model type."""
+
+    model_type = "qwen3_5"
+    # An answer without a thought: the published templates write this block where thinking is switched off.
+    turn_open = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    shares = False
+    one_row = False
+    recurrent = True
+    trims = True
+    tiny_template = THINKING
+    tokens = (*QwenVL.tokens, "<think>", "</think>")
+
+    def template(self, published: str) -> str:
+        # Published, the generation prompt may open a thought, and only answers after the last question keep their
+        # (empty) one: what an earlier answer is trained on would not be what its question is asked with.
+        pin = "{%- set enable_thinking = false -%}\n{%- set preserve_thinking = true -%}\n"
+        if "enable_thinking" not in published or published.startswith(pin):
+            return published
+        return pin + published.replace("{%- if loop.index0 > ns.last_query_index %}", "{%- if true %}")
+
+    def width(self, vision: PretrainedConfig) -> int:
+        width: int = vision.hidden_size
+        return width
+
+    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+        text = self.tiny_text(tokenizer)
+        text |= {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "head_dim": 64,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,  # grouped, as in the larger models
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+        }
+        # A quarter of each head turns: 8 frequencies, in turns of time, height and width.
+        text["rope_parameters"] |= {
+            "mrope_section": [3, 3, 2],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
+        }
+        return Qwen3_5Config(
+            text_config=text,
+            vision_config={
+                "depth": 4,
+                "hidden_size": 96,
+                "out_hidden_size": 128,
+                "intermediate_size": 192,
+                "num_heads": 4,
+                "patch_size": 16,
+                "num_position_embeddings": 64,
+            },
+            tie_word_embeddings=True,
+            **self.token_ids(tokenizer),
+        )
+
+    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+        return qwen3_vl.FAMILY.tiny_processor(tokenizer, chat_template)
+
+    def prepare_tiny(self, model: PreTrainedModel) -> None:
+        # A new model forgets within a few tokens, and what it reads of its state is scaled to one size however little
+        # that is: rounding decides. Here the heads remember from one token to a hundred, and find what they look for.
+        config = model.config.get_text_config()
+        size = config.linear_num_key_heads * config.linear_key_head_dim
+        for name, parameter in model.named_parameters():
+            values = parameter.data
+            if name.endswith(".A_log"):
+                values.copy_(torch.linspace(-4.6, 0.0, len(values)))
+            elif name.endswith(".conv1d.weight"):
+                torch.nn.init.normal_(values, std=0.2)
+                values[..., -1] += 1
+            elif name.endswith(".in_proj_qkv.weight"):
+                values[size : 2 * size] = values[:size] + 0.5 * values[size : 2 * size]
+
+
+FAMILY = Qwen35()

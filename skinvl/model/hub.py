@@ -1,0 +1,125 @@
+"""The files of a base or an adapter: a local folder, the hub's cache, or the hub, asked before anything is fetched."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from skinvl.recipe.files import existing
+
+CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHT_FILES = ("*.safetensors",)
+
+
+NEEDED = {"base": "config.json", "init_adapter": "adapter_config.json"}  # what the folder must hold
+
+
+class BaseError(ValueError):
+    """A base or an adapter that cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of a model: the folder, and the commit they come from (None for a local folder)."""
+
+    path: Path
+    commit: str | None
+
+
+def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base") -> Snapshot:
+    """The files of a model id or local folder; the hub is asked for access and sizes before anything is downloaded.
+
+    Args:
+        model: a local folder, or a model id of the hub.
+        weights: whether safetensors are wanted beside the configs, tokenizer and template.
+        what: "base" or "init_adapter", the key of the recipe that names it.
+
+    Raises:
+        BaseError: no such folder or id, a gated model, no network and nothing cached, or too little disk.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / NEEDED[what]).is_file():
+            raise BaseError(f"{what} {model}: the folder has no {NEEDED[what]}; give that of a model, or of an adapter")
+        return Snapshot(path, None)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise BaseError(
+            f"{what} {model}: no such folder, and not a model id of the form owner/name; "
+            "give a model id or a local folder (for a base also a name that skinvl bases lists)"
+        )
+    patterns = CONFIG_FILES + WEIGHT_FILES if weights else CONFIG_FILES
+    api = HfApi()
+    try:
+        api.auth_check(model)
+        info = api.model_info(model, revision=revision, files_metadata=True)
+    except GatedRepoError as error:
+        raise BaseError(
+            f"{what} {model}: gated, and this account has no access; accept its licence on its hub page, "
+            "then log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BaseError(
+            f"{what} {model}: the hub has no revision {revision!r}; check it on the model's page"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BaseError(
+            f"{what} {model}: the hub has no such model, or it is private to another account; check the id, "
+            "or log in with `hf auth login`"
+        ) from error
+    except HFValidationError as error:
+        raise BaseError(f"{what} {model}: not a model id ({error})") from error
+    except (OfflineModeIsEnabled, httpx2.TransportError, HfHubHTTPError) as error:
+        return _cached(model, revision, patterns, error, what)
+    wanted = {
+        file.rfilename: file.size or 0
+        for file in info.siblings or []
+        if any(fnmatch(file.rfilename, pattern) for pattern in patterns)
+    }
+    missing = sum(
+        size
+        for name, size in wanted.items()
+        if not isinstance(try_to_load_from_cache(model, name, revision=info.sha), str)
+    )
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(existing(cache)).free
+    if missing > free:
+        raise BaseError(
+            f"{what} {model}: {missing / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free in {cache}; "
+            "free some space or set HF_HOME to a larger disk"
+        )
+    try:
+        path = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+    except (httpx2.TransportError, HfHubHTTPError) as error:
+        raise BaseError(
+            f"{what} {model}: the download broke off ({_first_line(error)}); run the command again to go on with it"
+        ) from error
+    return Snapshot(path, path.name)
+
+
+def _cached(model: str, revision: str | None, patterns: tuple[str, ...], cause: Exception, what: str) -> Snapshot:
+    try:
+        path = snapshot_download(model, revision=revision, allow_patterns=list(patterns), local_files_only=True)
+    except LocalEntryNotFoundError:
+        raise BaseError(
+            f"{what} {model}: not in the cache {constants.HF_HUB_CACHE}, and the hub {constants.ENDPOINT} "
+            f"did not answer ({_first_line(cause)}); connect to the network once, or give a local folder"
+        ) from cause
+    return Snapshot(Path(path), Path(path).name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,179 @@
+"""`skinvl bases`: the bases that have a short name, what changes from one to another, tiny ones built on request."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from rich.console import Console
+from rich.table import Column, Table
+
+from skinvl.data.example import text
+from skinvl.model import adapter, families, tiny
+from skinvl.model.base import blank_model, count_parameters, read_config
+from skinvl.model.chat import Chat
+from skinvl.model.families import PARTS, Family
+from skinvl.plan import dry, estimate, workload
+from skinvl.plan.estimate import Requirements
+from skinvl.plan.gpus import GIB
+from skinvl.plan.workload import Assumed
+from skinvl.recipe import recipe
+from skinvl.recipe.recipe import Base
+
+SIDE, BUDGET = 448, 512  # px of the image that is counted, and its budget in tokens
+ASKED = (text("user", "What is this?", 1),)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0, once the bases are listed, two are compared, or the one asked for is built.
+
+    Raises:
+        FileNotFoundError: a tokenizer, template or source that is not there.
+        ValueError: a tokenizer that does not fit the family, or a base that cannot be had.
+    """
+    parser = argparse.ArgumentParser(prog="skinvl bases", description="List the bases, compare two, or build one.")
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="model configs from this folder, not the hub")
+    actions = parser.add_subparsers(dest="action", metavar="build | diff")
+    build = actions.add_parser("build", help="a complete model folder with random weights")
+    build.add_argument("family", choices=families.names())
+    build.add_argument("out", type=Path)
+    tokens = build.add_mutually_exclusive_group(required=True)
+    tokens.add_argument("--source", type=Path, help="a prepared source, on whose train split the tokenizer is trained")
+    tokens.add_argument("--tokenizer", type=Path, help="a tokenizer.json to use as it is")
+    build.add_argument("--template", type=Path, help="a chat template (Jinja)")
+    build.add_argument("--seed", type=int, default=0)
+    diff = actions.add_parser("diff", help="what changes in a recipe from one base to another")
+    diff.add_argument("a")
+    diff.add_argument("b")
+    diff.add_argument("recipe")
+    diff.add_argument("overrides", nargs="*", metavar="key=value")
+    diff.add_argument("--configs", type=Path, metavar="DIR", default=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.action is None:
+        _list(Console(), given.configs)
+    elif given.action == "diff":
+        _diff(Console(), given)
+    else:
+        _build(given)
+    return 0
+
+
+def _build(given: argparse.Namespace) -> None:
+    for path in (given.tokenizer, given.template):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+    made = tiny.build(
+        given.family,
+        given.out,
+        texts=None if given.source is None else tiny.texts([given.source]),
+        tokenizer_json=given.tokenizer,
+        chat_template=None if given.template is None else given.template.read_text(encoding="utf-8"),
+        seed=given.seed,
+    )
+    size = sum(file.stat().st_size for file in made.iterdir()) / 1e6
+    print(f"{made}: a random {given.family} base, {size:.1f} MB; name it in a recipe as base: {made}")
+
+
+def _list(say: Console, configs: Path | None) -> None:
+    table = Table(
+        Column("base", no_wrap=True),
+        *("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix", "licence", "note"),
+    )
+    with TemporaryDirectory() as folder:
+        for name in recipe.bases():
+            base = recipe.load_base(name)
+            table.add_row(name, *_about(base, configs, Path(folder) / name), base.licence, base.note)
+    say.print(table)
+    say.print(
+        f"An image's tokens under a budget of {BUDGET}, of as many positions as its tower computes. –: the hub's cache "
+        "has no config of it; skinvl sft RECIPE base=NAME --dry-run fetches that, --configs DIR names a folder with it",
+        highlight=False,
+    )
+
+
+def _about(base: Base, configs: Path | None, folder: Path) -> list[str]:
+    """Family, parameters, image tokens, LoRA targets and whether prefixes are shared, as far as they are known here."""
+    path = tiny.build(base.random, folder, texts=["a b c"]) if base.random else _config(base, configs)
+    if path is None:
+        return ["–"] * 5
+    one = recipe.load("tiny", [f"base={path}", f"data.image_tokens={BUDGET}"])
+    config, family = read_config(path)
+    chat, _ = workload.chat_of(path, config, family, one, folder)
+    blank = blank_model(config)
+    size = "a few million" if base.random else f"{count_parameters(blank) / 1e9:.1f} billion"
+    return [config.model_type, size, _image(chat), ", ".join(_targets(blank, family, one)), _shares(family)]
+
+
+def _config(base: Base, configs: Path | None) -> Path | None:
+    """A folder with the base's config that lies on this machine; the hub is not asked."""
+    if configs is not None:
+        path = configs / base.location.rsplit("/", 1)[-1].lower()
+        return path if (path / "config.json").is_file() else None
+    if Path(base.location).is_dir():
+        return Path(base.location)
+    found = try_to_load_from_cache(base.location, "config.json", revision=base.revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _image(chat: Chat) -> str:
+    picture = chat.picture((SIDE, SIDE))
+    return f"{picture.text_tokens:,} of {picture.vision_tokens:,}"
+
+
+def _shares(family: Family) -> str:
+    return "yes" if family.shares else "no"
+
+
+def _targets(blank: Any, family: Family, one: recipe.Recipe) -> list[str]:
+    """The last names of the modules that LoRA adapts in the language part."""
+    hits = adapter.plan(blank, family, one)["language"]
+    return list(dict.fromkeys(pattern.rpartition(r"\.")[2] for pattern in hits.patterns))
+
+
+def _diff(say: Console, given: argparse.Namespace) -> None:
+    sides = []
+    for name in (given.a, given.b):
+        one = recipe.load(given.recipe, [*given.overrides, f"base={name}"])
+        with TemporaryDirectory() as folder:
+            path = dry.files(one, given.configs, Path(folder))
+            config, family = read_config(path)
+            chat, own = workload.chat_of(path, config, family, one, Path(folder))
+            found = estimate.estimate(one, config, family, chat, 1, Assumed(), own=own)
+            sides.append(dict(_side(found, chat, family, blank_model(config))))
+    table = Table("", Column(given.a, overflow="fold"), Column(given.b, overflow="fold"), title=given.recipe)
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        a, b = (side.get(key, "–") for side in sides)
+        table.add_row(key, a, b, style="" if a != b else "dim")
+    say.print(table)
+
+
+def _side(found: Requirements, chat: Chat, family: Family, blank: Any) -> Iterator[tuple[str, str]]:
+    """What is told of one base, by name."""
+    one = found.recipe
+    yield "family", family.model_type
+    yield "parameters", f"{found.parameters:,}"
+    hits = adapter.plan(blank, family, one)
+    for part in PARTS:
+        count, mode = found.counts[part], getattr(one.parts, part).train
+        yield part, f"{mode}: {count.trainable:,} of {count.parameters:,}"
+        if mode != "frozen":
+            modules = [f"{pattern} ×{many}" for pattern, many in hits[part].patterns.items()]
+            yield f"{part}: modules", "\n".join([*modules, *hits[part].full]).replace("\\", "")
+    yield "an answer begins", repr(family.turn_open)
+    yield "and ends", repr(family.turn_close)
+    yield "a prompt", chat.render(ASKED, generation=True)
+    yield f"image of {SIDE} px: tokens, of positions in the tower", _image(chat)
+    yield "shares prefix", _shares(family)
+    load = found.shared.load
+    yield "tokens a conversation", f"{load.tokens / load.conversations:,.1f}"
+    yield "positions computed for one", f"{load.positions / load.conversations:,.1f}"
+    yield "TFLOP a conversation", f"{found.rates.of(load) / load.conversations / 1e12:,.2f}"
+    needed = found.needed()
+    for name, size in needed.items.items():
+        yield f"GiB: {name}", f"{size / GIB:,.2f}"
+    yield f"GiB for a batch of {found.conversations}", f"{needed.total / GIB:,.2f}"
+    yield "assumed", "\n".join(found.said)

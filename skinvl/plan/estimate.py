@@ -1,0 +1,167 @@
+"""All that a recipe needs on its base: parameters, batches, a rehearsed step, what is kept on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from skinvl.model import adapter, precompute
+from skinvl.model.base import base_dtype, blank_model, count_parameters
+from skinvl.model.chat import UNTRAINED, Chat
+from skinvl.model.families import Family
+from skinvl.plan import gpus, memory, workload
+from skinvl.plan.memory import Memory
+from skinvl.plan.meta_step import MetaStep, Trace
+from skinvl.plan.workload import Assumed, Epoch
+from skinvl.recipe.recipe import Recipe
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The features of a frozen tower."""
+
+    images: int  # different ones that an epoch shows
+    size: int  # bytes of all
+    kept: bool  # whether they are; else the tower runs in every step
+    flops: float  # to compute them once
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a recipe needs, before it is held against a GPU."""
+
+    recipe: Recipe
+    ranks: int
+    said: tuple[str, ...]  # what was assumed
+    counts: dict[str, adapter.Trained]
+    parameters: int  # of the base
+    shared: Epoch  # as the recipe has it
+    apart: Epoch  # with each conversation on its own
+    disk: Disk
+    real: MetaStep  # the model as it is loaded
+    stage: MetaStep  # the model as its step is rehearsed: of a frozen tower only what comes out of it
+    inputs: dict[str, Any]  # of the largest batch
+    image_id: int
+    trace: Trace  # of the largest batch
+    double: Trace  # of twice as much
+    rates: gpus.Rates
+
+    @property
+    def conversations(self) -> int:
+        """Conversations of the largest batch."""
+        return len(self.shared.largest.encoded)
+
+    @property
+    def logits(self) -> tuple[int, float]:
+        """Trained tokens of the largest batch, and the bytes of their logits in float32: there are no others."""
+        count = int((self.inputs["shift_labels"] != UNTRAINED).sum())
+        return count, float(count * self.stage.config.get_text_config().vocab_size * memory.FP32)
+
+    def needed(self, trace: Trace | None = None, **changes: object) -> Memory:
+        """The memory of each GPU, by another step or with other fields of the recipe that leave the step alone."""
+        one = self.recipe.model_copy(update=changes)
+        return memory.needed(one, memory.weights(replace(self.real, recipe=one)), trace or self.trace, self.ranks)
+
+    def fitting(self, room: float) -> int:
+        """The most conversations that a batch may have on a GPU of so many bytes; activations grow with them."""
+        each = (self.double.peak - self.trace.peak) / self.conversations
+        moving = self.trace.peak + room - self.needed().total
+        return max(int((moving - (self.trace.peak - each * self.conversations)) // each), 0)
+
+    def otherwise(self) -> Trace:
+        """The step of the largest batch with activations kept, if the recipe computes them again, else the reverse."""
+        found = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.inputs)
+        return found.before(self.trace.peaks[0])  # the tower's step, which is the same, may stand there
+
+    def halved(self) -> float:
+        """The share of the largest batch's positions that are left with half as many for each image."""
+        ids = self.inputs["input_ids"]
+        images = int((ids == self.image_id).sum())
+        return float(1 - images / 2 / ids.numel())
+
+
+def estimate(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    family: Family,
+    chat: Chat,
+    ranks: int,
+    guess: Assumed,
+    *,
+    own: bool,
+    cuda: bool = True,
+) -> Requirements:
+    """What a recipe needs on so many GPUs.
+
+    Args:
+        guess: the conversations where a source is not prepared.
+        own: whether the chat has the base's own tokenizer.
+        cuda: whether they are GPUs; else each is a process on a CPU.
+    """
+    lacking = workload.missing(recipe)
+    rows = workload.rows_of(chat, recipe) if own and not lacking else []
+    said = [] if own else [f"{recipe.base.name} comes without tokenizer.json: the length of its texts is assumed"]
+    said += [f"not prepared, so that conversations are assumed: {', '.join(lacking)}"] if lacking else []
+    if rows:
+        shared, apart = (workload.drawn(recipe, chat, rows, ranks, share) for share in (recipe.share_images, False))
+        images, numbers = workload.features(chat, config, rows)
+    else:
+        said.append("assumed: " + ", ".join(f"{key}={value:,}" for key, value in asdict(guess).items()))
+        shared, apart = (workload.assumed(recipe, chat, guess, ranks, share) for share in (recipe.share_images, False))
+        images, numbers = workload.guessed(chat, config, guess)
+    frozen = recipe.parts.vision.train == "frozen"
+    size = numbers * base_dtype(recipe).itemsize
+    kept = False
+    if frozen and images:
+        why = precompute.refusal(recipe, family, size, epochs(recipe, shared))
+        kept = why is None and recipe.cache_gb != 0
+        said += [f"vision features: {why}, so that the tower runs in every step"] if why else []
+    stage = MetaStep(recipe, config, family, frozen and images > 0, checkpointing(recipe), cuda)
+    real = replace(stage, cached=kept)
+    dtype = base_dtype(recipe) if stage.cached else None
+    first, share = shared.largest, recipe.share_images
+    given = [workload.inputs(chat, config, some, share, dtype) for some in (first, workload.twice(first))]
+    trace, double = map(stage.step, given)
+    load = workload.load(chat, first, share)
+    each, once = 0.0, 0.0
+    if stage.cached and first.sizes:
+        picture, pixels = next(iter(first.sizes.items()))
+        tower = stage.tower(picture, workload.pixels(chat, pixels))
+        once = tower.flops["vision"] * images
+        if not kept:
+            each = tower.flops["vision"] / picture.vision_tokens
+            trace, double = trace.before(tower.peak * load.images), double.before(2 * tower.peak * load.images)
+    return Requirements(
+        recipe,
+        ranks,
+        tuple(said),
+        adapter.check(replace(stage, cached=False).model(), family, recipe),
+        count_parameters(blank_model(config)),
+        shared,
+        apart,
+        Disk(images, size, kept, once),
+        real,
+        stage,
+        given[0],
+        chat.image_id,
+        trace,
+        double,
+        gpus.rates(trace, load, each),
+    )
+
+
+def epochs(recipe: Recipe, epoch: Epoch) -> float:
+    """How many epochs a run takes."""
+    steps: int = recipe.train.get("max_steps", -1)
+    if steps <= 0:
+        return float(recipe.train.get("num_train_epochs", workload.EPOCHS))
+    return float(steps * recipe.train.get("gradient_accumulation_steps", 1) / epoch.batches)
+
+
+def checkpointing(recipe: Recipe) -> bool:
+    """Whether a run computes its activations a second time; TRL does unless told."""
+    return bool(recipe.train.get("activation_checkpointing", True))

@@ -1,0 +1,174 @@
+"""`skinvl plan`: what a recipe needs in memory and hours, said before anything is rented."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from skinvl.model.base import read_config
+from skinvl.model.families import PARTS
+from skinvl.plan import dry, estimate, gpus, memory, workload
+from skinvl.plan.estimate import NF4, Requirements
+from skinvl.plan.gpus import GIB, Gpu
+from skinvl.plan.workload import Assumed
+from skinvl.recipe import recipe
+
+SMALLER = 0.95  # share of a step's activations at which a suggestion is worth making
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0, once it is said what the recipe needs, whether it fits or not.
+
+    Raises:
+        ValueError: a GPU or an optimizer that is not known, or data that cannot be trained on.
+    """
+    parser = argparse.ArgumentParser(prog="skinvl plan", description="Memory and hours of a recipe, before renting.")
+    parser.add_argument("recipe", help="a name in recipes/, or a path to a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as base=qwen3-vl-8b")
+    parser.add_argument("--gpu", required=True, help="a name such as a100-80gb, or GIB:TFLOPS in dense bf16")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--mfu", type=float, default=gpus.MFU, help=f"share of the GPU's rate that is reached (default {gpus.MFU})"
+    )
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="model configs from this folder, not the hub")
+    parser.add_argument(
+        "--assume",
+        default="",
+        metavar="KEY=NUMBER,…",
+        help="where data is not prepared: rows, questions (about an image), and in tokens question, answer, around "
+        "(what the template adds)",
+    )
+    given = parser.parse_intermixed_args(arguments)
+    if given.gpus < 1 or not 0 < given.mfu <= 1:
+        parser.error("--gpus is at least 1, and --mfu above 0 and at most 1")
+    guess, rented = assumption(given.assume), gpus.find(given.gpu)
+    loaded = recipe.load(given.recipe, given.overrides)
+    say = Console()
+    with TemporaryDirectory() as folder:
+        path = dry.files(loaded, given.configs, Path(folder))
+        config, family = read_config(path)
+        chat, own = workload.chat_of(path, config, family, loaded, Path(folder))
+        found = estimate.estimate(loaded, config, family, chat, given.gpus, guess, own=own)
+        show(say, found, rented, given.mfu)
+    return 0
+
+
+def assumption(text: str) -> Assumed:
+    """The conversations of `rows=…,questions=…`; what it leaves out stays as in MM-Skin's test set.
+
+    Raises:
+        ValueError: another key, or not a positive number.
+    """
+    kinds = {"rows": int, "questions": float, "question": int, "answer": int, "around": int}
+    found: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        key, _, value = pair.partition("=")
+        try:
+            found[key] = kinds[key](value)
+        except (KeyError, ValueError):
+            found[key] = 0
+        if found[key] <= 0:
+            raise ValueError(f"--assume {pair}: expected {', '.join(f'{one}=NUMBER' for one in kinds)}, each above 0")
+    return Assumed(**found)
+
+
+def show(say: Console, found: Requirements, gpu: Gpu, mfu: float) -> None:
+    """Nothing; prints parameters, tokens, memory, whether that fits, hours and disk."""
+    ranks = found.ranks
+    say.print(f"{found.recipe.name} on {found.recipe.base.name}, {ranks} × {gpu.name} ({gpu.memory} GiB)", style="bold")
+    for line in found.said:
+        say.print(line, style="yellow", markup=False, highlight=False)
+    if found.recipe.bf16 and not gpu.bf16:
+        say.print(f"{gpu.name} has no bf16: train.bf16=false, or another GPU", style="red")
+    table = Table("part", "train", Column("trainable", justify="right"), Column("of", justify="right"))
+    for part in PARTS:
+        count = found.counts[part]
+        table.add_row(part, getattr(found.recipe.parts, part).train, f"{count.trainable:,}", f"{count.parameters:,}")
+    say.print(table)
+    say.print(f"parameters of {found.recipe.base.name}: {found.parameters:,}")
+    _memory(say, found, gpu)
+    _time(say, found, gpu, mfu)
+    _disk(say, found)
+
+
+def _memory(say: Console, found: Requirements, gpu: Gpu) -> None:
+    needed, room = found.needed(), gpu.memory * GIB
+    table = Table(
+        "memory of each GPU",
+        Column("GiB", justify="right"),
+        title=f"largest batch, {found.conversations} conversations",
+    )
+    for name, size in needed.items.items():
+        table.add_row(name, f"{size / GIB:,.2f}")
+    table.add_row("all", f"{needed.total / GIB:,.2f}", style="bold")
+    other = found.needed(found.otherwise()).total
+    table.add_row(f"all, {'without' if found.stage.checkpointing else 'with'} checkpointing", f"{other / GIB:,.2f}")
+    count, size = found.logits
+    table.add_row(f"of the activations, logits of {count:,} trained tokens", f"{size / GIB:,.2f}")
+    for name, size in needed.host.items():
+        table.add_row(f"in the host's memory: {name}", f"{size / GIB:,.2f}")
+    say.print(table)
+    most = found.fitting(room)
+    if needed.total <= room:
+        say.print(f"fits into {gpu.memory} GiB; the largest per_device_train_batch_size that would: about {most}")
+        return
+    say.print(f"does not fit: {needed.total / GIB:,.1f} GiB, and {gpu.name} has {gpu.memory}", style="bold red")
+    if most:
+        say.print(f"with per_device_train_batch_size={most} (and gradient_accumulation_steps to match) it would fit")
+    for what, size in _instead(found, other):
+        say.print(f"{what}: {size / GIB:,.1f} GiB{', fits' if size <= room else ''}", markup=False, highlight=False)
+
+
+def _instead(found: Requirements, other: float) -> Iterator[tuple[str, float]]:
+    """What would take less, and how much it would take; `other` is checkpointing the other way round."""
+    one, train = found.recipe, found.recipe.train
+    if one.quantization is None:
+        yield "QLoRA (quantization, nf4 with double quantisation)", found.needed(quantization=NF4).total
+        for name in ("zero3", "zero3_offload"):
+            if found.ranks > 1 and train.get("deepspeed") != name:
+                yield f"train.deepspeed={name}", found.needed(train={**train, "deepspeed": name}).total
+    if not found.stage.checkpointing:
+        yield "train.activation_checkpointing=true", other
+    half = found.halved()
+    if half < SMALLER:
+        yield (
+            f"data.image_tokens={one.data.image_tokens // 2} (about)",
+            found.needed().total - found.trace.peak * (1 - half),
+        )
+
+
+def _time(say: Console, found: Requirements, gpu: Gpu, mfu: float) -> None:
+    table = Table(
+        f"an epoch, each of {found.ranks}",
+        *(Column(name, justify="right") for name in ("shared prefixes", "each apart")),
+    )
+    epochs = found.shared.load, found.apart.load
+    for name in ("conversations", "tokens", "positions", "trained"):
+        table.add_row(name, *(f"{getattr(one, name):,.0f}" for one in epochs))
+    work = [found.rates.of(one) for one in epochs]
+    table.add_row("PFLOP", *(f"{one / 1e15:,.1f}" for one in work))
+    table.add_row(f"hours at an MFU of {mfu:g}", *(f"{gpus.hours(one, gpu, mfu):,.2f}" for one in work))
+    say.print(table)
+    count = estimate.epochs(found.recipe, found.shared)
+    once = gpus.hours(found.disk.flops / found.ranks, gpu, mfu) if found.disk.kept else 0.0
+    total = gpus.hours(work[0], gpu, mfu) * count + once
+    say.print(
+        f"the whole run, {count:g} × an epoch: {total:,.2f} hours"
+        + (f", {once:,.2f} of them for vision features, once" if once else "")
+    )
+    if mfu == gpus.MFU:
+        say.print(f"the MFU of {mfu:g} is an assumption (nothing was measured on a GPU); --mfu gives another")
+
+
+def _disk(say: Console, found: Requirements) -> None:
+    disk = found.disk
+    if disk.kept:
+        say.print(f"on disk: vision features of {disk.images:,} images, {disk.size / 1e9:,.1f} GB")
+    size = memory.checkpoint(found.recipe, memory.weights(found.real))
+    say.print(f"on disk: each checkpoint {size / 1e9:,.2f} GB")

@@ -1,0 +1,51 @@
+"""`skinvl show`: conversations as the model will see them, with what is trained in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from transformers import AutoProcessor
+
+from skinvl.data import mixture
+from skinvl.data.mixture import Row
+from skinvl.data.pixels import ImageError
+from skinvl.model.base import read_config, snapshot
+from skinvl.model.chat import UNTRAINED, Chat, ChatError
+from skinvl.model.lengths import sizes
+from skinvl.recipe.recipe import Recipe, load
+from skinvl.recipe.words import recipe_parser
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once the first conversations of each source of the recipe are painted."""
+    parser = recipe_parser("show", "Paint what a recipe trains, conversation by conversation.")
+    parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="conversations of each source (default 4)")
+    given = parser.parse_intermixed_args(words)
+    paint_sources(load(given.recipe, given.overrides), given.n)
+    return 0
+
+
+def paint_sources(recipe: Recipe, count: int) -> None:
+    """Prints the first conversations of each source of the recipe, what is trained in colour."""
+    base = snapshot(recipe, weights=False)
+    _, family = read_config(base.path)
+    chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
+    say = Console()
+    for spec in [*recipe.data.train, *recipe.data.eval]:
+        for row in mixture.rows(spec)[:count]:
+            paint(say, chat, row)
+
+
+def paint(say: Console, chat: Chat, row: Row) -> None:
+    """Nothing; prints one conversation, or why it would not be trained on."""
+    name = f"{row.example.source}/{row.example.id}"
+    try:
+        encoded = chat.encode(row.example, sizes(row.root, row.example))
+    except (ChatError, ImageError) as error:
+        say.rule(f"{name}: not trained on")
+        say.print(str(error), style="red", markup=False)
+        return
+    trained = len(encoded.labels) - encoded.labels.count(UNTRAINED)
+    say.rule(f"{name}: {len(encoded.ids)} tokens, {trained} trained, {len(encoded.pictures)} images")
+    say.print(chat.paint(encoded))

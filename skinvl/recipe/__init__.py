@@ -1,0 +1,1 @@
+"""What to run, read strictly, and the folder of a run."""

@@ -1,0 +1,352 @@
+"""What to run: the typed tree that mirrors a recipe's YAML, loaded strictly, overridden, and written out resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from skinvl.recipe import sections, strict
+from skinvl.recipe.shipped import find
+from skinvl.recipe.shipped import shipped as shipped
+from skinvl.recipe.strict import Fault
+from skinvl.recipe.strict import RecipeError as RecipeError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Fact = Literal["modality", "diagnosis", "malignancy", "skin_type", "age", "sex", "site", "kind"]  # as data.example
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Base(_Strict):
+    """The model a run starts from."""
+
+    name: Name
+    """Short name, used in the name of the run's folder."""
+    model: Text | None = None
+    """Model id on the Hugging Face hub, or a local folder."""
+    random: Text | None = None
+    """Family whose tiny model with random weights is built into bases/<name>/, instead of `model`."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null is the newest, whose commit the run records."""
+    licence: str | None = None
+    """Licence of the weights; null is unknown."""
+    note: str | None = None
+    """What a user should know before choosing it."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.model is None) == (self.random is None):
+            raise ValueError("expected either model (an id or a folder) or random (a family), and not both")
+        return self
+
+    @property
+    def location(self) -> str:
+        """The model id or folder to load; a random base lies in bases/<name> once it is built."""
+        return self.model or f"bases/{self.name}"
+
+
+class SourceSpec(_Strict):
+    """One split of one prepared source."""
+
+    source: Text
+    """Name of a folder in data/, or a path."""
+    split: Text
+    """Split of the source: a Parquet file of that name."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """How often an epoch shows the source, in copies; 0.5 is half of its groups, drawn anew each epoch."""
+
+
+class Data(_Strict):
+    """What is trained and evaluated on, and how long a conversation may be."""
+
+    train: list[SourceSpec] = Field(min_length=1)
+    """Sources to train on."""
+    eval: list[SourceSpec] = []
+    """Sources to evaluate on, each on its own."""
+    image_tokens: int = Field(gt=0)
+    """Budget for one image, in positions of the language model; each family turns it into pixels or tiles.
+
+    One whose tower reads images of one size says what an image takes."""
+    max_tokens: int = Field(gt=0)
+    """Longest conversation, in tokens with its images."""
+    too_long: Literal["ledger", "drop_turns"] = "ledger"
+    """What happens to a longer one: left out and recorded, or cut by whole question-answer turns from its end."""
+    balance: Fact | None = None
+    """Field of an Example's facts whose values are to be equally frequent in training; null leaves them as they are."""
+    allow_leak: bool = False
+    """Whether to go on when evaluation data shares groups or images with training data."""
+
+    @field_validator("balance", mode="before")
+    @classmethod
+    def _a_fact(cls, value: str | None) -> str | None:
+        if value is not None and value not in get_args(Fact):
+            raise ValueError(strict.unknown(str(value), get_args(Fact)))
+        return value
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The three limits on a conversation, by name."""
+        return {"image_tokens": self.image_tokens, "max_tokens": self.max_tokens, "too_long": self.too_long}
+
+
+class PartSpec(_Strict):
+    """How one part of the model trains."""
+
+    train: Literal["frozen", "lora", "full"] = "frozen"
+    """Not at all, through LoRA on its linear layers, or all of its weights."""
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Peak learning rate of this part, per step; null is train.learning_rate."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.train == "frozen" and self.learning_rate is not None:
+            raise ValueError("a frozen part has no learning_rate; leave it out, or set train to lora or full")
+        return self
+
+
+class Parts(_Strict):
+    """What trains: the language model, the projector between image and language, the vision tower."""
+
+    language: PartSpec = PartSpec()
+    """The language model without its embeddings and lm_head."""
+    projector: PartSpec = PartSpec()
+    """The layers that turn image features into positions of the language model."""
+    vision: PartSpec = PartSpec()
+    """The vision tower."""
+
+    @model_validator(mode="after")
+    def _an_adapter(self) -> Self:
+        if "lora" not in (self.language.train, self.projector.train, self.vision.train):
+            raise ValueError("no part trains with lora, and a run makes an adapter; set parts.language.train=lora")
+        return self
+
+
+class EarlyStopping(_Strict):
+    """When training ends before its last step: the fields of transformers.EarlyStoppingCallback."""
+
+    early_stopping_patience: int = Field(gt=0)
+    """Evaluations in a row without a better train.metric_for_best_model after which training ends."""
+    early_stopping_threshold: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """By how much the metric must be better to count, in its own unit."""
+
+
+class Generation(_Strict):
+    """How answers are generated: fields of transformers.GenerationConfig, greedy unless `do_sample`."""
+
+    max_new_tokens: int = Field(default=256, gt=0)
+    """Longest answer, in tokens; one that reaches it has finish_reason length."""
+    do_sample: bool = False
+    """Whether each token is drawn; else it is the most likely one."""
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Divides the logits before drawing; null is 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Share of the probability that is drawn from; null is all of it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of drawing: each row has its own from this and its id, whatever stands beside it in a batch."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if not self.do_sample and (self.temperature is not None or self.top_p is not None):
+            raise ValueError(
+                "temperature and top_p change nothing in greedy decoding; set do_sample=true, or leave out"
+            )
+        return self
+
+
+class ClassSpec(_Strict):
+    """One classification: rows, their true classes, and what is asked."""
+
+    source: Text
+    """Name of a folder in data/, or a path; or a CSV of MM-Skin's classification sets as released."""
+    split: Text = "test"
+    """Split of the source."""
+    images: Text | None = None
+    """Of a CSV: the folder that its image paths start from."""
+    benchmark: Text | None = None
+    """Name of a class list in skinvl/labels.py; null is the source's own name, if that is one."""
+    label: Text = "diagnosis"
+    """Field of an Example's facts that holds the true class; `answer` is the last answer itself."""
+    classes: list[Text] | None = Field(default=None, min_length=2)
+    """The classes, where no benchmark names them; null without a benchmark is every value that the rows have."""
+    where: dict[str, str] = {}
+    """Only rows whose facts have these values."""
+    question: Text | None = None
+    """What is asked of each image; null is the row's own question where label is `answer`, else a fixed one."""
+    validation: Text | None = None
+    """Split of the source on which temperature and threshold are fitted; null fits none."""
+
+
+class Evaluate(_Strict):
+    """What a finished run is asked, and how that is scored."""
+
+    metrics: list[Text] = ["bleu", "closed_accuracy", "exact_match", "multiple_choice", "rouge", "tokens"]
+    """Modules of skinvl/metrics; bertscore and meteor need data of their own."""
+    generation: Generation = Generation()
+    """How answers are generated."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates; vllm where it is installed."""
+    batch_size: int = Field(default=16, gt=0)
+    """Conversations generated at a time."""
+    control_rows: int = Field(default=512, ge=0)
+    """Most questions asked again with the images permuted among them, as a control; 0 asks none."""
+    classify: list[ClassSpec] = []
+    """Sets to classify by likelihood."""
+    prompted: bool = True
+    """Whether classification also asks with the classes listed and matches the free answer."""
+    during: int = Field(default=0, ge=0)
+    """Questions of the eval sets, a fixed sample, answered and scored at every evaluation of a training; 0 is none."""
+
+
+class Recipe(_Strict):
+    """One training, complete: everything that decides its result is in here."""
+
+    name: Name
+    """Name of the recipe: the stem of its file."""
+    base: Base
+    """The model it starts from: a name in recipes/bases/, or any model id or local folder."""
+    data: Data
+    """Sources and lengths."""
+    parts: Parts
+    """What trains."""
+    lora: dict[str, Any] = {}
+    """Fields of peft.LoraConfig."""
+    quantization: dict[str, Any] | None = None
+    """Fields of transformers.BitsAndBytesConfig for a 4-bit base; null is bf16."""
+    train: dict[str, Any] = {}
+    """Fields of trl.SFTConfig."""
+    evaluate: Evaluate = Evaluate()
+    """What a finished run is asked, and how that is scored."""
+    early_stopping: EarlyStopping | None = None
+    """When training ends early; null trains to the last step."""
+    attention: Literal["auto", "flash_attention_2", "flash_attention_3", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto is the fastest that is installed and that the family supports."""
+    share_images: bool = True
+    """Whether a batch computes once what its conversations about one image have in common; false shuffles all alike."""
+    cache_gb: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Most GB of disk for the images' features under a frozen vision tower, computed once; 0 has the tower run in every
+    step, null is half of the free disk where the family's features are small and the run sees its images twice."""
+    init_adapter: Text | None = None
+    """Adapter to continue from, a folder or a model id; null starts a new one."""
+    run: Name | None = None
+    """Folder under runs/; null is <recipe>--<base>."""
+    resume: Literal["auto"] | None = None
+    """auto goes on from the last checkpoint of the run's folder, if there is one."""
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the base is in bf16 and runs under autocast; else both are fp32."""
+        return bool(self.train.get("bf16", True))
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped name or a YAML file, with `key=value` overrides laid over it.
+
+    Raises:
+        RecipeError: every fault with its line, key and what was expected.
+        FileNotFoundError: no such recipe.
+    """
+    path = find(name_or_path, "recipes")
+    document = strict.read(path)
+    faults = strict.override(document, overrides)
+    data = document.data
+    data.setdefault("name", path.stem)
+    if isinstance(data.get("base"), str):
+        try:
+            data["base"] = load_base(data["base"]).model_dump()
+        except FileNotFoundError as error:
+            faults.append(Fault(("base",), str(error)))
+            data["base"] = {"name": "unknown", "model": "unknown"}  # so that the other faults are found as well
+    for section in ("lora", "quantization", "train"):
+        if isinstance(data.get(section), dict):
+            faults += sections.check(section, data[section])
+    faults += _settings(data)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        document.fail(faults + strict.faults(error, Recipe))
+        raise
+    document.fail(faults)
+    return recipe
+
+
+def load_base(name: str) -> Base:
+    """The base of a shipped name, a YAML file, a model id `owner/name` or a local folder.
+
+    Raises:
+        RecipeError: the YAML has faults.
+        FileNotFoundError: none of these; the message names the nearest.
+    """
+    if name not in bases() and not name.endswith(".yaml") and ("/" in name or Path(name).is_dir()):
+        local = Path(name).expanduser()
+        model, last = (str(local), local.resolve().name) if local.is_dir() else (name, name.rpartition("/")[2])
+        document = strict.Document(name, {"name": last.lower(), "model": model})
+    else:
+        path = find(name, "recipes/bases")
+        document = strict.read(path)
+        document.data.setdefault("name", path.stem)
+    try:
+        return Base.model_validate(document.data)
+    except ValidationError as error:
+        document.fail(strict.faults(error, Base))
+        raise
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved YAML, from which `load` makes an equal recipe."""
+    return strict.write(recipe.model_dump())
+
+
+def recipes() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(path.stem for path in shipped("recipes").glob("*.yaml"))
+
+
+def bases() -> list[str]:
+    """The names of the shipped bases."""
+    return sorted(path.stem for path in shipped("recipes/bases").glob("*.yaml"))
+
+
+def deepspeed_config(name: str) -> Path:
+    """The file of a `train.deepspeed` value: a name in ds_configs/ or a path.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    return find(name, "ds_configs", ".json")
+
+
+def _settings(data: dict[str, Any]) -> list[Fault]:
+    """Faults of single settings that hold only together with others or with files."""
+    train = data.get("train")
+    if not isinstance(train, dict):
+        return []
+    faults = []
+    if isinstance(train.get("deepspeed"), str):
+        try:
+            deepspeed_config(train["deepspeed"])
+        except FileNotFoundError as error:
+            faults.append(Fault(("train", "deepspeed"), str(error)))
+    if train.get("eval_strategy", "no") != "no" and isinstance(data.get("data"), dict) and not data["data"].get("eval"):
+        faults.append(Fault(("train", "eval_strategy"), "data.eval is empty; name a source there, or set it to no"))
+    evaluate = data.get("evaluate")
+    if isinstance(evaluate, dict) and evaluate.get("during") and train.get("eval_strategy", "no") == "no":
+        faults.append(Fault(("evaluate", "during"), "the training evaluates nothing; set train.eval_strategy"))
+    parts = data.get("parts")
+    vision = parts.get("vision") if isinstance(parts, dict) else None
+    if data.get("cache_gb") and isinstance(vision, dict) and vision.get("train", "frozen") != "frozen":
+        faults.append(
+            Fault(("cache_gb",), "parts.vision trains, so that its features change with every step; leave cache_gb out")
+        )
+    if data.get("early_stopping") is not None and (
+        train.get("metric_for_best_model") is None or train.get("eval_strategy", "no") == "no"
+    ):
+        faults.append(
+            Fault(("early_stopping",), "nothing to watch; set train.metric_for_best_model=loss and train.eval_strategy")
+        )
+    return faults

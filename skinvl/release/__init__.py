@@ -1,0 +1,1 @@
+"""An adapter becomes a merged model, and a repository of the hub."""

@@ -1,0 +1,182 @@
+"""The model card of a run: its front matter and its text, of nothing but what the run's files and its sources say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+from skinvl.data.source import source_folder
+from skinvl.recipe.recipe import Base
+from skinvl.release import licences
+from skinvl.release.licences import Licence
+from skinvl.release.record import Record, Source
+from skinvl.release.record import source as read_source
+from skinvl.release.vetting import neutral
+from skinvl.score import tables
+
+TASKS = {"answers": "visual-question-answering", "classes": "image-classification"}
+_ON_THE_HUB = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/?")
+_LEAKS = ("moved-to-train", "left-out-of-eval")
+
+
+def text(
+    record: Record,
+    repo: str,
+    licence: Licence,
+    base: Base | None,
+    merge: Mapping[str, Any] | None,
+    quantization: Mapping[str, Any] | None,
+    rights: Mapping[str, str],
+) -> str:
+    """The README.md of what is published.
+
+    Args:
+        base: where others get the base; None where they cannot.
+        merge: what merge.json says, for a merged model; None for an adapter.
+        quantization: arguments of BitsAndBytesConfig that the base was trained in.
+        rights: what who publishes vouches for.
+    """
+    data = _front(record, repo, licence, base, merge)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters |= {"plain": plain, "number": tables.number, "code": _code, "neutral": neutral}
+    scores = record.scores or {"sets": {}}
+    body = environment.get_template("card.md.j2").render(
+        record=record,
+        recipe=record.recipe,
+        environment=record.environment,
+        summary=record.summary,
+        scores=record.scores,
+        tables=tables.markdown(record.scores) if record.scores else "",
+        slices=list(_slices(scores)),
+        reasons=list(_reasons(scores)),
+        leaks={rule: record.ledger[rule] for rule in _LEAKS if record.ledger[rule]},
+        left_out={rule: count for rule, count in record.ledger.most_common() if rule not in _LEAKS},
+        command=neutral(" ".join(map(_word, record.environment["command"]))),
+        evaluated=list({one.name: one for name in scores["sets"] if (one := _evaluated(record, name))}.values()),
+        repo=repo,
+        name=repo.rpartition("/")[2],
+        licence=licence,
+        base=base,
+        merge=merge,
+        quantization=quantization,
+        rights=rights,
+        llama=licences.LLAMA.get(record.base.id or ""),
+        loss=(record.path / "loss.png").is_file(),
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def licence_text(record: Record, licence: Licence) -> str:
+    """The file LICENSE where no licence of the hub's list holds: whose terms the model is under, each by name."""
+    lines = [f"{licence.name}: no single licence covers this model. All of these terms hold together.", ""]
+    lines.append(f"- the base, {neutral(record.recipe.base.location)}: {record.base.stated} ({record.base.words})")
+    for name, one in record.terms.items():
+        lines.append(f"- trained on {name}: {one.stated} ({one.words})")
+    links = [one.link for one in (record.base, *record.terms.values()) if one.link]
+    return "\n".join([*lines, *(f"\nThe licence of the base: {link}" for link in links)]) + "\n"
+
+
+def plain(words: object) -> str:
+    """The words as Markdown shows them literally, on one line; addresses stay addresses."""
+    line = " ".join(str(words).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    pieces = re.split(r"(https?://[^\s|]+)", line)
+    return "".join(
+        piece.replace("|", "%7C") if place % 2 else re.sub(r"([\\`*_{}\[\]|#~!])", r"\\\1", piece)
+        for place, piece in enumerate(pieces)
+    )
+
+
+def _front(
+    record: Record, repo: str, licence: Licence, base: Base | None, merge: Mapping[str, Any] | None
+) -> ModelCardData:
+    found = [match[1] for one in record.sources if (match := _ON_THE_HUB.fullmatch(one.address))]
+    results = list(_results(record)) if record.scores else []
+    extra: dict[str, Any] = {"base_model_relation": "adapter" if merge is None else "finetune"} if base else {}
+    return ModelCardData(
+        base_model=base.model if base else None,
+        datasets=found or None,
+        # A file in LLaVA's form may be in any language; all other converters write or read English.
+        language=["en"] if all(one.converter != "llava" for one in record.sources) else None,
+        library_name="peft" if merge is None else "transformers",
+        license=licence.id,
+        license_name=licence.name,
+        license_link=licence.link,
+        pipeline_tag="image-text-to-text",
+        tags=["dermatology", "medical", "vision-language", *(["lora"] if merge is None else []), "skinvl"],
+        model_name=repo.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+        **extra,
+    )
+
+
+def _results(record: Record) -> Iterator[EvalResult]:
+    """Every number that has an interval. The hub's form has no field for one: it stands in the name and in `args`."""
+    assert record.scores is not None
+    level = f"{record.scores['level']:.0%} CI"
+    for name, block in record.scores["sets"].items():
+        source = _evaluated(record, name)
+        for what, variant, numbers in _numbers(block):
+            for metric, one in numbers.items():
+                if one is None or one["value"] is None or one["low"] is None:
+                    continue
+                yield EvalResult(
+                    task_type=TASKS[what],
+                    dataset_type=source.name if source else name,
+                    dataset_name=source.title if source else name,
+                    dataset_config=" ".join(filter(None, (name, variant))),
+                    metric_type=metric,
+                    metric_value=one["value"],
+                    metric_name=f"{metric.replace('_', ' ')} ({level} {one['low']:.3f} to {one['high']:.3f})",
+                    metric_args={key: one[key] for key in ("low", "high", "n", "unscored")},
+                )
+
+
+def _numbers(block: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mapping[str, Any]]]:
+    if "answers" in block:
+        yield "answers", None, block["answers"]["metrics"]
+    for variant, numbers in block.get("classes", {"variants": {}})["variants"].items():
+        yield "classes", variant, numbers
+
+
+def _slices(scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each slice of each set: a row with its worst and its gap, or without where too little is known."""
+    for name, block in scores["sets"].items():
+        for what in ("answers", "classes"):
+            for field, one in block.get(what, {}).get("slices", {}).items():
+                worst = one["values"][one["worst"]] if one["worst"] is not None else None
+                yield {"set": name, "field": field, "metric": one["metric"], **one, "number": worst}
+
+
+def _reasons(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    for name, block in scores["sets"].items():
+        for what in ("answers", "classes"):
+            for reason, count in block.get(what, {}).get("reasons", {}).items():
+                yield name, reason, count
+
+
+def _evaluated(record: Record, name: str) -> Source | None:
+    """The source of an evaluated set, where it is still there."""
+    assert record.scores is not None
+    block = record.scores["sets"][name]
+    stated = block.get("classes", {}).get("settings", {}).get("source") or name
+    known = {Path(spec.source).name: spec.source for spec in (*record.recipe.data.eval, *record.recipe.data.train)}
+    place = known.get(Path(stated).name, stated)
+    return read_source(place) if (source_folder(place) / "card.json").is_file() else None
+
+
+def _word(word: str) -> str:
+    return f"'{word}'" if re.search(r"[\s{}\[\]*?$&|;<>]", word) else word
+
+
+def _code(value: object) -> str:
+    """The value as Python writes it."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)

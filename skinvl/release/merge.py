@@ -1,0 +1,208 @@
+"""`skinvl merge RUN`: the adapter of a run folded into its base, as a model folder that needs neither."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from skinvl.data.mixture import Row
+from skinvl.model.hub import Snapshot
+from skinvl.model.loaded import Opened, base_fingerprint, opened
+from skinvl.recipe import run
+from skinvl.recipe.files import MANIFEST, appear, existing
+from skinvl.recipe.recipe import Recipe
+from skinvl.release import merge_check
+from skinvl.release.merge_check import MergeCheck
+from skinvl.release.merging import Merging, Onto
+
+LIBRARIES = ("skinvl", "torch", "transformers", "peft", "bitsandbytes", "safetensors")
+# Of an adapter's folder, what a merged model does not need; the rest is processor, tokenizer and template.
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md", MANIFEST)
+
+
+class MergeError(ValueError):
+    """A run that cannot be merged, or a folder that cannot take it."""
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once the merged model lies in its folder, whole, and passed the gate.
+
+    Raises:
+        MergeError, RunError, FoldError, GateError, AdapterError, BaseError: what a user can mend.
+    """
+    given = _arguments(words)
+    recipe, path = _run(given.run)
+    onto = _onto(recipe, given.onto)
+    out: Path = given.out or path / "merged"
+    found = opened(recipe)
+    assert found.adapter is not None
+    facts: dict[str, Any] = {"base": _base(recipe, path, found), "adapter": found.facts["adapter"], "onto": onto}
+    say = Console(highlight=False)
+    if _merged(out, facts):
+        say.print(
+            f"{out}: merged already, from this adapter onto this base; remove it to merge again",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 0
+    rows = [] if given.ungated else merge_check.examples(recipe, found.chat)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folding = Merging(found.base, found.adapter, recipe, device)
+    _room(out, folding.bytes)
+    facts |= _write(out, folding, recipe, facts, rows)
+    _show(say, out, folding, facts)
+    return 0
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="skinvl merge", description="Fold a run's adapter into its base, and check.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--onto", choices=("bf16", "dequantized"),
+                        help="the base to fold into: as it was published, or, of a 4-bit training and then the "
+                        "default, as its 4 bits have it")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the merged model (default: RUN/merged)")
+    parser.add_argument("--ungated", action="store_true",
+                        help="do not compare with base + adapter, where the data is gone or a model in float32 does "
+                        "not fit into memory; merge.json says so")  # fmt: skip
+    return parser.parse_args(words)
+
+
+def _run(path: Path) -> tuple[Recipe, Path]:
+    """The recipe of a run with its adapter, and the run's folder."""
+    if not path.is_dir():
+        raise MergeError(f"{path}: no such folder; give the folder of a run that has ended")
+    recipe, _ = run.evaluated(str(path), ())
+    if recipe.init_adapter is None or not (path / "env.json").is_file():
+        raise MergeError(f"{path}: nothing was trained here, so that there is no adapter to merge")
+    return recipe, path
+
+
+def _onto(recipe: Recipe, wanted: Onto | None) -> Onto:
+    if recipe.quantization is None and wanted == "dequantized":
+        raise MergeError("--onto dequantized: the run was not trained on a 4-bit base; leave --onto out")
+    return wanted or ("bf16" if recipe.quantization is None else "dequantized")
+
+
+def _base(recipe: Recipe, path: Path, found: Opened) -> dict[str, Any]:
+    """What says which base it is, the same now as when it was trained on.
+
+    Raises:
+        MergeError: another one.
+    """
+    then = json.loads((path / "env.json").read_text(encoding="utf-8"))["base"]
+    if then["model"] != recipe.base.location:
+        raise MergeError(f"{path}: trained on {then['model']}, but its recipe.yaml names {recipe.base.location}")
+    there = Snapshot(found.base, found.facts["base"]["commit"])
+    now = {"model": recipe.base.location, "commit": there.commit, "fingerprint": base_fingerprint(there)}
+    if then.get("fingerprint") != now["fingerprint"]:
+        raise MergeError(
+            f"{there.path}: not the base that {path} was trained on: its fingerprint is {now['fingerprint']} and was "
+            f"{then.get('fingerprint')}. Put that base back; a merge with another is another model"
+        )
+    return now
+
+
+def _merged(out: Path, facts: dict[str, Any]) -> bool:
+    """Whether the folder is what the merge would make; an older merge is replaced.
+
+    Raises:
+        MergeError: something else lies there.
+    """
+    if not out.exists():
+        return False
+    if not (out / "merge.json").is_file():
+        if not out.is_dir() or any(out.iterdir()):
+            raise MergeError(f"{out}: no merged model, and not empty; give another folder with --out, or remove it")
+        return False
+    then = json.loads((out / "merge.json").read_text(encoding="utf-8"))
+    return all(then.get(name) == value for name, value in facts.items())
+
+
+def _room(out: Path, size: int) -> None:
+    free = shutil.disk_usage(existing(out.absolute().parent)).free
+    if size > free:
+        raise MergeError(
+            f"{out}: {size / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free; free some space or give --out"
+        )
+
+
+def _write(out: Path, folding: Merging, recipe: Recipe, facts: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """What the gate found; the folder appears whole, or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, gone = (out.with_name(f".{out.name}.{what}") for what in ("partial", "gone"))
+    for path in (partial, gone):  # of a merge that was killed
+        shutil.rmtree(path, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _beside(folding, partial)
+        folding.write(partial, facts["onto"])
+        verdict = merge_check.check(folding, partial, recipe, facts["onto"], rows) if rows else None
+        found = _verdict(verdict) | {"libraries": {name: importlib.metadata.version(name) for name in LIBRARIES}}
+        text = json.dumps({**facts, **found}, indent=2) + "\n"
+        (partial / "merge.json").write_text(text, encoding="utf-8")
+        appear(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return found
+
+
+def _beside(folding: Merging, out: Path) -> None:
+    """Nothing; the folder holds all but the weights: the base's configs, the adapter's processor and template."""
+    config = json.loads((folding.base / "config.json").read_text(encoding="utf-8"))
+    _in_bf16(config)
+    if not {"dtype", "torch_dtype"} & config.keys():
+        config["dtype"] = "bfloat16"
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (folding.base / "generation_config.json").is_file():
+        shutil.copy(folding.base / "generation_config.json", out)
+    for path in sorted(folding.trained.iterdir()):
+        if path.is_file() and path.name not in ADAPTER:
+            shutil.copy(path, out)
+
+
+def _in_bf16(config: dict[str, Any]) -> None:
+    for name, value in config.items():
+        if name in ("dtype", "torch_dtype"):
+            config[name] = "bfloat16"
+        elif isinstance(value, dict):
+            _in_bf16(value)
+
+
+def _verdict(verdict: MergeCheck | None) -> dict[str, Any]:
+    if verdict is None:
+        return {"gate": None, "drift": {}}
+    return {"gate": verdict.record(), "drift": {name: asdict(drift) for name, drift in verdict.drift.items()}}
+
+
+def _show(say: Console, out: Path, folding: Merging, facts: dict[str, Any]) -> None:
+    used = f"{folding.keys} keys of the adapter used, none left over; {folding.bytes / 1e9:.2f} GB in bf16"
+    say.print(f"{out}: onto the {facts['onto']} base; {used}", markup=False, soft_wrap=True)
+    if facts["gate"] is None:
+        say.print("not compared with base + adapter (--ungated)")
+        return
+    found = facts["gate"]
+    seen = f"{found['positions']} supervised positions of {found['examples']} examples, in float32"
+    table = Table("logits beside base + adapter", "max", "mean", "same argmax", "KL, nats", title=seen)
+    table.add_row(f"folded, not rounded (gate: at most {found['tolerance']:.1g})", *_numbers(found))
+    rounded = found["rounded"]
+    bound = rounded["tolerance"]["kl"]
+    table.add_row(f"as written, in bf16 (gate: KL at most {bound})", *_numbers(rounded), end_section=True)
+    if len(facts["drift"]) > 1:
+        for name, drift in facts["drift"].items():
+            table.add_row(f"onto {name}, beside the 4-bit model that was trained", *_numbers(drift))
+    say.print(table)
+
+
+def _numbers(found: dict[str, Any]) -> list[str]:
+    kl = f"{found['kl']:.2g}" if "kl" in found else ""
+    return [f"{found['max']:.2g}", f"{found['mean']:.2g}", f"{found['argmax_agreement']:.1%}", kl]

@@ -1,0 +1,310 @@
+"""A base with an adapter folded into it, tensor by tensor: the base's own files, names and shards, in bf16."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
+from peft import LoraConfig
+from peft.tuners.lora import Linear
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from skinvl.model import adapter
+from skinvl.model.base import base_dtype, blank_model, read_config
+from skinvl.model.families import Family
+from skinvl.recipe.recipe import Recipe
+
+Onto = Literal["bf16", "dequantized"]
+INDEX = "model.safetensors.index.json"
+_FLOATS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # bytes of a number, by its name in a safetensors header
+_WHOLE = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
+_LORA = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector")
+
+
+class MergingError(ValueError):
+    """A base and an adapter that cannot become one model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in the files of a base."""
+
+    file: str
+    name: str  # in the file
+    parameter: str | None  # in the model; None where the model has no place for it, or makes several of it
+    dtype: str  # as the header of the file has it
+    shape: tuple[int, ...]
+
+    @property
+    def floating(self) -> bool:
+        """Whether it is written in bf16; counts and masks stay as they are."""
+        return self.dtype in _FLOATS
+
+    @property
+    def bytes(self) -> int:
+        """What it takes once it is written."""
+        return (2 if self.floating else _WHOLE[self.dtype]) * torch.Size(self.shape).numel()
+
+
+class Merging:
+    """The tensors of a base with an adapter folded into them, each computed when it is asked for.
+
+    Raises:
+        FoldError: a key of the adapter has no place in the base, one is missing, or the base's files are no plain ones.
+    """
+
+    def __init__(self, base: Path, trained: Path, recipe: Recipe, device: torch.device) -> None:
+        self.base, self.trained, self.device = base, trained, device
+        self.dtype = base_dtype(recipe)  # what the base was loaded in: what bf16 cannot hold was never trained on
+        found, self.family = read_config(base)
+        if getattr(found, "quantization_config", None) is not None:
+            raise MergingError(f"{base}: its weights are stored quantised; give the base that they were made from")
+        self.lora = LoraConfig.from_pretrained(str(trained))
+        if self.lora.init_lora_weights != "pissa":  # which changes the base; any other start is overwritten here
+            self.lora.init_lora_weights = False
+        blank = blank_model(found)
+        self.stored = stored(base, blank)
+        self.quantised = _quantised(found, self.family, recipe)
+        self.modules = {name: module for name, module in blank.named_modules() if isinstance(module, nn.Linear)}
+        self.layers, self.full = self._keys(blank)
+        _require_whole(found, self.family, recipe, trained)
+
+    @property
+    def keys(self) -> int:
+        """The keys of the adapter, each of which goes into a tensor of the base."""
+        return sum(map(len, self.layers.values())) + len(self.full)
+
+    @property
+    def bytes(self) -> int:
+        """What the written weights take."""
+        return sum(one.bytes for one in self.stored)
+
+    def tensors(self, onto: Onto) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each parameter of the model with its folded value; nothing is rounded yet."""
+        for file in dict.fromkeys(one.file for one in self.stored):
+            with safe_open(self.base / file, "pt") as opened:
+                for one in self.stored:
+                    if one.file == file and one.parameter is not None:
+                        yield one.parameter, self._tensor(opened, one, onto)
+
+    def write(self, out: Path, onto: Onto) -> None:
+        """Nothing; the folder holds the weights in the base's shards, with their index.
+
+        One tensor is in memory at a time, beside the pages of the shard that is read.
+        """
+        for file in dict.fromkeys(one.file for one in self.stored):
+            some = [one for one in self.stored if one.file == file]
+            with safe_open(self.base / file, "pt") as opened, (out / file).open("wb") as written:
+                for one in _header(written, some):
+                    tensor = self._tensor(opened, one, onto)
+                    tensor = (tensor.bfloat16() if one.floating else tensor).cpu().contiguous()
+                    written.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if (self.base / INDEX).is_file():
+            index = json.loads((self.base / INDEX).read_text(encoding="utf-8"))
+            index["metadata"] = {**index.get("metadata", {}), "total_size": self.bytes}
+            index["weight_map"] = {one.name: one.file for one in sorted(self.stored, key=lambda one: one.name)}
+            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _keys(self, blank: PreTrainedModel) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """The adapter's keys: those of each LoRA layer by what they are, and those of weights trained in full."""
+        with safe_open(self.trained / "adapter_model.safetensors", "pt") as opened:
+            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        layers: dict[str, dict[str, str]] = defaultdict(dict)
+        full = {}
+        there = {one.parameter for one in self.stored}
+        ours = {name: tuple(value.shape) for name, value in blank.state_dict().items()}
+        strange = []
+        for key, shape in shapes.items():
+            name = key.removeprefix(adapter.WRAPPER)
+            what = next((what for what in _LORA if name.endswith("." + what)), None)
+            layer = name.removesuffix(f".{what}")
+            if what is None and name in there and ours[name] == shape:
+                full[name] = key
+            elif what is not None and layer in self.modules and f"{layer}.weight" in there:
+                layers[layer][what] = key
+            else:
+                strange.append(key)
+        if strange:
+            raise MergingError(
+                f"{self.trained}: {len(strange)} of its {len(shapes)} weights have no place in {self.base} (first: "
+                f"{strange[0]}, {shapes[strange[0]]}); it was made for another base"
+            )
+        for layer, keys in layers.items():
+            module = self.modules[layer]
+            found = (shapes.get(keys.get("lora_A.weight", "")), shapes.get(keys.get("lora_B.weight", "")))
+            expected = ((self.lora.r, module.in_features), (module.out_features, self.lora.r))
+            if found != expected:
+                raise MergingError(f"{self.trained}: {layer} has lora_A and lora_B {found}; expected {expected}")
+            if "lora_B.bias" in keys and f"{layer}.bias" not in there:
+                raise MergingError(
+                    f"{self.trained}: {layer} was trained with lora_bias, but its layer in the base has no bias that "
+                    "this one could go into; use the adapter as it is, or train without lora_bias"
+                )
+        return dict(layers), full
+
+    def _tensor(self, opened: Any, one: Stored, onto: Onto) -> torch.Tensor:
+        """The folded tensor: float32 where the adapter or the quantisation changes it, else as it was trained on."""
+        found: torch.Tensor = opened.get_tensor(one.name)
+        if one.parameter is None or not one.floating:
+            return found
+        if one.parameter in self.full:
+            return self._trained(self.full[one.parameter])
+        found = found.to(self.dtype)
+        layer, _, what = one.parameter.rpartition(".")
+        if what == "weight" and onto == "dequantized" and layer in self.quantised:
+            found = _dequantised(found, self.quantised[layer], self.device)
+        if what == "weight" and layer in self.layers:
+            return self._merged(layer, found, None)[0]
+        if what == "bias" and "lora_B.bias" in self.layers.get(layer, {}):
+            module = self.modules[layer]
+            blank = found.new_zeros(module.out_features, module.in_features)
+            return self._merged(layer, blank, found)[1]
+        return found
+
+    def _merged(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> list[torch.Tensor]:
+        """Weight and bias of a layer after PEFT has merged its LoRA, float32: LoRA, rsLoRA, DoRA and PiSSA alike."""
+        module, keys = self.modules[name], self.layers[name]
+        with torch.device("meta"):
+            plain: Any = nn.Linear(module.in_features, module.out_features, bias=bias is not None)
+        plain.weight = nn.Parameter(weight.to(self.device, copy=True), requires_grad=False)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias.to(self.device).float(), requires_grad=False)
+        config = copy.copy(self.lora)
+        config.lora_bias = bias is not None
+        # PiSSA subtracts from the weight here, in the precision that the weight was trained in.
+        layer = Linear(plain, "default", config, r=self.lora.r, lora_alpha=self.lora.lora_alpha)
+        plain.weight.data = plain.weight.data.float()
+        layer.lora_A["default"].weight.data = self._trained(keys["lora_A.weight"])
+        layer.lora_B["default"].weight.data = self._trained(keys["lora_B.weight"])
+        if bias is not None:
+            layer.lora_B["default"].bias.data = self._trained(keys["lora_B.bias"])
+        if "lora_magnitude_vector" in keys:
+            layer.lora_magnitude_vector["default"].weight.data = self._trained(keys["lora_magnitude_vector"])
+        with torch.no_grad():
+            layer.merge()
+        if not all(one.isfinite().all() for one in plain.parameters()):
+            raise MergingError(f"{self.trained}: {name} holds a number that is not finite; the training went wrong")
+        return [one.data for one in (plain.weight, plain.bias) if one is not None]
+
+    def _trained(self, key: str) -> torch.Tensor:
+        with safe_open(self.trained / "adapter_model.safetensors", "pt") as opened:
+            found: torch.Tensor = opened.get_tensor(key)
+        return found.to(self.device).float()
+
+
+def stored(base: Path, blank: PreTrainedModel) -> list[Stored]:
+    """The tensors in the files of a base, in the order they lie there, each with its name in the model.
+
+    Published bases have names of earlier transformers; the library's own table says what a model calls them today.
+
+    Raises:
+        FoldError: the files are not what the index says, or hold weights that are quantised.
+    """
+    files = ["model.safetensors"]
+    named: Mapping[str, str] = {}
+    if (base / INDEX).is_file():
+        named = json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(named.values()))
+    if absent := [file for file in files if not (base / file).is_file()]:
+        raise MergingError(
+            f"{base / absent[0]}: no such file; the weights of a base are safetensors. Download it again"
+        )
+    found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+    for file in files:
+        try:
+            with safe_open(base / file, "pt") as opened:
+                for name in opened.offset_keys():
+                    view = opened.get_slice(name)
+                    found[name] = (file, view.get_dtype(), tuple(view.get_shape()))
+        except SafetensorError as error:
+            raise MergingError(f"{base / file}: damaged ({error}); download the base again") from error
+    wrong = {name for name, file in named.items() if name not in found or found[name][0] != file}
+    if wrong:
+        name = min(wrong)
+        raise MergingError(f"{base / INDEX}: says that {name} is in {named[name]}; it is not. Download the base again")
+    if packed := [name for name, (_, dtype, _) in found.items() if dtype not in (*_FLOATS, *_WHOLE)]:
+        raise MergingError(
+            f"{base}: {packed[0]} is {found[packed[0]][1]}, quantised; give the base that it was made from"
+        )
+    names = _parameters(list(found), blank)
+    return [Stored(file, name, names.get(name), dtype, shape) for name, (file, dtype, shape) in found.items()]
+
+
+def _parameters(names: list[str], blank: PreTrainedModel) -> dict[str, str]:
+    """What the tensors of a base's files are called in its model, as `from_pretrained` decides it."""
+    mapping = get_model_conversion_mapping(blank)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    state, prefix = blank.state_dict(), blank.base_model_prefix
+    found = {}
+    for name in sorted(names, key=dot_natural_key):  # some renamings depend on what they have seen
+        renamed, converted = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state and name in state:
+            renamed, converted = rename_source_key(name, [], [], prefix, state)
+        if renamed in state and converted is None:
+            found[name] = renamed
+    return found
+
+
+def _quantised(found: PretrainedConfig, family: Family, recipe: Recipe) -> dict[str, Any]:
+    """The layers that training quantised, as they are before they have a weight; none without quantization."""
+    if recipe.quantization is None:
+        return {}
+    keep = [*family.parts["vision"], *family.parts["projector"], "lm_head"]
+    config = BitsAndBytesConfig(
+        **{"bnb_4bit_compute_dtype": base_dtype(recipe), **recipe.quantization, "llm_int8_skip_modules": keep}
+    )
+    blank = blank_model(found)
+    AutoHfQuantizer.from_config(config, pre_quantized=False).preprocess_model(model=blank, device_map=None)
+    return {name: layer for name, layer in blank.named_modules() if isinstance(layer, Linear4bit)}
+
+
+def _dequantised(weight: torch.Tensor, layer: Any, device: torch.device) -> torch.Tensor:
+    """The weight after it went through the 4 bits of a quantised layer, float32."""
+    settings = {**layer.weight.__dict__, "module": None}  # which would keep the state of every layer
+    packed: Any = Params4bit(weight, requires_grad=False, **settings)
+    packed = packed.to(device)
+    packed.quant_state.dtype = torch.float32  # of what comes back; bf16 would round it a second time
+    found: torch.Tensor = dequantize_4bit(packed.data, packed.quant_state)
+    return found
+
+
+def _require_whole(found: PretrainedConfig, family: Family, recipe: Recipe, trained: Path) -> None:
+    """Nothing, if the adapter holds all that the recipe trains.
+
+    Raises:
+        AdapterError: it lacks a weight.
+    """
+    fresh = recipe.model_copy(update={"init_adapter": None, "lora": {**recipe.lora, "init_lora_weights": False}})
+    adapter.require_whole(adapter.attach(blank_model(found), family, fresh), trained)
+
+
+def _header(written: BinaryIO, some: list[Stored]) -> list[Stored]:
+    """The tensors in the order in which their bytes are to follow; the header that says so is written.
+
+    Source: the safetensors format. Its library writes a file from tensors that are all in memory.
+    """
+    ordered = sorted(some, key=lambda one: -(2 if one.floating else _WHOLE[one.dtype]))  # so that each is aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for one in ordered:
+        begin, end = end, end + one.bytes
+        dtype = "BF16" if one.floating else one.dtype
+        header[one.name] = {"dtype": dtype, "shape": list(one.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    written.write(len(text).to_bytes(8, "little") + text)
+    return ordered

@@ -1,0 +1,234 @@
+"""A run that has ended as its files have it, with the terms of all that went into it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from pydantic import ValidationError
+
+from skinvl.data.example import splits
+from skinvl.data.source import read_card, source_folder
+from skinvl.recipe import recipe
+from skinvl.recipe.files import digest
+from skinvl.recipe.recipe import Base, Recipe
+from skinvl.release import licences
+from skinvl.release.licences import Terms
+
+BASE = "base"  # what the base is called where its rights are stated
+
+
+class RecordError(ValueError):
+    """A run that has not ended, or whose files cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a prepared source's own card says; `anew` where it was prepared again after it was trained on."""
+
+    name: str
+    title: str
+    address: str
+    terms: Terms
+    says: str
+    citation: str
+    examples: dict[str, int]
+    ledger: dict[str, int]
+    anew: bool
+    converter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A run that has ended, as its files have it."""
+
+    path: Path
+    recipe: Recipe
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    steps: int | None
+    scores: dict[str, Any] | None
+    ledger: Counter[str]
+    sources: tuple[Source, ...]
+    unknown: dict[str, Terms]  # of an adapter that it went on from and of which no run is at hand
+    base: Terms
+    adapter: str  # digest of its weights
+
+    @property
+    def terms(self) -> dict[str, Terms]:
+        """The terms of all data that went into it, by name."""
+        return {**{one.name: one.terms for one in self.sources}, **self.unknown}
+
+
+def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
+    """The record of a run.
+
+    Args:
+        rights: licences of what states none, by the source's name or "base", as who publishes vouches for.
+
+    Raises:
+        RecordError: it has not ended, its data is gone, its scores are of another adapter, or a file cannot be read.
+    """
+    given = dict(rights or {})
+    if not (run / "recipe.yaml").is_file() or not (run / "env.json").is_file():
+        raise RecordError(
+            f"{run}: no run, it has no recipe.yaml and env.json; give the folder that skinvl sft has made"
+        )
+    if not (run / "adapter" / "adapter_model.safetensors").is_file():
+        raise RecordError(f"{run}: no adapter yet; the run has not ended. Go on with it by resume=auto")
+    made, environment = _recipe(run), _json(run / "env.json")
+    sources, unknown = _lineage(made, environment["data"], given)
+    base = terms_of(made.base, str(environment["base"]["model_type"]), given)
+    adapter = digest(run / "adapter" / "adapter_model.safetensors")
+    found = Record(
+        path=run,
+        recipe=made,
+        environment=environment,
+        summary=_json(run / "summary.json") if (run / "summary.json").is_file() else {},
+        steps=max((entry["step"] for entry in _lines(run / "log.jsonl")), default=None),
+        scores=_scores(run, adapter),
+        ledger=Counter(row["rule"] for row in _lines(run / "ledger.jsonl")),
+        sources=tuple(sources.values()),
+        unknown=unknown,
+        base=base,
+        adapter=adapter,
+    )
+    if given:
+        raise RecordError(
+            f"--rights {next(iter(given))}: neither base nor a source whose terms are not known; those are "
+            f"{', '.join(name for name, one in {BASE: base, **found.terms}.items() if not one.known) or 'none'}"
+        )
+    return found
+
+
+def merged(run: Path, record: Record) -> dict[str, Any]:
+    """What merge.json says of RUN/merged.
+
+    Raises:
+        RecordError: there is no merged model, or it is of another adapter.
+    """
+    path = run / "merged" / "merge.json"
+    if not path.is_file():
+        raise RecordError(f"{path}: no such file; merge first, with skinvl merge {run}")
+    found = _json(path)
+    if found.get("adapter") != record.adapter:
+        raise RecordError(f"{path}: of another adapter than {run / 'adapter'}; merge again, with skinvl merge {run}")
+    return found
+
+
+def source(place: str, trained: Mapping[str, str] | None = None, rights: dict[str, str] | None = None) -> Source:
+    """What the card of a prepared source says, and the licences that its conversations carry.
+
+    Args:
+        place: as a recipe names it.
+        trained: digests of the files that were trained on.
+        rights: licences of what states none; the one that is used is taken out.
+
+    Raises:
+        RecordError: the source is gone.
+    """
+    root = source_folder(place)
+    card = read_card(root)
+    if not card:
+        raise RecordError(
+            f"{root / 'card.json'}: no such file, and with it the licence of what was trained on; put the source back, "
+            "or run this from the folder in which the training began"
+        )
+    there = [root / f"{split}.parquet" for split in splits(root)]
+    stated = {
+        word for file in there for word in pq.read_table(file, columns=["licence"])["licence"].unique().to_pylist()
+    }
+    found = licences.read(", ".join(sorted(stated)) or card.get("licence"))
+    if not found.known and rights and root.name in rights:
+        found = licences.read(rights.pop(root.name))
+    return Source(
+        name=root.name,
+        title=card.get("title", root.name),
+        address=card.get("address", ""),
+        terms=found,
+        says=card.get("terms", ""),
+        citation=card.get("citation", "") if card.get("citation") != "none needed" else "",
+        examples=card.get("examples", {}),
+        ledger=card.get("ledger", {}),
+        anew=any(trained[str(file)] != digest(file) for file in there if trained and str(file) in trained),
+        converter=card.get("source", ""),
+    )
+
+
+def terms_of(base: Base, model_type: str, rights: dict[str, str] | None = None) -> Terms:
+    """The terms of a base: those its YAML states, here or under its shipped name."""
+    stated = base.licence
+    if stated is None and base.model is not None:
+        shipped = [recipe.load_base(name) for name in recipe.bases()]
+        stated = next((one.licence for one in shipped if one.model == base.model), None)
+    found = licences.read(stated)
+    if not found.known and rights and BASE in rights:
+        found = licences.read(rights.pop(BASE))
+    if model_type == "mllama" and base.random is None and found.id not in licences.LLAMA:
+        return licences.read("Llama 3.2 Community License")  # all of this architecture descend from it
+    return found
+
+
+def _lineage(
+    made: Recipe, trained: Mapping[str, str], rights: dict[str, str]
+) -> tuple[dict[str, Source], dict[str, Terms]]:
+    """The sources that a run and the runs it went on from were trained on, and adapters of which nothing is known."""
+    found = {spec.source: source(spec.source, trained, rights) for spec in made.data.train}
+    if made.init_adapter is None:
+        return found, {}
+    run = Path(made.init_adapter).parent
+    if (run / "recipe.yaml").is_file() and (run / "env.json").is_file():
+        earlier, unknown = _lineage(_recipe(run), _json(run / "env.json")["data"], rights)
+        return {**earlier, **found}, unknown
+    name = run.name if Path(made.init_adapter).is_dir() else made.init_adapter
+    return found, {name: licences.read(rights.pop(name, None))}
+
+
+def _scores(run: Path, adapter: str) -> dict[str, Any] | None:
+    path = run / "scores.json"
+    if not path.is_file():
+        return None
+    found = _json(path)
+    try:
+        for name, block in found["sets"].items():
+            for what, one in block.items():
+                if one["settings"].get("adapter") != adapter:
+                    raise RecordError(
+                        f"{path}: {name} ({what}) was asked of another adapter than {run / 'adapter'}; evaluate it "
+                        f"again, with make eval RUN={run}"
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: not as this version writes it; score again with skinvl score {run}") from error
+    return found
+
+
+def _recipe(run: Path) -> Recipe:
+    path = run / "recipe.yaml"
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not a recipe of this version ({' '.join(str(error).split())[:200]})") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{path}: not JSON ({error}); make it again with the verb that wrote it") from error
+    if not isinstance(found, dict):
+        raise RecordError(f"{path}: holds a {type(found).__name__}; expected an object")
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RecordError(f"{path}: not JSON lines ({error}); mend or remove the line") from error

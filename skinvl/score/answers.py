@@ -1,0 +1,170 @@
+"""The numbers of free answers: every metric over the rows that were answered, with intervals, by kind and by slice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from skinvl.data.workers import Workers, advance
+from skinvl.score import slices
+from skinvl.score.metrics import Metric, load, words
+from skinvl.score.metrics.closed_accuracy import NAMES as CLOSED
+from skinvl.score.metrics.closed_accuracy import counts as is_closed
+from skinvl.score.predictions import Answer, rule
+from skinvl.score.stats import Bootstrap, Estimate, Float, Mask
+
+BY = ("kind", "modality", "source")
+PIECE = 2_000  # rows that a process scores at a time
+NO_WORDS = "the reference has no words"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Rows with the statistics of every metric.
+
+    Attributes:
+        scored: bool[N], the rows that were answered and have a reference.
+        table: float[N, K], the statistics of all metrics side by side; zero where a metric does not count the row.
+        asked: bool[M, N], the rows that each metric is for, answered or not.
+    """
+
+    rows: Sequence[Answer]
+    metrics: Sequence[Metric]
+    scored: Mask
+    table: Float
+    asked: Mask
+    columns: Sequence[slice]  # of each metric in the table
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all numbers."""
+        return [name for metric in self.metrics for name in metric.names]
+
+
+def measure(rows: Sequence[Answer], metrics: Sequence[Metric], crew: Workers) -> Measured:
+    """The rows with their statistics, spread over the crew's processes.
+
+    Raises:
+        MetricError: a metric's model or data are absent.
+    """
+    scored = np.array([row.answer is not None and bool(words(row.reference)) for row in rows], np.bool_)
+    asked = np.array([[metric.counts(row) for row in rows] for metric in metrics], np.bool_).reshape(-1, len(rows))
+    spread = [metric.name for metric in metrics if metric.by_row]
+    kept = [rows[place] for place in np.flatnonzero(scored).tolist()]
+    tasks = [(start, spread, kept[start : start + PIECE]) for start in range(0, len(kept), PIECE)]
+    pieces = dict(crew.each("score", len(kept), _piece, tasks))
+    tables = []
+    for metric, mask in zip(metrics, asked, strict=True):
+        parts = [pieces[start][metric.name] for start in sorted(pieces) if metric.by_row]
+        parts = [part for part in parts if len(part)]
+        counted = np.flatnonzero(scored & mask).tolist()
+        found = np.concatenate(parts) if parts else metric.table([rows[place] for place in counted])
+        table = np.zeros((len(rows), found.shape[1]))
+        table[scored & mask] = found
+        tables.append(table)
+    edges = np.cumsum([0, *(table.shape[1] for table in tables)]).tolist()
+    whole = np.concatenate(tables, axis=1) if tables else np.zeros((len(rows), 0))
+    return Measured(rows, metrics, scored, whole, asked, [slice(*edge) for edge in pairwise(edges)])
+
+
+def bootstrap(rows: Sequence[Answer], resamples: int, seed: int) -> Bootstrap:
+    """Resamples of the rows' groups."""
+    return Bootstrap([(row.source, row.group) for row in rows], resamples, seed)
+
+
+def estimates(measured: Measured, draws: Bootstrap, rows: Mask) -> dict[str, Estimate]:
+    """Every number over those of the rows that were scored."""
+    sums = draws.sums(measured.table, rows & measured.scored)
+    found = {}
+    for metric, asked, columns in zip(measured.metrics, measured.asked, measured.columns, strict=True):
+        counted, missed = rows & asked & measured.scored, rows & asked & ~measured.scored
+        n, groups, unscored = int(counted.sum()), draws.groups(counted), int(missed.sum())
+        values = metric.value(sums[:, columns]) if n else np.full((draws.size, len(metric.names)), np.nan)
+        for place, name in enumerate(metric.names):
+            found[name] = Estimate(values[:, place], n, groups, unscored)
+    return found
+
+
+def block(measured: Measured, settings: Mapping[str, Any], draws: Bootstrap) -> dict[str, Any]:
+    """The Block of scores.json for one set."""
+    rows, scored = measured.rows, measured.scored
+    every = np.ones(len(rows), np.bool_)
+    answered = np.array([row.answer is not None for row in rows], np.bool_)
+    whole = np.array([row.finish_reason == "stop" and bool((row.answer or "").strip()) for row in rows], np.bool_)
+    found = estimates(measured, draws, every)
+    reasons = Counter(_reason(rows[place]) for place in np.flatnonzero(~scored).tolist())
+    by = {
+        field: {value: _numbers(estimates(measured, draws, mask)) for value, mask in slices.values(rows, field).items()}
+        for field in BY
+    }
+    headline = _headline(found)
+    return {
+        "rows": len(rows),
+        "unscored": int((~scored).sum()),
+        "reasons": dict(sorted(reasons.items())),
+        "valid": draws.share(whole, answered, int((~answered).sum())).number(),
+        "metrics": _numbers(found),
+        "majority": _majority(measured, draws),
+        "by": by,
+        "slices": _slices(measured, headline, draws) if headline else {},
+        "settings": dict(settings),
+    }
+
+
+def _slices(measured: Measured, headline: str, draws: Bootstrap) -> dict[str, Any]:
+    (place,) = (number for number, metric in enumerate(measured.metrics) if headline in metric.names)
+    table = measured.table[:, measured.columns[place]]
+    one = replace(
+        measured,
+        metrics=[measured.metrics[place]],
+        asked=measured.asked[[place]],
+        table=table,
+        columns=[slice(0, table.shape[1])],
+    )
+    return slices.table(measured.rows, headline, lambda mask: estimates(one, draws, mask)[headline])
+
+
+def _piece(start: int, names: Sequence[str], rows: Sequence[Answer]) -> tuple[int, dict[str, Float]]:
+    found = {}
+    for metric in map(load, names):
+        found[metric.name] = metric.table([row for row in rows if metric.counts(row)])
+    advance(len(rows))
+    return start, found
+
+
+def _numbers(found: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: one.number() for name, one in found.items()}
+
+
+def _reason(row: Answer) -> str:
+    return NO_WORDS if row.answer is not None else rule(row.detail) or "not answered, and no reason was recorded"
+
+
+def _headline(found: Mapping[str, Estimate]) -> str | None:
+    """Share right of closed questions where there are any, else the first metric that was asked for."""
+    ready = [name for name in (*CLOSED, *found) if name in found and found[name].n]
+    return ready[0] if ready else None
+
+
+def _majority(measured: Measured, draws: Bootstrap) -> dict[str, Any] | None:
+    """The share right of always giving the most frequent reference of the row's kind, of the closed questions scored.
+
+    The most frequent one is taken from these rows themselves, which favours the baseline.
+    """
+    closed = measured.scored & np.array([is_closed(row) for row in measured.rows], np.bool_)
+    if not closed.any():
+        return None
+    places = np.flatnonzero(closed).tolist()
+    common: dict[str | None, Counter[tuple[str, ...]]] = {}
+    for place in places:
+        row = measured.rows[place]
+        common.setdefault(row.facts.kind, Counter())[words(row.reference)] += 1
+    most = {kind: counts.most_common(1)[0][0] for kind, counts in common.items()}
+    right = np.zeros(len(measured.rows), np.bool_)
+    right[places] = [words(measured.rows[place].reference) == most[measured.rows[place].facts.kind] for place in places]
+    return draws.share(right, closed).number()

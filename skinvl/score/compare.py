@@ -1,0 +1,153 @@
+"""Whether two runs that answered the same rows differ: paired tests, corrected for how many there are.
+
+A number that is right or wrong for each row gets two tests: McNemar's, which takes rows for independent, and the paired
+bootstrap of whole groups, which does not. All tests of a comparison are one family for Holm's correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from skinvl.score import answers, classification, stats
+from skinvl.score.answers import Measured
+from skinvl.score.classification import ClassifiedSet
+from skinvl.score.predictions import Answer, Classified, key
+from skinvl.score.stats import Estimate, Mask
+
+RIGHT_OR_WRONG = ("closed_accuracy", "exact_match", "multiple_choice")
+Row = TypeVar("Row", Answer, Classified)
+
+
+class CompareError(ValueError):
+    """Runs that were not asked the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How resamples are drawn."""
+
+    resamples: int
+    seed: int
+
+
+def free(name: str, ours: Measured, theirs: Measured, drawing: Resampling) -> list[dict[str, Any]]:
+    """The tests of two runs' free answers to one set, not yet corrected.
+
+    Raises:
+        CompareError: they were asked other rows, or these have other references.
+    """
+    order = _order(name, ours.rows, theirs.rows)
+    theirs = replace(
+        theirs,
+        rows=[theirs.rows[place] for place in order],
+        scored=theirs.scored[order],
+        table=theirs.table[order],
+        asked=theirs.asked[:, order],
+    )
+    _same(name, "reference", [(key(row), row.reference) for row in ours.rows], [row.reference for row in theirs.rows])
+    draws = answers.bootstrap(ours.rows, drawing.resamples, drawing.seed)
+    both = ours.scored & theirs.scored
+    one, other = (answers.estimates(side, draws, both) for side in (ours, theirs))
+    right = {}
+    for metric, asked, columns in zip(ours.metrics, ours.asked, ours.columns, strict=True):
+        if metric.name in RIGHT_OR_WRONG:
+            counted = both & asked
+            right[metric.name] = tuple(side.table[counted, columns.start] == 1 for side in (ours, theirs))
+    return _tests(name, "answers", one, other, right, int((~both).sum()))
+
+
+def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, drawing: Resampling) -> list[dict[str, Any]]:
+    """The tests of two runs' classifications of one set by the headline variant of ours, not yet corrected.
+
+    Raises:
+        CompareError: they were asked other rows, classes or labels, or theirs lacks that variant.
+    """
+    order = _order(name, ours.rows, theirs.rows)
+    if ours.classes != theirs.classes:
+        raise CompareError(
+            f"{name}: the classes of the runs differ ({', '.join(ours.classes)} and {', '.join(theirs.classes)}); "
+            "classify both with one recipe"
+        )
+    pairs = [(key(row), row.label) for row in ours.rows]
+    _same(name, "label", pairs, [theirs.rows[place].label for place in order])
+    headline = next(iter(ours.variants), None)
+    if headline is None:
+        return []
+    if headline not in theirs.variants:
+        raise CompareError(
+            f"{name}: ours was read by {headline}, theirs only by {', '.join(theirs.variants) or 'nothing'}; "
+            "classify both with one recipe"
+        )
+    mine, variant = ours.variants[headline], theirs.variants[headline]
+    other = replace(
+        variant,
+        predicted=variant.predicted[order],
+        probabilities=None if variant.probabilities is None else variant.probabilities[order],
+        rows=variant.rows[order],
+    )
+    theirs = replace(theirs, rows=ours.rows, true=ours.true, malignant=ours.malignant, variants={headline: other})
+    draws = classification.bootstrap(ours.rows, drawing.resamples, drawing.seed)
+    both = mine.rows & other.rows
+    one, two = (classification.estimates(side, headline, draws, both) for side in (ours, theirs))
+    right = {"accuracy": tuple((side.predicted == ours.true)[both] for side in (mine, other))}
+    return _tests(name, "classes", one, two, right, int((~both).sum()))
+
+
+def family(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tests with Holm's correction over all of them."""
+    corrected = stats.holm([test["p"] for test in tests])
+    return [{**test, "p_holm": value} for test, value in zip(tests, corrected, strict=True)]
+
+
+def _tests(
+    name: str,
+    what: str,
+    ours: Mapping[str, Estimate],
+    theirs: Mapping[str, Estimate],
+    right: Mapping[str, tuple[Mask, ...]],
+    unpaired: int,
+) -> list[dict[str, Any]]:
+    found = []
+    for metric, one in ours.items():
+        if metric not in theirs or not one.n:
+            continue
+        difference = one.minus(theirs[metric])
+        common = {
+            **{"set": name, "what": what, "metric": metric, "n": one.n, "unpaired": unpaired},
+            **{"ours": _plain(one.value), "theirs": _plain(theirs[metric].value), "difference": difference.number()},
+        }
+        if metric in right:
+            found.append({**common, "p": stats.mcnemar(*right[metric]), "test": "McNemar"})
+        found.append({**common, "p": stats.paired(difference), "test": "paired bootstrap"})
+    return found
+
+
+def _order(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """int[N]: where theirs has each row of ours."""
+    places = {key(row): place for place, row in enumerate(theirs)}
+    mine = [key(row) for row in ours]
+    shared = sum(one in places for one in mine)
+    if not shared == len(mine) == len(theirs):
+        raise CompareError(
+            f"{name}: ours has {len(mine):,} rows, theirs {len(theirs):,}, and {shared:,} of them are the same rows; a "
+            "paired test needs the same rows in both: evaluate both runs on one source and split"
+        )
+    return np.array([places[one] for one in mine], np.int64)
+
+
+def _same(name: str, what: str, ours: Sequence[tuple[str, str | None]], theirs: Sequence[str | None]) -> None:
+    differ = [(row, one, other) for (row, one), other in zip(ours, theirs, strict=True) if one != other]
+    if differ:
+        row, one, other = differ[0]
+        raise CompareError(
+            f"{name}: {len(differ):,} of {len(ours):,} rows have another {what} in the other run ({row}: {one!r} and "
+            f"{other!r}); the source was prepared anew between them: evaluate both runs again"
+        )
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,47 @@
+"""Corpus BLEU with n-grams up to 1, 2, 3 and 4, from 0 to 1: sacrebleu's numbers divided by 100.
+
+Papineni et al. 2002, doi:10.3115/1073083.1073135, as Post 2018, arXiv:1804.08771, settled it: tokenizer 13a, case kept,
+equal weights 1/n, exponential smoothing of orders without a match.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+
+from skinvl.score.predictions import Answer
+from skinvl.score.stats import Float
+
+ORDER = 4
+NAMES = tuple(f"bleu-{order}" for order in range(1, ORDER + 1))
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> BLEU:
+    # The effective order changes no statistic, and force no text: they silence warnings about single sentences.
+    return BLEU(max_ngram_order=ORDER, effective_order=True, force=True)
+
+
+def statistics(answer: str, row: Answer) -> tuple[float, ...]:
+    """Tokens of the answer and of the reference, then matched and all n-grams of the answer for n = 1 to 4."""
+    score = _scorer().sentence_score(answer, [row.reference])
+    return score.sys_len, score.ref_len, *score.counts, *score.totals
+
+
+def value(sums: Float) -> Float:
+    """float[..., 4]: BLEU-1 to 4 of corpora with these sums, float[..., 10]; NaN where there is no reference."""
+    said, wanted = sums[..., 0], sums[..., 1]
+    matched, total = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
+    # An order without a match counts half a match, the next such a quarter, and so on.
+    halvings = np.cumsum((matched == 0) & (total > 0), axis=-1)
+    hits = np.where(matched > 0, matched, 0.5**halvings)
+    usable = (total > 0) & (matched[..., :1] > 0)
+    logs = np.log(np.divide(hits, total, out=np.ones_like(hits), where=usable))
+    orders = np.arange(1, ORDER + 1)
+    means = np.exp(np.cumsum(logs, axis=-1) / orders)
+    shortfall = np.divide(wanted, said, out=np.ones_like(wanted), where=said > 0)
+    brevity = np.exp(np.minimum(0.0, 1 - shortfall))
+    scores = np.where(np.logical_and.accumulate(usable, axis=-1), brevity[..., None] * means, 0.0)
+    return np.where(wanted[..., None] > 0, scores, np.nan)

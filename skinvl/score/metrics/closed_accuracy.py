@@ -1,0 +1,23 @@
+"""Share right of the questions whose reference is so short that a right answer can only be the same words."""
+
+from __future__ import annotations
+
+from skinvl.score.metrics import means as value
+from skinvl.score.metrics import words
+from skinvl.score.metrics.multiple_choice import options
+from skinvl.score.predictions import Answer
+
+__all__ = ["NAMES", "counts", "statistics", "value"]
+
+NAMES = ("closed_accuracy",)
+WORDS = 3  # of a reference, at most
+
+
+def counts(row: Answer) -> bool:
+    """Whether the reference has one to three words after normalisation, and is no option of multiple choice."""
+    return 0 < len(words(row.reference)) <= WORDS and not options(row.question)
+
+
+def statistics(answer: str, row: Answer) -> tuple[float, float]:
+    """1 if the normalised answer is the normalised reference, else 0; and 1, the row."""
+    return float(words(answer) == words(row.reference)), 1.0

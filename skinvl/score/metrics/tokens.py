@@ -1,0 +1,26 @@
+"""Overlap of normalised words: the means over rows of recall, precision and their harmonic mean.
+
+A word counts as often as both have it, as in SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): repeating a word of the
+reference gains nothing, and lowers precision. What a word is, is said at `skinvl.metrics.words`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from skinvl.score.metrics import means as value
+from skinvl.score.metrics import words
+from skinvl.score.predictions import Answer
+
+__all__ = ["NAMES", "statistics", "value"]
+
+NAMES = ("token_recall", "token_precision", "token_f1")
+
+
+def statistics(answer: str, row: Answer) -> tuple[float, float, float, float]:
+    """Recall, precision and F1 of one row; and 1, the row."""
+    said, wanted = words(answer), words(row.reference)
+    common = sum((Counter(said) & Counter(wanted)).values())
+    if not common:
+        return 0.0, 0.0, 0.0, 1.0
+    return common / len(wanted), common / len(said), 2 * common / (len(said) + len(wanted)), 1.0

@@ -1,0 +1,127 @@
+"""Which class a row is given, and how surely, by each way of reading its likelihoods and by its matched answer.
+
+With s the log-likelihood of a class name and its end after the image and the question:
+
+- `sum`: softmax(s), the exact probability of the class, given that the answer is the name of one of the classes;
+- `mean`: softmax(s / tokens), so that long names are at no disadvantage (Brown et al. 2020, arXiv:2005.14165, §2.4);
+- `prior`: softmax(s − s without the image), by how much the image makes the name more likely: domain-conditional PMI
+  (Holtzman et al. 2021, arXiv:2104.08315);
+- `calibrated`: softmax(s / T) with T fitted on the validation rows (Guo et al. 2017, arXiv:1706.04599);
+- `prompted`: the class that the free answer to a list of the classes names. An answer that names none, or several, is
+  wrong, and no class of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from skinvl.score import curves
+from skinvl.score.predictions import Classified, key
+from skinvl.score.stats import Float, Mask
+
+Int = NDArray[np.int64]
+
+
+class ClassError(ValueError):
+    """Predictions of classes that contradict themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One reading of the rows of a set.
+
+    Attributes:
+        predicted: int[N], the class; C where a row has none.
+        probabilities: float[N, C], or None where there are none.
+        rows: bool[N], those that have a true class and this reading.
+        temperature: that was fitted, of `calibrated` alone.
+    """
+
+    predicted: Int
+    probabilities: Float | None
+    rows: Mask
+    temperature: float | None = None
+
+    @property
+    def confidence(self) -> Float:
+        """float[N]: the probability of the predicted class; 0 where there is none."""
+        return np.zeros(len(self.rows)) if self.probabilities is None else self.probabilities.max(axis=1)
+
+
+def truth(rows: Sequence[Classified], classes: Sequence[str], where: str) -> Int:
+    """int[N]: the true class of each row; C where it has none.
+
+    Raises:
+        ClassError: a label or a matched choice is none of the classes, or scores are not one finite number for each.
+    """
+    for row in rows:
+        for what, name in (("label", row.label), ("choice", row.choice)):
+            if name is not None and name not in classes:
+                raise ClassError(
+                    f"{where}: row {key(row)}: {what} {name!r} is none of the classes {', '.join(classes)}; "
+                    "remove the file and run skinvl classify again"
+                )
+        if row.scores is not None and (len(row.scores) != len(classes) or not np.isfinite(row.scores).all()):
+            raise ClassError(
+                f"{where}: row {key(row)}: scores {list(row.scores)}; expected {len(classes)} finite numbers, one for "
+                "each class. Not-a-number comes from a model whose weights or dtype are broken: check it, then remove "
+                "the file and run skinvl classify again"
+            )
+    return _numbers([row.label for row in rows], classes)
+
+
+def read(
+    rows: Sequence[Classified],
+    true: Int,
+    settings: Mapping[str, Any],
+    validation: tuple[Sequence[Classified], Int] | None,
+) -> dict[str, Variant]:
+    """The variants that the rows allow, by name; the first is the headline."""
+    classes: Sequence[str] = settings["classes"]
+    known = true < len(classes)
+    found: dict[str, Variant] = {}
+    scores, there = _scores(rows, len(classes))
+    if there.any():
+
+        def variant(readings: Float, temperature: float | None = None) -> Variant:
+            chances = np.where(there[:, None], softmax(readings, axis=1), 0.0)
+            return Variant(readings.argmax(axis=1), chances, there & known, temperature)
+
+        found["sum"] = variant(scores)
+        if settings.get("label_tokens"):
+            found["mean"] = variant(scores / np.array(settings["label_tokens"], np.float64))
+        if settings.get("prior"):
+            found["prior"] = variant(scores - np.array(settings["prior"], np.float64))
+        if validation is not None:
+            held, ready = _scores(validation[0], len(classes))
+            ready &= validation[1] < len(classes)
+            if ready.any():
+                fitted = curves.temperature(held[ready], validation[1][ready])
+                found["calibrated"] = variant(scores / fitted, fitted)
+    asked = np.array([row.outcome is not None for row in rows], np.bool_)
+    if asked.any():
+        found["prompted"] = Variant(_numbers([row.choice for row in rows], classes), None, asked & known)
+    return found
+
+
+def confidence(rows: Sequence[Classified], true: Int, classes: int, temperature: float) -> Float:
+    """float[V]: the confidence of the validation rows that have a true class and scores, at the fitted temperature."""
+    scores, there = _scores(rows, classes)
+    chances: Float = softmax(scores[there & (true < classes)] / temperature, axis=1).max(axis=1)
+    return chances
+
+
+def _scores(rows: Sequence[Classified], classes: int) -> tuple[Float, Mask]:
+    there = np.array([row.scores is not None for row in rows], np.bool_)
+    return np.array([row.scores or (0.0,) * classes for row in rows], np.float64).reshape(-1, classes), there
+
+
+def _numbers(names: Sequence[str | None], classes: Sequence[str]) -> Int:
+    places = {name: place for place, name in enumerate(classes)}
+    return np.array([len(classes) if name is None else places[name] for name in names], np.int64)

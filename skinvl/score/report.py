@@ -1,0 +1,240 @@
+"""`skinvl report RUN`: the scores of a run, and a sample of what it said, as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import jinja2
+from rich.console import Console
+
+from skinvl.score import charts, samples
+from skinvl.score.samples import short
+
+HEADLINE = {
+    "answers": ("closed_accuracy", "exact_match", "token_f1"),
+    # Accuracy hides missed cancers, so what was found of them stands right below it.
+    "classes": ("accuracy", "sensitivity", "specificity", "balanced_accuracy", "macro_f1", "auroc"),
+}
+MALIGNANT = {"sensitivity", "specificity"}
+WRITTEN = {"bleu": "BLEU", "rouge": "ROUGE", "meteor": "METEOR", "bertscore": "BERTScore", "auroc": "AUROC",
+           "auprc": "AUPRC", "aurc": "AURC", "ece": "ECE", "brier": "Brier", "f1": "F1", "l": "L"}  # fmt: skip
+LOWER = {"ece", "brier", "aurc"}  # metrics of which less is better
+OUTCOMES = {"right": "✓", "partly right": "◐", "wrong": "✗", "no answer": "∅", "not scored": "?"}
+NO_SCORES = {  # of what an evaluation logs
+    *("eval_runtime", "eval_tokens", "eval_samples_per_second", "eval_steps_per_second"),
+    "eval_model_preparation_time",
+}
+
+
+class ReportError(ValueError):
+    """A run of which no report can be written."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0, once RUN/report.html is written.
+
+    Raises:
+        ReportError: there are no scores, or they cannot be read.
+        PredictionError: the predictions cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="skinvl report", description="Write RUN/report.html from a scored run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that skinvl score has scored")
+    run: Path = parser.parse_args(list(arguments)).run
+    data = page(run).encode("utf-8", "replace")
+    path = run / "report.html"
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+    Console(highlight=False, markup=False).print(f"{path}: {len(data) / 2**20:,.1f} MiB, one file", soft_wrap=True)
+    return 0
+
+
+def page(run: Path) -> str:
+    """The report as HTML; the same for the same files.
+
+    Raises:
+        ReportError, PredictionError: as `main` says.
+    """
+    scores = _scores(run)
+    environment = _json(run / "env.json")
+    recipe = run / "recipe.yaml"
+    log = list(_lines(run / "log.jsonl", "step"))
+    try:
+        return _template().render(
+            scores=scores,
+            headline=list(_headline(scores)),
+            environment=dict(_flat({key: value for key, value in environment.items() if key != "data"})),
+            leaks={key: environment.get(key) for key in ("allow_leak", "leaking", "moved", "dropped")},
+            summary=dict(_flat({k: v for k, v in _json(run / "summary.json").items() if k not in NO_SCORES})),
+            ledger=_ledger(run / "ledger.jsonl"),
+            losses=_losses(log),
+            during=_during(log),
+            recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+            cases=list(samples.sample(run / "eval", scores["sets"], scores["seed"])),
+            outcomes=OUTCOMES,
+            charts=charts,
+        )
+    except (jinja2.UndefinedError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(
+            f"{run / 'scores.json'}: not as this version writes it ({type(error).__name__}: {error}); "
+            f"score again with skinvl score {run}"
+        ) from error
+
+
+def _scores(run: Path) -> dict[str, Any]:
+    path = run / "scores.json"
+    if not run.is_dir():
+        raise ReportError(f"{run}: no such folder; expected the folder of a run, such as runs/tiny--tiny-qwen2_vl")
+    if not path.is_file():
+        raise ReportError(
+            f"{path}: no such file; make it with skinvl score {run}, or all of it with make eval RUN={run}"
+        )
+    scores = _json(path)
+    if not isinstance(scores.get("sets"), dict):
+        raise ReportError(f"{path}: holds no sets; make it again with skinvl score {run}")
+    return scores
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in the file; an empty one where there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ReportError(f"{path}: not JSON ({error}); make it again with the verb that wrote it") from error
+    if not isinstance(found, dict):
+        raise ReportError(f"{path}: holds a {type(found).__name__}; expected an object")
+    return found
+
+
+def _lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; none where there is no file. A killed run may leave half a line."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n"):
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise ReportError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
+            if not isinstance(found, dict) or not found.keys() >= set(keys):
+                raise ReportError(
+                    f"{path}:{number}: expected an object with {', '.join(keys)}; mend or remove the line"
+                )
+            yield found
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "digits": digits,
+        "p": lambda value: "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}",
+        "label": label,
+        "short": short,
+        "pretty": lambda value: json.dumps(short(value), ensure_ascii=False, indent=1),
+        "csp": lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
+    }
+    environment.filters |= filters
+    return environment.get_template("report.html.j2")
+
+
+def digits(value: float | None) -> str:
+    """The number as tables show it; a dash for none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return (f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}").replace("-", "−")
+
+
+def label(metric: str) -> str:
+    """The name of a metric, a slice or a fact in words."""
+    name = re.sub("[a-z0-9]+", lambda word: WRITTEN.get(word[0], word[0]), metric.replace("_", " "))
+    return name + " (lower is better)" * (metric in LOWER) + " (malignant)" * (metric in MALIGNANT)
+
+
+def _headline(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], list[dict[str, Any]]]]:
+    """For each set its name, `answers` or `classes`, its block, and a row for each of the metrics that say most."""
+    for name, one in scores["sets"].items():
+        if answers := one.get("answers"):
+            control = (one.get("permuted") or {}).get("metrics", {})
+            rows = _rows("answers", answers["metrics"], control, {"closed_accuracy": answers["majority"]})
+            yield name, "answers", answers, rows
+        if classes := one.get("classes"):
+            found = classes["variants"].get(classes["headline"], {})
+            yield name, "classes", classes, _rows("classes", found, {}, {"accuracy": classes["majority"]})
+
+
+def _rows(
+    what: str, own: Mapping[str, Any], control: Mapping[str, Any], majority: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    chosen = [name for name in HEADLINE[what] if _known(own.get(name)) or (own and name in MALIGNANT)]
+    rows = []
+    for metric in chosen or list(own)[:1]:
+        found, baselines = own.get(metric), {"permuted": control.get(metric), "majority": majority.get(metric)}
+        beside = [_apart(found, one, what) for what, one in baselines.items() if _known(found) and _known(one)]
+        why = "not known which classes are malignant" if metric in MALIGNANT and found is None else "–"
+        rows.append({"metric": metric, "own": found, "why": why, **baselines, "beside": beside})
+    return rows
+
+
+def _known(number: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
+    return number is not None and number["value"] is not None
+
+
+def _apart(own: Mapping[str, Any], other: Mapping[str, Any], what: str) -> str:
+    """Where the interval lies beside another's; touching ones are said to overlap, which errs on the careful side."""
+    low, high = (own["value"] if own[end] is None else own[end] for end in ("low", "high"))
+    least, most = (other["value"] if other[end] is None else other[end] for end in ("low", "high"))
+    return f"above {what}" if low > most else f"below {what}" if high < least else f"overlaps {what}"
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            plain = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+            yield short(f"{above}{key}"), short(plain) or "none"
+
+
+def _ledger(path: Path) -> list[tuple[str, int, str]]:
+    """Each rule, how many rows it took, and the detail of the first; the most frequent first."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for row in _lines(path, "row", "rule", "detail"):
+        counts[row["rule"]] += 1
+        first.setdefault(row["rule"], short(f"{row['row']}: {row['detail']}" if row["detail"] else row["row"]))
+    return [(rule, count, first[rule]) for rule, count in counts.most_common()]
+
+
+def _losses(log: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Of each loss, its finite (step, value) pairs; of one step the last."""
+    found = _logged(log, lambda key: key == "loss" or (key.startswith("eval_") and key.endswith("_loss")))
+    if len(found.keys() - {"train"}) == 2:  # of one set the overall loss is the same again
+        found.pop("eval", None)
+    return found
+
+
+def _during(log: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The same of the other scores that were logged at evaluations, if all of them lie between 0 and 1."""
+    found = _logged(log, lambda key: key.startswith("eval_") and not key.endswith("_loss") and key not in NO_SCORES)
+    return {name: line for name, line in found.items() if all(0 <= value <= 1 for _, value in line)}
+
+
+def _logged(log: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, list[tuple[float, float]]]:
+    lines: dict[str, dict[float, float]] = {}
+    for entry in log:
+        for key, value in entry.items():
+            if wanted(key) and isinstance(value, int | float) and math.isfinite(value):
+                name = "train" if key == "loss" else label(key.removesuffix("_loss"))
+                lines.setdefault(name, {})[entry["step"]] = value
+    return {name: sorted(points.items()) for name, points in lines.items()}

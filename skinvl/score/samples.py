@@ -1,0 +1,163 @@
+"""A sample of predictions for a report: the worst and best of each set and some of the others, with small images."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from scipy.special import softmax
+
+from skinvl.data.example import Facts
+from skinvl.data.pixels import ImageError, data_url
+from skinvl.score import predictions, probabilities
+from skinvl.score.metrics import tokens, words
+from skinvl.score.predictions import Answer, Classified, PredictionError
+
+EACH = 20  # predictions of a set that are shown as its worst, as its best, and drawn from the others
+QUALITY = 80  # of JPEG
+SIDE = 240  # pixels of the longer side of an image in the page, shown at half of that: sharp on any screen
+IMAGES = 4  # most of one row that are shown
+TOP = 3  # classes of a row whose probability is shown
+# From where a path begins to its last part. A folder's name may hold spaces; what ends a path in a message may not.
+_FOLDERS = re.compile(r"""(?<![\w.:/~])/(?=[^\s/])(?:[^/\n"'<>|:,;=]+/)*""")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionText:
+    """What is said of one prediction."""
+
+    score: float | None  # 0 to 1, better when higher; None where it is not scored, and so neither best nor worst
+    outcome: str  # right, partly right, wrong, no answer or not scored
+    summary: str  # the score in words
+    said: list[tuple[str, str]]  # what was asked, expected, said, each after the word that names it
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """An image of a row: the name of its file, and a JPEG data URI or why there is none."""
+
+    name: str
+    uri: str | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionCard:
+    """One prediction as the page shows it, and what its filters ask."""
+
+    set: str
+    pick: str  # worst, best or random
+    id: str
+    source: str
+    facts: Facts
+    told: PredictionText
+    images: list[Thumbnail]
+    more: int  # images that are not shown
+
+
+def sample(folder: Path, sets: Mapping[str, Mapping[str, Any]], seed: int) -> Iterator[PredictionCard]:
+    """The predictions to show of the scored sets, from RUN/eval; none of a set whose predictions are gone.
+
+    Raises:
+        PredictionError: a file of predictions is damaged, or is not what was scored.
+        ClassError: classifications contradict themselves.
+    """
+    shown = lru_cache(maxsize=None)(_picture)
+    for name, blocks in sets.items():
+        path = folder / "answers" / f"{name}.jsonl"
+        if blocks.get("answers") and path.is_file():
+            _, answers = predictions.read(path, Answer)
+            _check(path, len(answers), blocks["answers"]["rows"])
+            yield from _chosen(name, answers, _answered, shown, seed)
+        path = folder / "classes" / f"{name}.jsonl"
+        if blocks.get("classes") and path.is_file():
+            settings, rows = predictions.read(path, Classified)
+            classes, question = settings["classes"], settings.get("question") or ""
+            _check(path, len(rows), blocks["classes"]["rows"])
+            probabilities.truth(rows, classes, str(path))
+            tell = partial(_classified, classes=classes, question=question)
+            yield from _chosen(f"{name} (classes)", rows, tell, shown, seed)
+
+
+def _check(path: Path, rows: int, scored: int) -> None:
+    if rows != scored:
+        raise PredictionError(
+            f"{path}: {rows:,} rows, but scores.json counts {scored:,}; score the run again with skinvl score"
+        )
+
+
+def _chosen(
+    name: str, rows: Sequence[Any], tell: Callable[[Any], PredictionText], shown: Callable[[str], Thumbnail], seed: int
+) -> Iterator[PredictionCard]:
+    """The rows of the lowest scores, of the highest, and some of the others; each row once, ties drawn."""
+    drawn = [(tell(row), row) for row in rows]
+    random.Random(f"{seed}-{name}").shuffle(drawn)
+    scored = sorted((pair for pair in drawn if pair[0].score is not None), key=lambda pair: pair[0].score or 0.0)
+    each = min(EACH, len(scored) // 2)
+    worst, best = scored[:each], scored[len(scored) - each :][::-1]
+    taken = {predictions.key(row) for _, row in (*worst, *best)}
+    others = [pair for pair in drawn if predictions.key(pair[1]) not in taken]
+    for pick, pairs in (("worst", worst), ("best", best), ("random", others[:EACH])):
+        for told, row in pairs:
+            images = [shown(path) for path in row.images[:IMAGES]]
+            yield PredictionCard(name, pick, row.id, row.source, row.facts, told, images, len(row.images) - len(images))
+
+
+def _answered(row: Answer) -> PredictionText:
+    said = [("Question", row.question), ("Reference", row.reference)]
+    if row.answer is None:
+        return PredictionText(None, "no answer", "not asked", [*said, ("Not asked", short(row.detail))])
+    said.append(("Answer", row.answer))
+    if not words(row.reference):
+        return PredictionText(None, "not scored", "a reference without words", said)
+    score = tokens.statistics(row.answer, row)[2]
+    same = words(row.answer) == words(row.reference)
+    outcome = "right" if same else "partly right" if score else "wrong" if words(row.answer) else "no answer"
+    cut = ", cut off at the longest length" if row.finish_reason == "length" else ""
+    return PredictionText(score, outcome, f"token F1 {score:.3f}{cut}", said)
+
+
+def _classified(row: Classified, classes: Sequence[str], question: str) -> PredictionText:
+    """The probability of a class is the softmax over the scores of all; without scores, what the prompt gave counts."""
+    said = [("Question", question)] if question else []
+    said.append(("True class", row.label or "none of the classes"))
+    shares = [] if row.scores is None else softmax(row.scores).tolist()
+    ranked = sorted(zip(row.scores or (), shares, classes, strict=False), key=lambda one: -one[0])
+    if ranked:
+        said.append(("Probability", ", ".join(f"{name} {share:.3f}" for _, share, name in ranked[:TOP])))
+    if row.answer is not None:
+        said.append(("Prompted answer", row.answer))
+        said.append(("Matched", row.choice or str(row.outcome)))
+    if row.detail:
+        said.append(("Detail", short(row.detail)))
+    if row.label is None or (not shares and row.outcome is None):
+        return PredictionText(None, "not scored", "no label or no scores", said)
+    if not shares:
+        right = row.choice == row.label
+        return PredictionText(float(right), "right" if right else "wrong", "by the prompted answer", said)
+    score = shares[classes.index(row.label)]
+    outcome = "right" if ranked[0][2] == row.label else "wrong"  # of equals the first, as score has it
+    return PredictionText(score, outcome, f"probability of the true class {score:.3f}", said)
+
+
+def _picture(path: str) -> Thumbnail:
+    """The image upright and small, without metadata."""
+    name = Path(path).name
+    try:
+        return Thumbnail(name, data_url(Path(path), SIDE, QUALITY))
+    except ImageError as error:
+        return Thumbnail(name, None, "image not found" if error.rule == "missing-image" else "image unreadable")
+
+
+def short(value: Any) -> Any:
+    """The value with every absolute path in it cut down to its last part: a machine's folders are not published."""
+    if isinstance(value, str):
+        return _FOLDERS.sub("…/", value)
+    if isinstance(value, Mapping):
+        return {short(key): short(inner) for key, inner in value.items()}
+    return [short(inner) for inner in value] if isinstance(value, list | tuple) else value

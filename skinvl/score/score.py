@@ -1,0 +1,230 @@
+"""`skinvl score RUN [RUN …]`: the numbers of what a run answered, with intervals, as scores.json and scores.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from rich.console import Console
+
+from skinvl.data.workers import Workers
+from skinvl.recipe import strict
+from skinvl.recipe.files import write_text
+from skinvl.recipe.recipe import Evaluate
+from skinvl.score import answers, class_report, classification, compare, metrics, tables
+from skinvl.score.compare import Resampling
+from skinvl.score.metrics import Metric
+from skinvl.score.predictions import FOLDERS, Answer, read
+from skinvl.score.stats import LEVEL, RESAMPLES
+
+SMALL_ROWS = 30_000  # are scored sooner than processes start
+DIGITS = 9  # of a number in scores.json; a sum in another order differs in the last of its sixteen
+MODE = {"answers": "generate", "permuted": "generate", "classes": "classify"}
+
+
+class ScoreError(ValueError):
+    """A run that cannot be scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a run answered, read and measured, by set."""
+
+    free: dict[str, answers.Measured]
+    permuted: dict[str, answers.Measured]
+    classes: dict[str, classification.ClassifiedSet]
+    settings: dict[tuple[str, str], dict[str, Any]]
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once scores.json and scores.md lie in the first run and are printed.
+
+    Raises:
+        ScoreError, PredictionError, MetricError, ClassError, CompareError, RecipeError: what a user can mend.
+    """
+    given = _arguments(words)
+    runs: list[Path] = given.runs
+    named = given.metrics.split(",") if given.metrics else _named(runs[0])
+    chosen = [metrics.load(name) for name in dict.fromkeys(named)]
+    drawing = Resampling(given.resamples, given.seed)
+    ours = load(runs[0], chosen, given.workers)
+    found: dict[str, Any] = {
+        "run": runs[0].resolve().name,
+        "resamples": given.resamples,
+        "seed": given.seed,
+        "level": LEVEL,
+        "sets": blocks(ours, drawing),
+        "replicates": None,
+        "comparison": None,
+    }
+    if len(runs) > 1:
+        rest = [blocks(load(run, chosen, given.workers), Resampling(0, given.seed)) for run in runs[1:]]
+        found["replicates"] = {
+            "runs": [run.resolve().name for run in runs],
+            "sets": _replicates([found["sets"], *rest]),
+        }
+    if given.against:
+        theirs = load(given.against, chosen, given.workers)
+        found["comparison"] = {
+            "against": given.against.resolve().name,
+            "tests": _compare(runs[0], ours, given.against, theirs, drawing),
+        }
+    found = _rounded(found)
+    write_text(runs[0] / "scores.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(runs[0] / "scores.md", tables.markdown(found))
+    tables.show(Console(highlight=False, markup=False), found)
+    return 0
+
+
+def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
+    """Everything that a run answered, with the statistics of every row.
+
+    Raises:
+        ScoreError: it has answered nothing, or not all of a set.
+    """
+    files = {folder: _files(run, folder) for folder in FOLDERS}
+    if not any(files.values()):
+        raise ScoreError(f"{run / 'eval'}: no predictions to score; make them with: make eval RUN={run}")
+    found = Scored({}, {}, {}, {})
+    for folder, measured in (("answers", found.free), ("permuted", found.permuted)):
+        for path in files[folder]:
+            settings, rows = read(path, Answer)
+            _some(path, rows)
+            found.settings[folder, path.stem] = settings
+            with Workers(workers if len(rows) > SMALL_ROWS else 1) as crew:
+                measured[path.stem] = answers.measure(rows, chosen, crew)
+    for path in files["classes"]:
+        if not path.stem.endswith(".validation"):
+            found.classes[path.stem] = classification.judge(path)
+            _some(path, found.classes[path.stem].rows)
+    return found
+
+
+def blocks(scored: Scored, drawing: Resampling) -> dict[str, dict[str, Any]]:
+    """The `sets` of scores.json."""
+    found: dict[str, dict[str, Any]] = {}
+    for what, some in (("answers", scored.free), ("permuted", scored.permuted)):
+        for name, measured in some.items():
+            draws = answers.bootstrap(measured.rows, drawing.resamples, drawing.seed)
+            found.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
+    for name, one in scored.classes.items():
+        draws = classification.bootstrap(one.rows, drawing.resamples, drawing.seed)
+        found.setdefault(name, {})["classes"] = class_report.block(one, draws)
+    return dict(sorted(found.items()))
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="skinvl score", description="Score what runs answered, with intervals.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
+                        help="folder of a run; of several, all replicates, the first gets the numbers")  # fmt: skip
+    parser.add_argument("--against", type=Path, metavar="RUN", help="a run to test the first one against")
+    parser.add_argument("--metrics", metavar="NAME,…", help="of the answers (default: the recipe's evaluate.metrics)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N",
+                        help=f"resamples of an interval (default {RESAMPLES:,})")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")
+    parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
+                        help="processes (default: one for each core)")  # fmt: skip
+    given = parser.parse_intermixed_args(words)
+    if given.resamples < 100:
+        parser.error(f"--resamples {given.resamples}: expected at least 100, for the ends of a 95 % interval")
+    if given.seed < 0 or given.workers < 1:
+        parser.error("--seed starts at 0 and --workers at 1")
+    return given
+
+
+def _named(run: Path) -> list[str]:
+    """The metrics that the run's recipe names, or the default ones where it has no recipe."""
+    path = run / "recipe.yaml"
+    document = strict.read(path) if path.is_file() else strict.Document(path.name, {})
+    try:
+        chosen = Evaluate.model_validate(document.data.get("evaluate") or {})
+    except ValidationError as error:
+        faults = strict.faults(error, Evaluate)
+        document.fail(strict.Fault(("evaluate", *fault.keys), fault.text) for fault in faults)
+        raise
+    return list(chosen.metrics)
+
+
+def _files(run: Path, folder: str) -> list[Path]:
+    """The sets that the run was asked, by name."""
+    where = run / "eval" / folder
+    begun = sorted(path for path in where.glob(".*.rank*.jsonl"))
+    if begun:
+        raise ScoreError(
+            f"{begun[0]}: a set that was begun and not finished; go on with skinvl {MODE[folder]}, or with "
+            f"make eval RUN={run}"
+        )
+    return sorted(path for path in where.glob("*.jsonl") if not path.name.startswith("."))
+
+
+def _some(path: Path, rows: Sequence[object]) -> None:
+    if not rows:
+        raise ScoreError(f"{path}: no rows; remove it, and evaluate a set that has some")
+
+
+def _replicates(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Mean, standard deviation (n − 1), least and greatest over the runs, of what all of them have."""
+    found: dict[str, Any] = {}
+    for name in runs[0]:
+        for what in ("answers", "classes"):
+            if any(what not in run.get(name, {}) for run in runs):
+                continue
+            numbers = [_headline(run[name][what]) for run in runs]
+            shared = [metric for metric in numbers[0] if all(metric in one for one in numbers)]
+            found.setdefault(name, {})[what] = {
+                metric: _spread([one[metric]["value"] for one in numbers]) for metric in shared
+            }
+    return found
+
+
+def _headline(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "metrics" in block:
+        found: Mapping[str, Any] = block["metrics"]
+        return found
+    return block["variants"][block["headline"]] if block["headline"] else {}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "sd": None, "min": None, "max": None, "values": list(values)}
+    return {
+        "mean": float(np.mean(known)),
+        "sd": float(np.std(known, ddof=1)),
+        "min": min(known),
+        "max": max(known),
+        "values": known,
+    }
+
+
+def _compare(run: Path, ours: Scored, against: Path, theirs: Scored, drawing: Resampling) -> list[dict[str, Any]]:
+    tests = []
+    for name in sorted(ours.free.keys() & theirs.free.keys()):
+        tests += compare.free(name, ours.free[name], theirs.free[name], drawing)
+    for name in sorted(ours.classes.keys() & theirs.classes.keys()):
+        tests += compare.classes(name, ours.classes[name], theirs.classes[name], drawing)
+    if not tests:
+        mine, others = (sorted({*one.free, *one.classes}) for one in (ours, theirs))
+        raise ScoreError(
+            f"{run} has the sets {', '.join(mine)} and {against} {', '.join(others)}: there is none that both were "
+            "asked; evaluate both on one"
+        )
+    tests.sort(key=lambda test: (test["set"], test["what"]))
+    return compare.family(tests)
+
+
+def _rounded(value: Any) -> Any:
+    """The value with every float to DIGITS digits, and None for what is not a number."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,74 @@
+"""How a number differs between patients: by skin type, sex, age, body site and source, with the worst and the gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from skinvl.score.predictions import Answer, Classified
+from skinvl.score.stats import Estimate, Mask
+
+FIELDS = ("skin_type", "sex", "age", "site", "source")
+UNKNOWN = "unknown"
+CASES, GROUPS = 10, 5  # fewer say nothing about a slice
+AGES = (20, 40, 60, 80)
+
+
+def fact(row: Answer | Classified, field: str) -> str:
+    """A row's value of a field, ages in bands; `unknown` where it is not known.
+
+    >>> [_band(age) for age in (19.5, 20, 80)]
+    ['<20', '20-39', '80+']
+    """
+    if field == "source":
+        return row.source
+    value = getattr(row.facts, field)
+    return UNKNOWN if value is None else _band(value) if field == "age" else str(value)
+
+
+def values(rows: Sequence[Answer] | Sequence[Classified], field: str) -> dict[str, Mask]:
+    """The values of a field, sorted, each with the rows that have it."""
+    found = np.array([fact(row, field) for row in rows], object)
+    return {value: np.asarray(found == value) for value in sorted(set(found))}
+
+
+def table(
+    rows: Sequence[Answer] | Sequence[Classified], metric: str, estimate: Callable[[Mask], Estimate]
+) -> dict[str, Any]:
+    """A Slice for each field of FIELDS: the metric by value, the worst value, and the gap between best and worst.
+
+    A value has no number with fewer than CASES rows or GROUPS groups. Unknown is not ranked; with fewer than two values
+    that are, worst and gap are None, since a single group is no evidence of fairness. The gap's interval is that of the
+    difference between the two values that are best and worst in the data; as these were chosen by it, it is no test.
+    """
+    return {field: _slice(values(rows, field), metric, estimate) for field in FIELDS}
+
+
+def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:
+    found = {value: estimate(mask) for value, mask in masks.items()}
+    enough = {value: one for value, one in found.items() if one.n >= CASES and one.groups >= GROUPS}
+    ranked = sorted(
+        (value for value, one in enough.items() if value != UNKNOWN and not np.isnan(one.value)),
+        key=lambda value: enough[value].value,
+    )
+    worst = gap = None
+    if len(ranked) > 1:
+        worst, best = ranked[0], enough[ranked[-1]]
+        low = enough[worst]
+        apart = best.values - low.values
+        gap = Estimate(apart, best.n + low.n, best.groups + low.groups, best.unscored + low.unscored).number()
+    return {
+        "metric": metric,
+        "values": {value: enough[value].number() if value in enough else None for value in masks},
+        "worst": worst,
+        "gap": gap,
+    }
+
+
+def _band(age: float) -> str:
+    above = [edge for edge in AGES if age < edge]
+    if not above:
+        return f"{AGES[-1]}+"
+    return f"<{AGES[0]}" if above[0] == AGES[0] else f"{AGES[AGES.index(above[0]) - 1]}-{above[0] - 1}"

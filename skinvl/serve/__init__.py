@@ -1,0 +1,1 @@
+"""A run answers: in a terminal, on a page, by an API."""

@@ -1,0 +1,300 @@
+"""`skinvl serve RUN`: a run behind the OpenAI-compatible API of vLLM or transformers, checked before anyone asks it."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from rich.console import Console
+
+from skinvl.evaluate import parity
+from skinvl.serve import serving
+from skinvl.serve.serving import Command, Engine, ServedModel, ServeError
+
+LAST = 15  # lines of the engine's log in a message
+GRACE = 20.0  # seconds that an engine has to end by itself
+OPEN = ("0.0.0.0", "::")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+SNIPPETS = """\
+curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<END
+{{"model": "{name}", "messages": [{{"role": "user", "content": [
+  {{"type": "image_url", "image_url": {{"url": "data:image/jpeg;base64,$(base64 -w0 lesion.jpg)"}}}},
+  {{"type": "text", "text": "What does the image show?"}}]}}]}}
+END
+
+import base64, openai
+client = openai.OpenAI(base_url="{address}/v1", api_key="none")
+image = base64.b64encode(open("lesion.jpg", "rb").read()).decode()
+question = [{{"type": "image_url", "image_url": {{"url": f"data:image/jpeg;base64,{{image}}"}}}},
+            {{"type": "text", "text": "What does the image show?"}}]
+answer = client.chat.completions.create(model="{name}", messages=[{{"role": "user", "content": question}}])
+print(answer.choices[0].message.content)
+"""
+REASONS = {
+    "prompt": "another prompt",
+    "answer": "another answer",
+    "rounding": "another answer, from two tokens near a tie",
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once the server was stopped, or with --check-only once it is checked.
+
+    Raises:
+        ServeError: nothing to serve, no engine, a port that is taken, an engine that ends by itself, or one that
+            answers otherwise than the run.
+        RunError: no finished run.
+    """
+    given = _arguments(words)
+    say = Console(highlight=False, markup=False, soft_wrap=True)
+    subject, engine = _opened(given.run, given.engine)
+    out = given.run / "served"
+    folder = serving.view(subject, out)
+    command = serving.command(subject, engine, folder, given.host, given.port, given.more)
+    what = f"{subject.adapter} on {subject.weights}" if subject.adapter else str(subject.weights)
+    say.print(f"{subject.name}: {what}, by {engine}")
+    if given.print:
+        print(command)
+        return 0
+    serving.require(engine)
+    _warn(given.host, engine)
+    _free(given.host, given.port)
+    asked, told = parity.examples(subject.recipe, subject.chat, out)
+    say.print(f"check: {told}, and a conversation with a system turn; our own answers first")
+    ours = apart(parity.own, subject.recipe, subject.chat, asked)
+    with Child(command, given.run / "serve.log") as child:
+        address = f"http://{_reachable(given.host)}:{given.port}"
+        with say.status(f"{engine} starts; its log is {child.log}"):
+            child.wait(address, given.timeout)
+        say.print(f"{engine} is up; asking it")
+        check(subject, engine, address, ours, say)
+        if given.check_only:
+            return 0
+        say.print(f"{address}/v1 serves {subject.name}; Ctrl-C stops it. To ask it:\n")
+        print(SNIPPETS.format(address=address, name=subject.name), flush=True)
+        try:
+            child.follow()
+        except KeyboardInterrupt:
+            say.print("stopped")
+    return 0
+
+
+def check(subject: ServedModel, engine: Engine, address: str, ours: Sequence[parity.Own], say: Console) -> None:
+    """Nothing; the server at the address answers as we do.
+
+    Raises:
+        ServeError: it reads other prompts, or gives other answers than rounding explains.
+    """
+    import openai
+
+    ends = serving.ends(subject)
+    key = os.environ.get("VLLM_API_KEY")
+    verdicts = []
+    for one in ours:
+        try:
+            told = parity.ask(address, subject.name, one.question, subject.recipe, key, tells=engine == "vllm")
+        except openai.OpenAIError as error:
+            raise ServeError(f"{one.question.key}: {address} did not answer it ({error})") from error
+        verdicts.append((one.question.key, parity.judge(one, told, subject.chat, ends)))
+    counts = Counter(verdict.outcome for _, verdict in verdicts)
+    for name, verdict in verdicts:
+        if verdict.outcome != "same":
+            say.print(f"{name}: {REASONS[verdict.outcome]}: {verdict.detail}")
+    if counts["prompt"] or counts["answer"] or counts["rounding"] > counts["same"]:
+        raise ServeError(
+            f"{address} serves something else than was trained: of {len(ours)} questions {counts['prompt']} reach the "
+            f"model as another prompt, {counts['answer']} get another answer, {counts['rounding']} one that rounding "
+            "explains. What was said after -- may change template, images or weights; serve.log in the run has more"
+        )
+    turned = f", {counts['rounding']} part where two tokens were near a tie" if counts["rounding"] else ""
+    say.print(f"checked: all {len(ours)} prompts are as trained, {counts['same']} answers equal ours{turned}")
+
+
+def apart(function: Callable[..., Any], *given: Any) -> Any:
+    """What the function returns, from a process of its own: whatever it held on a GPU is free again.
+
+    Raises:
+        ServeError: the process died; what the function raises as ValueError or OSError is raised as it is.
+    """
+    context = get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_told, args=(writer, function, given), daemon=True)
+    process.start()
+    writer.close()
+    try:
+        found = reader.recv()
+        process.join()
+    except EOFError as error:
+        raise ServeError("our own answers: the process died, most often for want of memory") from error
+    finally:
+        process.kill()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _told(writer: Any, function: Callable[..., Any], given: Sequence[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
+    try:
+        writer.send(function(*given))
+    except (ValueError, OSError) as error:
+        writer.send(error)
+
+
+class Child:
+    """An engine while it runs: a process group of its own, which is gone when the block is left, whatever ends it."""
+
+    def __init__(self, command: Command, log: Path) -> None:
+        self.command, self.log = command, log
+
+    def __enter__(self) -> Self:
+        # What ends us ends as Ctrl-C does: the block is left, and the engine with it.
+        self._before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(
+                self.command.words,
+                cwd=self.command.folder,
+                env={**os.environ, **self.command.environment, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us, who then end the whole group
+                preexec_fn=_orphaned,
+            )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._signal(signal.SIGTERM)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+        finally:
+            self._signal(signal.SIGKILL)  # what it has started may outlive it
+            self.process.wait()
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):  # the whole group has ended
+            os.killpg(self.process.pid, number)
+
+    def wait(self, address: str, seconds: float) -> None:
+        """Nothing; the server says that it is well.
+
+        Raises:
+            ServeError: it has ended, or does not say so in time.
+        """
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise self._ended()
+            try:
+                with direct.open(f"{address}/health", timeout=5):
+                    return
+            except OSError:  # not yet
+                time.sleep(0.5)
+        raise ServeError(f"{address}: not up after {seconds:g} s; give --timeout more, or see {self._last()}")
+
+    def follow(self) -> None:
+        """Nothing, ever.
+
+        Raises:
+            ServeError: the engine has ended.
+        """
+        self.process.wait()
+        raise self._ended()
+
+    def _ended(self) -> ServeError:
+        code = self.process.returncode
+        why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return ServeError(f"{self.command.words[0]} {why}; {self._last()}")
+
+    def _last(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n  ".join([f"the end of {self.log}:", *lines[-LAST:]])
+
+
+def _orphaned() -> None:
+    """Nothing; the process that calls this is told to end when its parent is gone, however that ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _opened(path: Path, engine: Engine | None) -> tuple[ServedModel, Engine]:
+    """What is served, and by which engine: unless one is named, vLLM where it is installed and can serve the run."""
+    if engine is None and serving.program("vllm") is not None:
+        with suppress(ServeError):
+            return serving.opened(path, "vllm"), "vllm"
+    return serving.opened(path, engine or "transformers"), engine or "transformers"
+
+
+def _free(host: str, port: int) -> None:
+    try:
+        (family, kind, _, _, where), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise ServeError(
+            f"--host {host} --port {port}: {error.strerror or error}; give another --port, or end what listens there"
+        ) from error
+
+
+def _reachable(host: str) -> str:
+    """The host by which this machine reaches a server that listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _warn(host: str, engine: Engine) -> None:
+    if host in ("127.0.0.1", "::1", "localhost") or (engine == "vllm" and os.environ.get("VLLM_API_KEY")):
+        return
+    more = (
+        "; VLLM_API_KEY in the environment sets a password"
+        if engine == "vllm"
+        else ", and have it read images from any address or file that it names"
+    )
+    print(
+        f"--host {host}: no password is asked for; whoever reaches this machine can use the model{more}",
+        file=sys.stderr,
+    )
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="skinvl serve", description="Serve a run by the OpenAI-compatible API, and check what is served.",
+        usage="skinvl serve [options] RUN [-- engine arguments]",
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--engine", choices=get_args(Engine),
+                        help="default: vllm where it is there and can serve the run, else transformers")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="default 8000")
+    parser.add_argument("--timeout", type=float, default=1200.0, metavar="SECONDS",
+                        help="how long the engine may take to start (default 1200)")  # fmt: skip
+    parser.add_argument("--print", action="store_true", help="print the command that would start it, and end")
+    parser.add_argument("--check-only", action="store_true", help="start it, check it, and end")
+    own, more = list(words), []
+    if "--" in own:
+        place = own.index("--")
+        own, more = own[:place], own[place + 1 :]
+    given = parser.parse_args(own)
+    if not 0 < given.port < 2**16:
+        parser.error(f"--port {given.port}: expected 1 to 65535")
+    given.more = more
+    return given

@@ -1,0 +1,326 @@
+"""What is served: a folder that an engine reads as it was trained, and the command that starts one on it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import LoraConfig
+from transformers import AutoProcessor, GenerationConfig, ProcessorMixin
+from transformers.image_utils import load_image
+from transformers.utils.import_utils import is_serve_available
+
+from skinvl.data.example import text
+from skinvl.evaluate.parity import drawn
+from skinvl.evaluate.vllm_engine import RANKS
+from skinvl.model import families
+from skinvl.model.base import read_config, snapshot
+from skinvl.model.chat import Chat, ChatError
+from skinvl.recipe import run
+from skinvl.recipe.files import digest
+from skinvl.recipe.recipe import Recipe
+
+Engine = Literal["vllm", "transformers"]
+IMAGES = 8  # the most that a request may show
+# vLLM 0.11 dropped the cross-attention to images with its first engine (vllm-project/vllm#24907).
+NOT_IN_VLLM = ("mllama",)
+WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
+CODE = "processing_served.py"
+# The template gets a system turn as it got it in training, as a string: some engines make every turn a list of parts,
+# which the Llama templates would print as Python does.
+FLATTEN = (
+    "{%- set turns = namespace(all=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' and message['content'] is not string -%}"
+    "{%- set joined = message['content'] | map(attribute='text') | join('') -%}"
+    "{%- set turns.all = turns.all + [{'role': 'system', 'content': joined}] -%}"
+    "{%- else -%}{%- set turns.all = turns.all + [message] -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set messages = turns.all -%}\n"
+)
+
+
+class ServeError(ValueError):
+    """A run that cannot be served, an engine that is not there or does not start, or one that serves something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What is served: weights, the chat that they were trained with, and the recipe by which we ask them ourselves."""
+
+    name: str  # of the model, in requests
+    recipe: Recipe
+    chat: Chat
+    weights: Path  # the folder of the base, or RUN/merged
+    adapter: Path | None  # served as a LoRA module on `weights`
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The words that start an engine, where, and what is added to its environment."""
+
+    words: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """The line for a shell."""
+        given = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return f"cd {shlex.quote(str(self.folder))} && {' '.join([*given, shlex.join(self.words)])}"
+
+
+def program(engine: Engine) -> str | None:
+    """Where the engine's program lies, beside this Python or on the PATH; None where it is not installed."""
+    beside = Path(sys.executable).with_name(engine)
+    return str(beside) if beside.is_file() else shutil.which(engine)
+
+
+def require(engine: Engine) -> None:
+    """Nothing; the engine, and the client that asks it, are installed.
+
+    Raises:
+        ServeError: they are not.
+    """
+    if program(engine) is None:
+        raise ServeError(f"--engine {engine}: it is not installed; install it with pip install {engine}")
+    if importlib.util.find_spec("openai") is None or (engine == "transformers" and not is_serve_available()):
+        raise ServeError("serving needs more than skinvl alone; install it with: pip install 'skinvl[serve]'")
+
+
+def opened(path: Path, engine: Engine) -> ServedModel:
+    """What a run serves by an engine: RUN/merged where it is there, else its adapter on its base.
+
+    Raises:
+        RunError: no finished run.
+        ServeError: nothing that this engine can serve, or merged weights of another adapter.
+    """
+    recipe, _ = run.evaluated(str(path), [])
+    if recipe.init_adapter is None:
+        raise ServeError(f"{path}: it has trained no adapter; serve its base with: {engine} serve MODEL")
+    adapter, merged = Path(recipe.init_adapter), path / "merged"
+    if merged.is_dir():
+        _fresh(path, merged, adapter)
+        base = recipe.base.model_copy(update={"model": str(merged), "random": None, "revision": None})
+        recipe = recipe.model_copy(update={"base": base, "init_adapter": None, "quantization": None})
+        weights, module = merged, None
+    else:
+        if reason := _unfit(recipe, adapter, engine):
+            raise ServeError(f"{path}: {reason}; make RUN/merged first with: skinvl merge {shlex.quote(str(path))}")
+        weights, module = snapshot(recipe).path, adapter
+    config, family = read_config(weights)
+    if engine == "vllm" and config.model_type in NOT_IN_VLLM:
+        raise ServeError(f"{path}: vLLM serves no {config.model_type} since 0.11; use --engine transformers")
+    chat = Chat(AutoProcessor.from_pretrained(adapter), family, **recipe.data.budget)
+    return ServedModel(re.sub(r"[^\w.-]", "-", path.resolve().name), recipe, chat, weights, module)
+
+
+def _fresh(path: Path, merged: Path, adapter: Path) -> None:
+    again = f"make it again with: skinvl merge {shlex.quote(str(path))}"
+    record = merged / "merge.json"
+    if not record.is_file():
+        raise ServeError(
+            f"{merged}: no merge.json, so that nobody knows what was merged; remove the folder and {again}"
+        )
+    told = json.loads(record.read_text(encoding="utf-8"))["adapter"]
+    if told != (now := digest(adapter / "adapter_model.safetensors")):
+        raise ServeError(f"{merged}: made of another adapter ({told}) than {adapter} is now ({now}); {again}")
+
+
+def _unfit(recipe: Recipe, adapter: Path, engine: Engine) -> str:
+    """Why an engine cannot serve the adapter as it is; empty if it can."""
+    if engine == "transformers":
+        return "transformers serve takes one folder of whole weights, and there is no merged/"
+    if recipe.quantization is not None:
+        return "the base was trained in 4 bits, which vLLM quantises otherwise"
+    if recipe.parts.language.train != "lora":
+        return f"parts.language={recipe.parts.language.train}, and vLLM takes an adapter of LoRA alone"
+    trained = [part for part in ("projector", "vision") if getattr(recipe.parts, part).train != "frozen"]
+    if trained:
+        return f"parts.{trained[0]} was trained too, and vLLM takes LoRA on the language model alone"
+    if LoraConfig.from_pretrained(str(adapter)).use_dora:
+        return "lora.use_dora=true, which vLLM does not take"
+    if (rank := _rank(adapter)) > RANKS[-1]:
+        return f"lora.r={rank}, and vLLM takes at most {RANKS[-1]}"
+    return ""
+
+
+def _rank(adapter: Path) -> int:
+    """The largest rank of an adapter."""
+    config = LoraConfig.from_pretrained(str(adapter))
+    ranks: list[int] = [config.r, *config.rank_pattern.values()]
+    return max(ranks)
+
+
+def view(given: ServedModel, out: Path) -> Path:
+    """The folder `out/NAME` that an engine is given: links to the weights; template, image budget and end as trained.
+
+    A plain load of the weights' own folder would see images at the size that the base's authors chose.
+
+    Raises:
+        ServeError: there are no weights.
+    """
+    made, partial = out / given.name, out / f".{given.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in sorted(chain.from_iterable(given.weights.glob(pattern) for pattern in WEIGHTS)):
+        (partial / file.name).symlink_to(file.resolve())
+    if not any(partial.glob("*.safetensors")):
+        raise ServeError(f"{given.weights}: no *.safetensors; give a run whose base or merged/ has its weights")
+    processor = _processor(given.chat)
+    if _as_trained(processor, given.chat):
+        processor.save_pretrained(partial)
+    else:
+        _budgeted(partial, processor, given.chat)
+    _generation(given).save_pretrained(partial)
+    shutil.rmtree(made, ignore_errors=True)
+    partial.rename(made)
+    return made
+
+
+def _processor(chat: Chat) -> ProcessorMixin:
+    """The processor that was trained with, its image budget written where a plain call reads it."""
+    processor: Any = copy.copy(chat.processor)
+    settings = {**processor.image_processor.to_dict(), **chat.image_arguments}
+    processor.image_processor = type(processor.image_processor)(**settings)
+    processor.tokenizer = copy.copy(chat.tokenizer)
+    processor.chat_template = processor.tokenizer.chat_template = template(chat)
+    found: ProcessorMixin = processor
+    return found
+
+
+def template(chat: Chat) -> str:
+    """The trained template, which writes the same for a system turn that comes as a list of parts."""
+    turns = [text("system", "Be brief."), text("user", "Which colour?")]
+    try:
+        as_trained = chat.render(turns)
+    except ChatError:
+        return chat.template  # it takes no system turn, and refuses an engine's too
+    given: Any = turns
+    as_parts = chat.processor.apply_chat_template(given, tokenize=False)
+    return chat.template if as_parts == as_trained else FLATTEN + chat.template
+
+
+def _as_trained(processor: Any, chat: Chat) -> bool:
+    """Whether a plain call makes of images what training made of them; asked with a wide, a high and a small one."""
+    for width, height in ((640, 360), (300, 480), (90, 60)):
+        picture = drawn(width, height)
+        told = processor(images=[[picture]], text=chat.family.image_token, return_tensors="pt")
+        ids = told["input_ids"]
+        if (ids == chat.image_id).sum() != chat.picture((height, width)).text_tokens:
+            return False
+        ours = chat.family.batch(chat.processor, ids, [[picture]], chat.image_arguments)
+        if any(name not in told or not torch.equal(told[name], tensor) for name, tensor in ours.items()):
+            return False
+    return True
+
+
+def _budgeted(folder: Path, processor: Any, chat: Chat) -> None:
+    """Nothing; the folder's processor leaves its images to our family, since no setting of its own keeps the budget."""
+    processor.image_processor = chat.processor.image_processor  # as the model was built
+    processor.save_pretrained(folder)
+    file = folder / "processor_config.json"
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree["auto_map"] = {"AutoProcessor": f"{Path(CODE).stem}.Served"}
+    file.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    kind = type(processor).__name__
+    (folder / CODE).write_text(
+        f"from transformers import {kind}\n\nfrom skinvl.serve.serving import Budgeted\n\n\n"
+        f"class Served(Budgeted, {kind}):\n"
+        f"    model_type = {chat.family.model_type!r}\n    image_arguments = {chat.image_arguments!r}\n",
+        encoding="utf-8",
+    )
+
+
+class Budgeted:
+    """What a processor does with images, done as in training; a subclass names a processor too, and fills these in."""
+
+    model_type: str
+    image_arguments: ClassVar[dict[str, Any]]
+
+    def __call__(self, images: Any = None, text: Any = None, **given: Any) -> Any:
+        """As the processor; the tensors of the images are those of the family."""
+        ours: Any = self
+        shown = None if images is None else [[load_image(one) for one in row] for row in images]
+        other: Any = super()
+        found = other.__call__(images=shown, text=text, **given)
+        if shown is not None:
+            family = families.load(self.model_type)
+            found.update(family.batch(ours, found["input_ids"], shown, self.image_arguments))
+        return found
+
+
+def ends(given: ServedModel) -> list[int]:
+    """The tokens that end an answer: the template's end of turn, and what the weights' own folder names."""
+    file = given.weights / "generation_config.json"
+    named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    others = named if isinstance(named, list) else [] if named is None else [named]
+    return sorted({given.chat.tokenizer.convert_tokens_to_ids(given.chat.family.turn_close), *others})
+
+
+def _generation(given: ServedModel) -> GenerationConfig:
+    """What a request that says nothing gets: answers as in the evaluation, ended where they ended in training."""
+    ours = given.recipe.evaluate.generation
+    drawing = ours.model_dump(include={"temperature", "top_p"}, exclude_none=True) if ours.do_sample else {}
+    return GenerationConfig(
+        do_sample=ours.do_sample, eos_token_id=ends(given), pad_token_id=given.chat.pad_id, **drawing
+    )
+
+
+def command(given: ServedModel, engine: Engine, folder: Path, host: str, port: int, more: Sequence[str]) -> Command:
+    """What starts an engine on a folder of `view`.
+
+    Args:
+        more: the engine's own arguments, which come last and win.
+
+    Raises:
+        ServeError: the engine cannot keep the image budget.
+    """
+    coded = (folder / CODE).is_file()
+    if coded and engine == "vllm":
+        raise ServeError(
+            f"data.image_tokens={given.recipe.data.image_tokens}: no setting of the base's image processor keeps this "
+            "budget, so that vLLM cannot; use --engine transformers"
+        )
+    # A name without a slash in the folder above it: what the engine is given is then what requests call it.
+    words = [program(engine) or engine, "serve", folder.name, "--host", host, "--port", str(port)]
+    words += ["--dtype", "bfloat16" if given.recipe.bf16 else "float32"]
+    words += _vllm(given, folder.name) if engine == "vllm" else []
+    words += ["--trust-remote-code"] if coded else []  # the few lines of CODE
+    hub = folder.parent / ".hub"  # empty: everything is here
+    (hub / "hub").mkdir(parents=True, exist_ok=True)
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(hub.resolve()),
+        "HF_HUB_CACHE": str((hub / "hub").resolve()),
+        "HF_MODULES_CACHE": str((hub / "modules").resolve()),
+        "DO_NOT_TRACK": "1",
+    }
+    return Command((*words, *more), folder.parent.resolve(), environment)
+
+
+def _vllm(given: ServedModel, folder: str) -> list[str]:
+    data, generation = given.recipe.data, given.recipe.evaluate.generation
+    images = max(1, min(IMAGES, data.max_tokens // data.image_tokens))
+    sampled = {"temperature": generation.temperature or 1.0, "top_p": generation.top_p or 1.0}
+    words = ["--chat-template", f"{folder}/chat_template.jinja", "--chat-template-content-format", "openai"]
+    words += ["--max-model-len", str(data.max_tokens + generation.max_new_tokens)]
+    words += ["--limit-mm-per-prompt", json.dumps({"image": images})]
+    words += ["--mm-processor-kwargs", json.dumps(given.chat.image_arguments)]
+    words += ["--override-generation-config", json.dumps(sampled if generation.do_sample else {"temperature": 0.0})]
+    words += ["--allowed-media-domains", "none.invalid"]  # images come with a request, and are not fetched for it
+    if given.adapter is None:
+        return [*words, "--served-model-name", given.name]
+    rank = next(rank for rank in RANKS if rank >= _rank(given.adapter))
+    words += ["--served-model-name", f"{given.name}--base", "--enable-lora", "--max-lora-rank", str(rank)]
+    return [*words, "--lora-modules", f"{given.name}={given.adapter.resolve()}"]

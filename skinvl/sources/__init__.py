@@ -1,0 +1,1 @@
+"""A download, or a model's replies, becomes a prepared source."""

@@ -1,0 +1,1 @@
+"""Many requests to a server, each paid for once."""

@@ -1,0 +1,101 @@
+"""`skinvl prep`: a raw download → a prepared source, with an account of every row."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import data_prep
+from skinvl.sources.prepare.steps import prepare
+from skinvl.sources.prepare.writer import Account
+from skinvl.sources.rules import RULES
+
+
+def main(arguments: list[str]) -> int:
+    """0 when the source, or the given shard of it, is prepared or a list printed.
+
+    Raises:
+        PrepError: raw files, output folder or converter do not allow it; an older OUT is as it was before.
+    """
+    parser = argparse.ArgumentParser(prog="skinvl prep", description="Turn a raw download into a prepared source.")
+    parser.add_argument("dataset", nargs="?", metavar="DATASET", help="a name of skinvl prep --list")
+    parser.add_argument("raw", nargs="?", type=Path, metavar="RAW", help="where the download lies")
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="folder for the prepared source")
+    parser.add_argument("--part", action="append", metavar="NAME", help="what of RAW to convert; may be repeated")
+    parser.add_argument("--keep", action="append", metavar="RULE", default=[],
+                        help="keep the rows that break a rule, with a tag; may be repeated")  # fmt: skip
+    parser.add_argument("--drop", action="append", metavar="RULE", default=[],
+                        help="drop the rows that break a rule which is only tagged by default")  # fmt: skip
+    parser.add_argument("--split", choices=("group", "official"), default="group",
+                        help="official keeps the split of the authors where it is known to leak")  # fmt: skip
+    parser.add_argument("--shard", type=_shard, metavar="I/N", default=None,
+                        help="do one share of the work, I from 0; whoever ends last joins the shares")  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
+                        help="processes (default: one for each core)")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="the datasets, their licences and how to get them")
+    parser.add_argument("--rules", action="store_true", help="the rules, what they do by default, and why")
+    given = parser.parse_args(arguments)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if given.list or given.rules:
+        console.print(_cards() if given.list else _rules(), soft_wrap=False)
+        return 0
+    if given.out is None:
+        parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
+    account = prepare(
+        given.dataset, given.raw, given.out, given.part, keep=given.keep, drop=given.drop,
+        official=given.split == "official", shard=given.shard, workers=given.workers,
+    )  # fmt: skip
+    if account is None:
+        console.print(f"{given.out}: this shard is done; the shard that ends last joins all of them")
+    else:
+        _report(console, given.out, account)
+    return 0
+
+
+def _shard(given: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    if not found or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{given!r}; expected I/N with I from 0 to N - 1, such as 0/8")
+    return int(found[1]), int(found[2])
+
+
+def _report(console: Console, out: Path, account: Account) -> None:
+    kept, dropped = account.examples.total(), account.ledger.total()
+    console.print(f"rows in {account.rows:,} = Examples out {kept:,} + ledger {dropped:,}")
+    table = Table(box=None, show_header=False)
+    for split, count in sorted(account.examples.items()):
+        table.add_row(f"Examples in {split}", f"{count:,}")
+    table.add_row("images", f"{account.images:,}")
+    if account.joined:
+        what = f"groups that share an image, joined; at most {account.largest:,} became one"
+        table.add_row(what, f"{account.joined:,}")
+        table.add_row("Examples that this moved nearer to training", f"{account.moved:,}")
+    for rule, count in account.ledger.most_common():
+        table.add_row(f"ledger: {rule}", f"{count:,}")
+    for rule, count in account.tags.most_common():
+        table.add_row(f"kept, tagged: {rule}", f"{count:,}")
+    console.print(table)
+    hint = "" if kept else "; no Example is left (ledger.jsonl says why; see --rules and --keep)"
+    console.print(f"{out}: prepared{hint}. Its card.json holds licence and terms.")
+
+
+def _rules() -> Table:
+    table = Table("rule", "a row that breaks it is", "why")
+    for rule in RULES.values():
+        table.add_row(rule.name, "dropped" if rule.drops else "tagged", rule.reason)
+    return table
+
+
+def _cards() -> Table:
+    table = Table("dataset", "licence and terms", "parts (first is default)", "how to get it")
+    for name in data_prep.names():
+        card = data_prep.load(name).CARD
+        what, how = f"{card.licence}. {card.terms}", f"{card.address}: {card.obtain}"
+        table.add_row(name, what, ", ".join(card.parts), how)
+    table.columns[3].overflow = "fold"  # an address is of no use with its end cut off
+    return table

@@ -1,0 +1,186 @@
+"""The rows of a raw download as blocks on disk: each is made by one process alone, and appears whole or not at all.
+
+A block is two files: `<part>-<number>.jsonl`, the rows that a rule drops, and `<part>-<number>.arrow`, the Examples
+with the columns of KEYS; the second appears last. `<part>.end` says how many records the part has.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+import data_prep
+from data_prep import BLOCK, Card, PrepError, Shard, split_of
+from skinvl.data.example import Dropped, Example, ExampleError, inside, table, validate
+from skinvl.data.workers import advance
+from skinvl.sources import rules
+
+KEYS = pa.schema(
+    [
+        ("record", pa.int64()),
+        ("key", pa.uint64()),  # of the id
+        ("cluster", pa.uint64()),  # of the group
+        ("same", pa.uint64()),  # of what the row asks and says about which images: see rules.judge
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepJob:
+    """What is made of which raw files; two jobs that are equal give the same prepared source, byte for byte."""
+
+    name: str
+    raw: Path
+    parts: tuple[str, ...]
+    official: bool  # keep the split of the authors though it leaks
+    drops: Mapping[str, bool]  # rule → whether a row that breaks it is dropped, or kept with a tag
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block on disk."""
+
+    part: str
+    number: int
+    path: Path  # of the Arrow file
+
+    @property
+    def ledger(self) -> Path:
+        """The rows that were dropped."""
+        return self.path.with_suffix(".jsonl")
+
+    def read(self) -> pa.Table:
+        """The Examples with the columns of KEYS, mapped into memory: what is not looked at is not read."""
+        with pa.memory_map(str(self.path)) as file:
+            return pa.ipc.open_file(file).read_all()
+
+
+def found(folder: Path, part: str) -> list[Block]:
+    """The blocks of a part that are complete, in order."""
+    blocks = []
+    for path in sorted(folder.glob("*.arrow")):
+        name = re.fullmatch(r"(.+)-(\d{6,})", path.stem)
+        if name and name[1] == part:
+            blocks.append(Block(part, int(name[2]), path))
+    return blocks
+
+
+def missing(folder: Path, part: str) -> int:
+    """How many blocks of a part that some process has read to its end are not complete."""
+    total = int((folder / f"{part}.end").read_text(encoding="utf-8"))
+    return -(-total // BLOCK) - len(found(folder, part))
+
+
+def make(job: PrepJob, part: str, folder: Path, index: int, count: int) -> None:
+    """Nothing; the blocks of a shard that the folder did not hold yet are in it. See `convert`."""
+    gc.disable()  # rows hold no cycles, and to look for some takes a third of the time
+    try:
+        for rows in convert(job, part, folder, index, count):
+            advance(rows)
+    finally:
+        gc.enable()
+
+
+def convert(job: PrepJob, part: str, folder: Path, index: int, count: int) -> Iterator[int]:
+    """The rows of each block that is made here, one number a block: those of a shard that the folder does not hold yet.
+
+    Raises:
+        PrepError: raw files or converter do not allow it.
+    """
+    converter = data_prep.load(job.name)
+    judge = Judge(job, part, converter.CARD)
+    shard = Shard(index, count, done={block.number for block in found(folder, part)})
+    outcomes = converter.convert(job.raw, part, shard)
+    numbered = ((shard.record, outcome) for outcome in outcomes)
+    for number, rows in groupby(numbered, key=lambda row: row[0] // shard.block):
+        yield _write(judge, folder / f"{part}-{number:06d}.arrow", rows)
+    total = shard.record + 1
+    # Blocks whose records gave no row, which a converter may have, are complete too.
+    made = {block.number for block in found(folder, part)}
+    for number in range(-(-total // shard.block)):
+        if number % count == index and number not in made:
+            _write(judge, folder / f"{part}-{number:06d}.arrow", ())
+    appear(folder / f"{part}.end", str(total))
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What becomes of the Examples of a part before their images are looked at."""
+
+    job: PrepJob
+    part: str
+    card: Card
+
+    def __call__(self, record: int, example: Example) -> tuple[Example, tuple[int, int, int]] | Dropped:
+        """The Example with its split and tags, and the last three of KEYS; or the rule that drops it.
+
+        Raises:
+            PrepError: a split that the card does not name.
+        """
+        if example.split not in self.card.splits:
+            raise PrepError(
+                f"data_prep/{self.job.name}.py, a fault of the converter: {self._row(record, example)} has the split "
+                f"{example.split!r}; its card names {', '.join(self.card.splits)}"
+            )
+        for path in example.images:
+            if not inside(path):
+                return Dropped(self._row(record, example), "unsafe-path", f"{path:.200} leaves the raw folder")
+        try:
+            validate(example)
+            broken, same = rules.judge(example)
+            keys = _key(example.id), _key(example.group), same
+        except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
+            return Dropped(self._row(record, example), "malformed", str(error))
+        tags = []
+        for rule, detail in broken:
+            if self.job.drops[rule]:
+                return Dropped(self._row(record, example), rule, detail)
+            tags.append(rule)
+        again = self.card.released == "leaky" and not self.job.official
+        split = split_of(example.group) if again else example.split
+        changed = tags or split != example.split
+        return (replace(example, split=split, tags=tuple(tags)) if changed else example), keys
+
+    def _row(self, record: int, example: Example) -> str:
+        return f"{self.part} record {record + 1}: {example.id}"
+
+
+def _key(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode())
+
+
+def appear(path: Path, text: str) -> None:
+    """Nothing; the file appears with the text, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    partial.replace(path)
+
+
+def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped]]) -> int:
+    kept: list[Example] = []
+    keys: list[tuple[int, int, int, int]] = []
+    ledger: list[str] = []
+    for record, outcome in rows:
+        result = judge(record, outcome) if isinstance(outcome, Example) else outcome
+        if isinstance(result, Dropped):
+            ledger.append(json.dumps({"record": record, **asdict(result)}, ensure_ascii=False) + "\n")
+        else:
+            kept.append(result[0])
+            keys.append((record, *result[1]))
+    full = table(kept)
+    for field, values in zip(KEYS, zip(*keys, strict=True) if keys else [()] * len(KEYS), strict=True):
+        full = full.append_column(field, pa.array(values, field.type))
+    appear(path.with_suffix(".jsonl"), "".join(ledger))
+    partial = path.with_name(f".{path.name}.partial")
+    with pa.ipc.new_file(partial, full.schema) as writer:
+        writer.write_table(full)
+    partial.replace(path)
+    return len(kept) + len(ledger)

@@ -1,0 +1,302 @@
+"""RAW → OUT in three steps, each of which goes on where an interrupted run, or another shard, stopped.
+
+Rows become blocks, every image is looked at once, and blocks and images are joined into the source. All of it lies in
+a folder beside OUT, which takes OUT's place when it is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import data_prep
+from data_prep import BLOCK, Card, PrepError
+from skinvl.data.workers import Workers
+from skinvl.sources.prepare import blocks, join, writer
+from skinvl.sources.prepare.blocks import Block, PrepJob
+from skinvl.sources.prepare.images import Looked, look_at
+from skinvl.sources.prepare.writer import Account
+from skinvl.sources.rules import RULES
+
+SMALL_ROWS, SMALL_IMAGES = 20_000, 500  # up to so many, starting processes takes longer than the work
+BATCH = 32  # images that a process is given at once
+# What a prepared source depends on, beside the raw files.
+MODULES = (
+    *("data/example", "data/fingerprints", "data/labels", "data/metadata", "data/pixels", "data/questions"),
+    *("data/source", "sources/prepare/*", "sources/rules/*"),
+)
+PRELOADED = ("skinvl.sources.prepare.blocks", "skinvl.sources.prepare.images")
+
+
+def prepare(
+    name: str,
+    raw: Path,
+    out: Path,
+    parts: Sequence[str] | None = None,
+    *,
+    keep: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    official: bool = False,
+    shard: tuple[int, int] | None = None,
+    workers: int = 1,
+) -> Account | None:
+    """What became of each row of RAW; OUT then holds the prepared source. None where other shards are not done yet.
+
+    Args:
+        parts: names of the card's parts; None is the first.
+        keep, drop: rules whose default is changed.
+        official: keep the authors' split though it leaks.
+        shard: (index, count) of the share of the work that is done here.
+        workers: processes.
+
+    Raises:
+        PrepError: raw files, output folder or converter do not allow it; an older OUT is as it was before.
+    """
+    card = data_prep.load(name).CARD
+    job = PrepJob(name, raw, tuple(dict.fromkeys(parts or card.parts[:1])), official, _drops(keep, drop))
+    if unknown := [part for part in job.parts if part not in card.parts]:
+        raise PrepError(f"{name} has no part {', '.join(unknown)}; its parts are {', '.join(card.parts)}")
+    if official and card.released == "none":
+        raise PrepError(f"{name}: its authors give no split to keep; leave out --split official")
+    if not raw.exists() and not card.drawn:
+        raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
+    _refuse_out(raw, out)
+    out = out.absolute()
+    work = out.parent / f".{out.name}.partial"
+    try:
+        totals = {part: data_prep.load(name).rows(raw, part) for part in job.parts}
+        stamp = _stamp(job)
+        if account := _recorded(out, stamp):
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was stopped in its last moment
+            return account
+        with _claimed(work, stamp, shard is not None) as lock:
+            index, count = shard or (0, 1)
+            _convert(job, totals, work, index, count, workers)
+            _look(job, work, index, count, workers)
+            made, images = _all(job, work), _looked(work)
+            if shard is not None and _unfinished(job, work, made, images):
+                return None
+            fcntl.flock(lock, fcntl.LOCK_EX)  # shards that end together join one after another: the first for all
+            return _recorded(out, stamp) or _join(job, card, totals, made, images, work, out, stamp)
+    except OSError as error:
+        raise PrepError(
+            f"{error.filename or out}: {error.strerror or error} while preparing {name} into {out}; "
+            "free or permit the path, or choose another OUT. The same command goes on where this one stopped"
+        ) from error
+
+
+def _drops(keep: Sequence[str], drop: Sequence[str]) -> dict[str, bool]:
+    if unknown := [name for name in (*keep, *drop) if name not in RULES]:
+        raise PrepError(
+            f"rule {unknown[0]!r}: not one that can be switched; those are {', '.join(RULES)}. Rows that break "
+            "another rule hold no conversation or image that could be kept"
+        )
+    return {name: name in drop or (rule.drops and name not in keep) for name, rule in RULES.items()}
+
+
+def _convert(job: PrepJob, totals: Mapping[str, int], work: Path, index: int, count: int, workers: int) -> None:
+    """Nothing; the blocks of a shard are on disk."""
+    folder = work / "text"
+    folder.mkdir(exist_ok=True)
+    with Workers(workers if sum(totals.values()) > SMALL_ROWS else 1, PRELOADED) as crew:
+        for part, total in totals.items():
+            tasks = [(job, part, folder, index + count * one, count * crew.workers) for one in range(crew.workers)]
+            for _ in crew.each(f"{job.name} {part}: rows", total // count, blocks.make, tasks):
+                pass
+
+
+def _look(job: PrepJob, work: Path, index: int, count: int, workers: int) -> None:
+    """Nothing; the images of a shard's blocks lie in the source, or have a rule that they break."""
+    folder = work / "looked"
+    folder.mkdir(exist_ok=True)
+    mine = [block for block in _all(job, work) if block.number % count == index]
+    rest = sorted(_shown(mine) - set(_looked(work)["name"].to_pylist()), key=_place)
+    root = job.raw.parent if job.raw.is_file() else job.raw
+    tasks = [(root, rest[start : start + BATCH], work / "source") for start in range(0, len(rest), BATCH)]
+    found: list[Looked] = []
+    with Workers(workers if len(rest) > SMALL_IMAGES else 1, PRELOADED) as crew:
+        for some in crew.each(f"{job.name}: images", len(rest), look_at, tasks):
+            found += some
+            if len(found) >= BLOCK:
+                _write_looked(folder, index, found)
+                found = []
+    _write_looked(folder, index, found)
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Where an image lies: those within one Parquet file in the order of its rows."""
+    file, _, row = name.partition(".parquet#")
+    return file, int(row) if row.isdecimal() else 0
+
+
+def _unfinished(job: PrepJob, work: Path, made: Sequence[Block], images: pa.Table) -> bool:
+    """Whether other shards still have blocks to make or images to look at."""
+    if any(blocks.missing(work / "text", part) for part in job.parts):
+        return True
+    return not _shown(made) <= set(images["name"].to_pylist())
+
+
+def _write_looked(folder: Path, index: int, found: Sequence[Looked]) -> None:
+    if not found:
+        return
+    # What is not known of a broken image is null: an empty hash would make all of them one.
+    rows = [{"name": one.path, **asdict(one), "path": one.placed, "sha256": one.sha256 or None} for one in found]
+    partial = folder / f".{index}.partial"
+    pq.write_table(pa.Table.from_pylist(rows, schema=join.IMAGES), partial)
+    partial.replace(folder / f"{index}-{data_prep.digest(*(one.path for one in found))}.parquet")
+
+
+def _all(job: PrepJob, work: Path) -> list[Block]:
+    return [block for part in job.parts for block in blocks.found(work / "text", part)]
+
+
+def _shown(made: Sequence[Block]) -> set[str]:
+    """The images that the blocks name."""
+    names: set[str] = set()
+    for block in made:
+        shown = block.read()["images"].combine_chunks().flatten()
+        names.update(pc.unique(pc.struct_field(shown, "path")).to_pylist())
+    return names
+
+
+def _looked(work: Path) -> pa.Table:
+    """The images that were looked at, each once, by name."""
+    tables = [pq.read_table(path, schema=join.IMAGES) for path in sorted((work / "looked").glob("*.parquet"))]
+    whole = pa.concat_tables([join.IMAGES.empty_table(), *tables]).sort_by("name")
+    names = whole["name"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return whole.take(np.unique(names, return_index=True)[1])
+
+
+def _join(
+    job: PrepJob,
+    card: Card,
+    totals: Mapping[str, int],
+    made: Sequence[Block],
+    images: pa.Table,
+    work: Path,
+    out: Path,
+    stamp: str,
+) -> Account:
+    rows = join.read(made, images)
+    alone = not job.drops["missing-image"]
+    fates = join.decide(rows, images, alone=alone, alike=card.alike, official=job.official)
+    account = writer.write(rows, fates, images, job.drops, work / "source")
+    if account.rows != sum(totals.values()):
+        raise PrepError(
+            f"data_prep/{job.name}.py, a fault of the converter: {sum(totals.values()):,} rows in, but "
+            f"{account.examples.total():,} Examples and {account.ledger.total():,} ledger rows out; "
+            "expected exactly one for every row"
+        )
+    record = {
+        "source": job.name,
+        **asdict(card),
+        "parts": job.parts,
+        "split": "official" if job.official else "group",
+        "rules": {name: "drop" if drops else "keep" for name, drops in job.drops.items()},
+        "rows": account.rows,
+        **account.record(),
+        "stamp": stamp,
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    (work / "source" / "card.json").write_text(text, encoding="utf-8")
+    for left in (work / "source").rglob(".*.partial"):  # of a process that was killed
+        left.unlink()
+    old = out.parent / f".{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    (work / "source").rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(work)
+    return account
+
+
+@contextmanager
+def _claimed(work: Path, stamp: str, shared: bool) -> Iterator[IO[str]]:
+    """The lock of the folder in which the source is made; what another job left there is gone.
+
+    Raises:
+        PrepError: another process is at work there.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PrepError(
+                f"{work}: another skinvl prep is at work there; wait for it, or choose another OUT"
+            ) from error
+        job = work / "job"
+        if job.exists() and job.read_text(encoding="utf-8") != stamp:
+            if shared:
+                raise PrepError(
+                    f"{work}: holds the work of other settings, raw files or another version of skinvl; give every "
+                    "shard the same, or remove the folder to begin anew"
+                )
+            for path in work.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+        blocks.appear(job, stamp)
+        (work / "source").mkdir(exist_ok=True)
+        try:
+            yield lock
+        except PrepError:
+            if not shared:
+                shutil.rmtree(work)
+            raise
+
+
+def _recorded(out: Path, stamp: str) -> Account | None:
+    """The account of the source in OUT, if it is of this job."""
+    card = out / "card.json"
+    found: dict[str, Any] = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    return Account.of(found) if found.get("stamp") == stamp else None
+
+
+def _stamp(job: PrepJob) -> str:
+    """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
+    found = hashlib.blake2b(digest_size=8)
+    found.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()))).encode())
+    package = Path(__file__).parents[2]
+    code = [path for name in MODULES for path in package.glob(f"{name}.py")]
+    for path in sorted([*code, *Path(data_prep.__file__).parent.glob("*.py")]):
+        found.update(path.read_bytes())
+    root = job.raw.parent if job.raw.is_file() else job.raw
+    for folder, below, names in os.walk(root):
+        if job.raw.is_file():  # beside it may lie what was prepared from it
+            below[:] = [name for name in below if name[0] != "." and not Path(folder, name, "card.json").exists()]
+        below.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            status = path.stat() if path.exists() else path.lstat()
+            found.update(
+                f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
+            )
+    return found.hexdigest()
+
+
+def _refuse_out(raw: Path, out: Path) -> None:
+    one, other = raw.resolve(), out.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise PrepError(f"{out}: RAW ({raw}) and OUT lie in one another; choose an OUT beside RAW")
+    if out.is_file():
+        raise PrepError(f"{out}: a file; expected a folder that is new, empty or a prepared source")
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if names and not {"card.json", "ledger.jsonl"} <= names:
+        raise PrepError(
+            f"{out}: not empty and not a prepared source (it holds {', '.join(sorted(names)[:3])}, …); "
+            "choose another OUT, or empty it yourself"
+        )

@@ -1,0 +1,201 @@
+"""A prepared source from its blocks: Parquet files of Examples by split, the table of images, and the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skinvl.data.example import SCHEMA, Dropped, Message, examples, table
+from skinvl.data.source import IMAGES_SCHEMA
+from skinvl.sources.prepare.blocks import Block
+from skinvl.sources.prepare.join import SPLITS, BlockRows, Fates, Mask
+
+T = TypeVar("T")
+# Columns of few different values; a dictionary of the others would cost time and save nothing.
+WORDS = [
+    *("source", "split", "licence", "messages.list.element.role", "messages.list.element.content.list.element.type"),
+    *(f"facts.{fact.name}" for fact in SCHEMA.field("facts").type),
+]
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of the rows of a source."""
+
+    examples: Counter[str] = field(default_factory=Counter)  # by split
+    ledger: Counter[str] = field(default_factory=Counter)  # by rule
+    tags: Counter[str] = field(default_factory=Counter)  # rule → Examples that break it and were kept
+    images: int = 0
+    joined: int = 0  # groups that share an image with another
+    largest: int = 0  # groups that became one
+    moved: int = 0  # conversations that a shared image took to a split nearer to training
+
+    @property
+    def rows(self) -> int:
+        """Examples and ledger rows."""
+        return self.examples.total() + self.ledger.total()
+
+    def record(self) -> dict[str, Any]:
+        """The account as `of` reads it."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in found.items()
+        }
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> Self:
+        """The account that `record` gave."""
+        return cls(**{one.name: type(getattr(cls(), one.name))(card[one.name]) for one in fields(cls)})
+
+
+def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, bool], out: Path) -> Account:
+    """What became of the rows; OUT then holds `<split>.parquet`, `images.parquet` and `ledger.jsonl`."""
+    kept = fates.kept & ~fates.near if drops["near-duplicate"] else fates.kept
+    moved = kept & (fates.rank != rows.rank)
+    account = Account(joined=fates.joined, largest=fates.largest, moved=int(moved.sum()))
+    names = _group_names(rows, fates, kept) if fates.joined else {}
+    with ExitStack() as stack:
+        ledger = stack.enter_context((out / "ledger.jsonl").open("w", encoding="utf-8", errors="backslashreplace"))
+        writers: dict[str, pq.ParquetWriter] = {}
+        paths = images["path"].combine_chunks()
+        views = [
+            _View(block, rows, fates, images, paths, kept, starts)
+            for block, starts in zip(rows.blocks, pairwise(rows.starts.tolist()), strict=True)
+        ]
+        pool = stack.enter_context(ThreadPoolExecutor(1))  # Arrow works on a block while another is written
+        for gone, made in _ahead(pool, lambda view: (view.dropped(), view.made(names)), views):
+            for row in gone:
+                ledger.write(json.dumps(row, ensure_ascii=False) + "\n")
+                account.ledger[row["rule"]] += 1
+            splits = pc.unique(made["split"]).to_pylist()
+            for split in splits:
+                if split not in writers:
+                    path = out / f"{split}.parquet"
+                    writers[split] = stack.enter_context(pq.ParquetWriter(path, SCHEMA, use_dictionary=WORDS))
+                some = made if len(splits) == 1 else made.filter(pc.equal(made["split"], split))
+                writers[split].write_table(some)
+                account.examples[split] += len(some)
+            account.tags.update(pc.list_flatten(made["tags"]).to_pylist())
+    shown = np.zeros(len(images), bool)
+    shown[rows.image[(kept & ~fates.alone)[rows.row]]] = True
+    used = images.filter(pa.array(shown)).select(IMAGES_SCHEMA.names)
+    pq.write_table(used, out / "images.parquet")
+    account.images = len(used)
+    return account
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The rows of one block."""
+
+    block: Block
+    rows: BlockRows
+    fates: Fates
+    images: pa.Table
+    paths: pa.Array  # of the images
+    kept: Mask
+    range: tuple[int, int]
+
+    def dropped(self) -> list[dict[str, str]]:
+        """The ledger rows of the block: those that were dropped when it was made, and those that are not kept now."""
+        with self.block.ledger.open(encoding="utf-8") as file:
+            found = [(row.pop("record"), row) for row in map(json.loads, file)]
+        gone = np.flatnonzero(~self.kept[slice(*self.range)])
+        some = self.block.read().select(["record", "id"]).take(gone) if len(gone) else None
+        for place, row in zip(gone.tolist(), some.to_pylist() if some else (), strict=True):
+            rule, detail = self._fault(self.range[0] + place)
+            name = f"{self.block.part} record {row['record'] + 1}: {row['id']}"
+            found.append((row["record"], asdict(Dropped(name, rule, detail))))
+        return [row for _, row in sorted(found, key=itemgetter(0))]
+
+    def made(self, names: Mapping[int, str]) -> pa.Table:
+        """The Examples of the block that are kept, with their images, groups and splits."""
+        here = slice(*self.range)
+        kept = self.kept[here]
+        some = self.block.read().select(SCHEMA.names)
+        if not kept.all():
+            some = some.filter(pa.array(kept))
+        columns = {"split": pa.array(SPLITS).take(pa.array(self.fates.rank[here][kept]))}
+        first, last = np.searchsorted(self.rows.row, self.range)
+        if last > first:
+            shown = self.paths.take(pa.array(self.rows.image[first:last][self.kept[self.rows.row[first:last]]]))
+            pictures = pa.StructArray.from_arrays([pa.nulls(len(shown), pa.binary()), shown], ["bytes", "path"])
+            ends = np.cumsum(pc.list_value_length(some["images"]).to_numpy())
+            columns["images"] = pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pictures)
+        leader = self.fates.leader[here][kept]
+        if (joins := leader != np.arange(*self.range)[kept]).any():
+            groups = some["group"].to_pylist()
+            for place in np.flatnonzero(joins):
+                groups[place] = names[int(leader[place])]
+            columns["group"] = pa.array(groups, pa.string())
+        for name, column in columns.items():
+            some = some.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+        tags = {"missing-image": self.fates.alone[here][kept], "near-duplicate": self.fates.near[here][kept]}
+        return _tagged(some.cast(SCHEMA), tags)
+
+    def _fault(self, index: int) -> tuple[str, str]:
+        if self.fates.duplicate[index]:
+            return "duplicate", "an earlier row has this id: it says the same"
+        if not self.fates.broken[index]:
+            return "near-duplicate", "an earlier row asks and says the same of the same images, but for form"
+        first, last = np.searchsorted(self.rows.row, [index, index + 1])
+        faults = self.images.select(["rule", "detail"]).take(pa.array(self.rows.image[first:last])).to_pylist()
+        found = [(fault["rule"], fault["detail"]) for fault in faults if fault["rule"]]
+        return max(found, key=lambda fault: fault[0] != "missing-image")  # a missing one alone may be allowed
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[_View], T], views: Iterable[_View]) -> Iterator[T]:
+    """The result for each view, in order, the next one under way already."""
+    waiting: deque[Future[T]] = deque()
+    for view in views:
+        waiting.append(pool.submit(function, view))
+        if len(waiting) > 1:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _tagged(rows: pa.Table, tags: Mapping[str, Mask]) -> pa.Table:
+    """The rows with more tags; those without their images lose the image parts as well."""
+    touched = np.logical_or.reduce(list(tags.values()))
+    if not touched.any():
+        return rows
+    places = np.flatnonzero(touched)
+    changed = []
+    for place, example in zip(places, examples(rows.take(places)), strict=True):
+        more = tuple(name for name, mask in tags.items() if mask[place])
+        if "missing-image" in more:
+            example = replace(example, images=(), messages=tuple(map(_text_alone, example.messages)))
+        changed.append(replace(example, tags=(*example.tags, *more)))
+    whole = pa.concat_tables([rows.filter(pa.array(~touched)), table(changed)])
+    return whole.take(np.argsort(np.concatenate([np.flatnonzero(~touched), places])))
+
+
+def _text_alone(message: Message) -> Message:
+    return {"role": message["role"], "content": [part for part in message["content"] if part["type"] == "text"]}
+
+
+def _group_names(rows: BlockRows, fates: Fates, kept: Mask) -> dict[int, str]:
+    """The names of the groups that others join, by their leading rows."""
+    leaders = np.unique(fates.leader[kept & (fates.leader != np.arange(len(kept)))])
+    names: dict[int, str] = {}
+    for number, block in enumerate(rows.blocks):
+        start = rows.starts[number]
+        inside = leaders[(leaders >= start) & (leaders < rows.starts[number + 1])]
+        if len(inside):
+            found = block.read()["group"].take(inside - start).to_pylist()
+            names |= zip(inside.tolist(), found, strict=True)
+    return names

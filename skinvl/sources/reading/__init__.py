@@ -1,0 +1,1 @@
+"""What a model replied, read strictly and screened."""

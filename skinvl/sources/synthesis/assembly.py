@@ -1,0 +1,252 @@
+"""A prepared source from requests and their outcomes, in a folder of its own until it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skinvl.data.example import SCHEMA, Dropped, Example, splits, table, text, validate
+from skinvl.data.source import IMAGES_SCHEMA, read_card, read_images
+from skinvl.sources import rules
+from skinvl.sources.asking.outcomes import Outcomes
+from skinvl.sources.asking.request import Failure, Outcome, Reply, Request
+from skinvl.sources.prepare.writer import WORDS
+from skinvl.sources.reading import screening
+from skinvl.sources.reading.replies import QAPair
+from skinvl.sources.reading.verification import Verdict, verdict, verification
+from skinvl.sources.rules import LONGEST_DETAIL
+from skinvl.sources.synthesis.job import RequestAccount, SynthesisError, SynthesisJob
+from skinvl.sources.synthesis.programme import Unit
+
+BATCH = 2_000  # Examples that are written at once
+INHERITED = ("address", "citation", "obtain", "split", "released", "alike", "drawn")  # of the source's card
+UNSUPPORTED = "unsupported"  # the rule that drops what the second model finds wrong
+UNVERIFIED = "unverified"  # the tag of what it did not settle
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """A pair with the rule that drops it, if one does, and what the second model said, if it was asked."""
+
+    pair: QAPair
+    rule: str | None
+    detail: str
+    tags: tuple[str, ...]
+    verdict: Verdict | None = None
+
+
+def judged(job: SynthesisJob, outcomes: Outcomes, unit: Unit, request: Request, reply: Reply) -> Iterator[JudgedPair]:
+    """The pairs of a reply as the rules of `screening` and the second model have it; not yet whether one repeats."""
+    for one in screening.screen(request, reply, unit.facts):
+        rule, detail, tags, said = one.rule, one.detail, one.tags, None
+        if rule is None and job.verifier is not None:
+            outcome = outcomes.get(verification(request, one.pair, job.verifier).id)
+            said = verdict(outcome) if isinstance(outcome, Reply) else None
+            if said and said.supported == "no":
+                rule, detail, tags = UNSUPPORTED, said.reason[:LONGEST_DETAIL], ()
+            elif said is None or said.supported != "yes":
+                tags = (*tags, UNVERIFIED)
+        yield JudgedPair(one.pair, rule, detail, tags, said)
+
+
+class Assembly:
+    """The source while it is made; see `take` and `finish`.
+
+    Args:
+        folder: it holds `images/` and nothing else.
+        twins: for each pair of text alone that is not dropped by `judged`, in order, whether an earlier one is like it.
+    """
+
+    def __init__(
+        self, job: SynthesisJob, outcomes: Outcomes, folder: Path, twins: Iterator[bool], stack: ExitStack
+    ) -> None:
+        self.account = RequestAccount()
+        self._job, self._outcomes, self._folder, self._twins, self._stack = job, outcomes, folder, twins, stack
+        self._ledger, self._records = (
+            stack.enter_context((folder / name).open("w", encoding="utf-8", errors="backslashreplace"))
+            for name in ("ledger.jsonl", "synthesis.jsonl")
+        )
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._batches: dict[str, list[Example]] = {}  # by split
+        self._said: set[int] = set()  # by the kept conversations, as rules.sameness has it
+        self._shown: list[str] = []  # paths of images
+        self._licences: set[str] = set()
+
+    def take(self, unit: Unit, request: Request) -> None:
+        """Nothing; the request ended as Examples, or as rows of the ledger.
+
+        Raises:
+            SynthesisError: its image is gone.
+        """
+        self.account.requests += 1
+        row, outcome = f"{unit.id} {request.slot} {request.id}", self._outcomes.get(request.id)
+        if outcome is None:
+            self._drop(Dropped(row, "unanswered", "no outcome yet; the same command goes on"))
+        elif isinstance(outcome, Failure):
+            self._drop(Dropped(row, outcome.rule, outcome.detail))
+            self._record(unit, request, outcome, {"rule": outcome.rule, "detail": outcome.detail})
+        else:
+            self.account.prompt_tokens += outcome.prompt_tokens
+            self.account.completion_tokens += outcome.completion_tokens
+            several = request.question is None and request.schema["properties"].keys() == {"pairs"}
+            for number, one in enumerate(judged(self._job, self._outcomes, unit, request, outcome), start=1):
+                self._settle(unit, request, outcome, one, f"{request.id}-{number}" if several else request.id)
+
+    def finish(self) -> RequestAccount:
+        """What became of all that was taken, which is on disk now, with the table of images and the card."""
+        for split in self._batches:
+            self._write(split)
+        images = IMAGES_SCHEMA.empty_table()
+        if self._shown:
+            images = read_images(self._job.source)
+            images = images.filter(pc.is_in(images["path"], pa.array(self._shown)))
+        pq.write_table(images, self._folder / "images.parquet")
+        self.account.images = len(self._shown)
+        text = json.dumps(_card(self._job, self.account, sorted(self._licences)), indent=2, ensure_ascii=False)
+        (self._folder / "card.json").write_text(f"{text}\n", encoding="utf-8")
+        return self.account
+
+    def _settle(self, unit: Unit, request: Request, reply: Reply, one: JudgedPair, name: str) -> None:
+        rule, detail = one.rule, one.detail
+        example = _example(self._job, unit, request, one, name)
+        if rule is None and self._repeats(example):
+            rule, detail = "near-duplicate", "an earlier one asks and says nearly the same"
+        if rule is None:
+            self._keep(example)
+        else:
+            self._drop(Dropped(f"{unit.id} {request.slot} {name}", rule, detail))
+        said = asdict(one.verdict) if one.verdict else None
+        if one.verdict:
+            self.account.verdicts[one.verdict.supported] += 1
+        told = {"id": name, "question": one.pair.question, "answer": one.pair.answer, "verdict": said}
+        self._record(unit, request, reply, {**told, "rule": rule, "detail": detail, "tags": one.tags})
+
+    def _repeats(self, example: Example) -> bool:
+        if not example.images:
+            return next(self._twins)
+        key = rules.sameness(example)
+        twin = key in self._said
+        self._said.add(key)
+        return twin
+
+    def _keep(self, example: Example) -> None:
+        validate(example)
+        for image in example.images:
+            if image not in self._shown[-1:]:  # the requests about an image come one after another
+                _link(self._job.source / image, self._folder / image)
+                self._shown.append(image)
+        self._licences.add(example.licence)
+        self.account.examples[example.split] += 1
+        self.account.kinds[example.facts.kind or ""] += 1
+        self.account.tags.update(example.tags)
+        batch = self._batches.setdefault(example.split, [])
+        batch.append(example)
+        if len(batch) == BATCH:
+            self._write(example.split)
+
+    def _drop(self, row: Dropped) -> None:
+        self.account.ledger[row.rule] += 1
+        self._ledger.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+    def _record(self, unit: Unit, request: Request, outcome: Outcome, told: Mapping[str, Any]) -> None:
+        """Nothing; all that is known of a pair, or of a failure, is a line of synthesis.jsonl."""
+        job, got = self._job, asdict(outcome)
+        line = {
+            **{"id": None, "request": request.id, "unit": unit.id, "image": request.image, "split": unit.split},
+            **{"slot": request.slot, "kind": request.kind, "source": unit.source},
+            **{"programme": job.programme.name, "version": job.programme.version, "seed": job.seed},
+            **{"asked": job.model, "settings": job.settings, "terms": job.terms},
+            **{"licence": _licence(unit.licence, job.terms)},
+            **{"system": request.system, "context": request.context, "prompt": request.prompt},
+            **{"question": request.question, "answer": None, "reply": got.pop("text", None), "verdict": None},
+            **{"tags": (), **got, **told},
+        }
+        self._records.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _write(self, split: str) -> None:
+        if split not in self._writers:
+            path = self._folder / f"{split}.parquet"
+            self._writers[split] = self._stack.enter_context(pq.ParquetWriter(path, SCHEMA, use_dictionary=WORDS))
+        self._writers[split].write_table(table(self._batches[split]))
+        self._batches[split] = []
+
+
+def take_place(made: Path, out: Path) -> None:
+    """Nothing; OUT holds what was made, and of what it held nothing but its journals. A card says that it is whole."""
+    for name in ("card.json", *(f"{split}.parquet" for split in splits(out))):
+        (out / name).unlink(missing_ok=True)
+    for path in sorted(made.iterdir(), key=lambda path: (path.name == "card.json", path.name)):
+        if (out / path.name).is_dir():
+            shutil.rmtree(out / path.name)
+        path.rename(out / path.name)
+    made.rmdir()
+
+
+def _example(job: SynthesisJob, unit: Unit, request: Request, one: JudgedPair, name: str) -> Example:
+    images = (request.image,) if request.image else ()
+    turns = text("user", one.pair.question, images=len(images)), text("assistant", one.pair.answer)
+    source, licence = f"{unit.source}-{job.programme.name}", _licence(unit.licence, job.terms)
+    facts = replace(unit.facts, kind=request.kind)
+    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, one.tags)
+
+
+def _licence(source: str, terms: str | None) -> str:
+    """Under what a conversation stands: the images or tasks that it is made of, and the terms of what wrote it."""
+    return ", ".join(dict.fromkeys(filter(None, (source, terms)))) or "none stated"
+
+
+def _card(job: SynthesisJob, account: RequestAccount, licences: list[str]) -> dict[str, Any]:
+    found, name = read_card(job.source), job.source.resolve().name
+    return {
+        "source": f"{name}-{job.programme.name}",
+        "title": f"{found.get('title', name)}, asked by the programme {job.programme.name}",
+        "licence": ", ".join(licences) or _licence(str(found.get("licence", "")), job.terms),
+        **{key: found[key] for key in INHERITED if key in found},
+        "terms": " ".join(filter(None, (found.get("terms"), job.terms and f"Written by {job.model}: {job.terms}."))),
+        "parts": [job.programme.name],
+        "splits": sorted(account.examples),
+        "synthesis": {
+            "programme": job.programme.name,
+            "version": job.programme.version,
+            "model": job.model,
+            "terms": job.terms,
+            "seed": job.seed,
+            "settings": job.settings,
+            "verifier": job.verifier,
+            "verdicts": dict(sorted(account.verdicts.items())),
+            "requests": account.requests,
+            "silent": account.silent,
+            "prompt_tokens": account.prompt_tokens,
+            "completion_tokens": account.completion_tokens,
+        },
+        "rows": account.rows,
+        "examples": dict(sorted(account.examples.items())),
+        "kinds": dict(sorted(account.kinds.items())),
+        "ledger": dict(sorted(account.ledger.items())),
+        "tags": dict(sorted(account.tags.items())),
+        "images": account.images,
+    }
+
+
+def _link(image: Path, there: Path) -> None:
+    """Nothing; the image stands there too: as a link where the disk allows it, else as a copy."""
+    there.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(image, there)
+    except FileNotFoundError as error:
+        raise SynthesisError(
+            f"{image}: gone since it was asked about; put it back and run the same command again, which asks nothing "
+            "twice"
+        ) from error
+    except OSError:  # another disk, or one that knows no links
+        shutil.copyfile(image, there)

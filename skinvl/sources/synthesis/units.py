@@ -1,0 +1,206 @@
+"""What a source gives a programme to ask about: its images, each with what is known of it, or numbered tasks.
+
+A source is read twice, and what is held grows with the images whose conversations lie apart, not with the source.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from skinvl.data.example import ExampleError, Facts, have, splits, words
+from skinvl.data.source import read_card
+from skinvl.sources.synthesis.programme import Programme, Unit
+
+SPLITS = ("train", "validation", "test")  # an image of several splits belongs to the first of these
+POOL = 1_000  # tasks of the source that examples are drawn from
+LONGEST = 1_500  # characters of such a task
+FACTS = tuple(one.name for one in fields(Facts) if one.name != "kind")
+BATCH = 4_096  # rows
+
+
+class UnitsError(ValueError):
+    """A source that has nothing a programme could ask about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which units of a source are asked about."""
+
+    splits: tuple[str, ...] = ()  # empty is all of them
+    limit: int | None = None  # images, a fixed sample; a larger one holds the smaller ones
+    count: int = 0  # tasks
+    index: int = 0  # of the shard
+    of: int = 1  # shards
+
+
+@dataclass(slots=True)
+class _Open:
+    """An image of whose conversations `left` are still to come."""
+
+    left: int
+    image: str
+    source: str
+    group: str
+    split: str
+    licences: dict[str, None]
+    facts: list[str | float | None]
+    captions: dict[str, None] = field(default_factory=dict)
+    torn: set[int] = field(default_factory=set)  # places of facts about which conversations disagree
+
+
+def units(programme: Programme, source: Path, share: Share) -> Iterator[Unit]:
+    """The units of a share, in the order of the source; the shards of a share have them all, and each once.
+
+    Raises:
+        FileNotFoundError: no such source or split.
+        ExampleError: a file that is not one of Examples.
+        UnitsError: no image in the splits, or no number of tasks.
+    """
+    names = _splits(source, share.splits)
+    if programme.unit == "task":
+        # A benchmark's tasks may not become examples unless that is asked for.
+        return _tasks(programme, source, names if share.splits else [one for one in names if one == "train"], share)
+    return _images(programme, source, names, share)
+
+
+def total(programme: Programme, source: Path, share: Share) -> int:
+    """How many units all shards of the share have together.
+
+    Raises:
+        FileNotFoundError, ExampleError, UnitsError: see `units`.
+    """
+    if programme.unit == "task":
+        return share.count
+    hashes, _ = _counted(source, _splits(source, share.splits))
+    return len(hashes) if share.limit is None else min(share.limit, len(hashes))
+
+
+def _splits(source: Path, asked: Sequence[str]) -> list[str]:
+    there = splits(source)
+    for name in asked or ("train",) * (not there):
+        if name not in there:
+            raise FileNotFoundError(f"{source / name}.parquet: no such split; {have(source)}")
+    return sorted(asked or there, key=_rank)
+
+
+def _rank(split: str) -> tuple[int, str]:
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
+
+
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"))
+
+
+def _images(programme: Programme, source: Path, names: Sequence[str], share: Share) -> Iterator[Unit]:
+    hashes, counts = _counted(source, names)
+    if not len(hashes):
+        raise UnitsError(
+            f"{source}: no conversation of {', '.join(names)} is about exactly one image, and {programme.name} asks "
+            "about images; name another --split or source, or a programme of tasks such as self_instruct"
+        )
+    if share.limit is not None:
+        hashes, counts = hashes[: share.limit], counts[: share.limit]
+    mine = hashes % np.uint64(share.of) == share.index
+    left = dict(zip(hashes[mine].tolist(), counts[mine].tolist(), strict=True))
+    return _merged(programme, source, names, left)
+
+
+def _merged(programme: Programme, source: Path, names: Sequence[str], left: dict[int, int]) -> Iterator[Unit]:
+    columns = ["id", "source", "images", "group", "split", "licence", "facts"]
+    columns += ["messages"] * (programme.captions is not None)
+    held: dict[int, _Open] = {}
+    for name in names:
+        for batch in _batches(source, name, columns):
+            for row in batch.to_pylist():
+                if len(row["images"]) != 1:
+                    continue
+                image = row["images"][0]["path"]
+                if (key := _hash(image)) not in left:
+                    continue
+                known = [row["facts"][fact] for fact in FACTS]
+                one = held.get(key)
+                if one is None:
+                    one = held[key] = _Open(left[key], image, row["source"], row["group"], row["split"], {}, known)
+                _merge(one, row["licence"], known)
+                if programme.captions is not None and row["id"].startswith(programme.captions):
+                    one.captions[" ".join(words(row["messages"][-1]).split())] = None
+                one.left -= 1
+                if not one.left:
+                    yield _closed(held.pop(key))
+
+
+def _merge(one: _Open, licence: str, known: list[str | float | None]) -> None:
+    one.licences[licence] = None
+    if known == one.facts:
+        return
+    for place, value in enumerate(known):
+        if one.facts[place] is None:
+            one.facts[place] = value
+        elif value is not None and value != one.facts[place]:
+            one.torn.add(place)
+
+
+def _closed(one: _Open) -> Unit:
+    """The unit; what its conversations disagree about is not known."""
+    known = {name: None if at in one.torn else one.facts[at] for at, name in enumerate(FACTS)}
+    licence = ", ".join(sorted(one.licences))
+    caption = "\n".join(filter(None, one.captions)) or None
+    return Unit(one.image, one.image, one.source, Facts(**known), one.group, one.split, licence, caption)  # type: ignore[arg-type]
+
+
+def _tasks(programme: Programme, source: Path, names: Sequence[str], share: Share) -> Iterator[Unit]:
+    if share.count < 1:
+        raise UnitsError(f"{programme.name} asks for tasks of text; say how many times, with --count N")
+    tasks = _pool(source, names) if programme.draw_tasks else ()
+    # What is made of others' tasks stands under their terms.
+    licence = str(read_card(source).get("licence", "")) if tasks else ""
+    for number in range(1, share.count + 1):
+        name = f"task-{number}"
+        if _hash(name) % share.of == share.index:
+            yield Unit(name, None, source.resolve().name, Facts(), name, "train", licence, tasks=tasks)
+
+
+def _pool(source: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """A fixed sample of what the text conversations of these splits ask first."""
+    found = (
+        (_hash(row["id"]), asked)
+        for name in names
+        for batch in _batches(source, name, ["id", "images", "messages"])
+        for row in batch.to_pylist()
+        if not row["images"]
+        for asked in [next(words(turn) for turn in row["messages"] if turn["role"] == "user")]
+        if len(asked) <= LONGEST
+    )
+    return tuple(dict.fromkeys(asked for _, asked in heapq.nsmallest(POOL, found)))
+
+
+def _counted(source: Path, names: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The hash of every image about which alone there is a conversation, in order, and how many there are."""
+    found = [
+        np.fromiter((_hash(row[0]["path"]) for row in column.to_pylist() if len(row) == 1), np.uint64)
+        for name in names
+        for column in (batch["images"] for batch in _batches(source, name, ["images"]))
+    ]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]), return_counts=True)
+
+
+def _batches(source: Path, split: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    path = source / f"{split}.parquet"
+    try:
+        with pq.ParquetFile(path) as file:
+            if missing := [name for name in columns if name not in file.schema_arrow.names]:
+                raise ExampleError(
+                    f"{path}: no column {missing[0]}, so not a file of Examples; prepare the source with skinvl prep"
+                )
+            yield from file.iter_batches(BATCH, columns=columns)
+    except pa.ArrowInvalid as error:
+        raise ExampleError(f"{path}: not Parquet ({error}); prepare the source again with skinvl prep") from error

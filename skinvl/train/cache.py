@@ -1,0 +1,51 @@
+"""`skinvl cache`: the vision features of a recipe's images, computed before anything trains on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from accelerate import PartialState
+from rich.console import Console
+from transformers import AutoProcessor
+
+from skinvl.data import mixture
+from skinvl.model import precompute
+from skinvl.model.base import read_config, snapshot
+from skinvl.model.chat import Chat
+from skinvl.model.lengths import preflight
+from skinvl.recipe.recipe import Recipe, load
+from skinvl.recipe.words import recipe_parser
+
+
+def main(words: Sequence[str]) -> int:
+    """0, once the features of every image that `skinvl sft` would show lie on disk."""
+    parser = recipe_parser("cache", "Compute the vision features of a recipe's images ahead of sft.")
+    given = parser.parse_intermixed_args(words)
+    fill(load(given.recipe, given.overrides))
+    return 0
+
+
+def fill(recipe: Recipe) -> None:
+    """Computes the features of every image that a training would show, and keeps them on disk.
+
+    Raises:
+        ValueError: the tower trains, or nothing may be kept.
+    """
+    if recipe.parts.vision.train != "frozen":
+        raise ValueError(f"{recipe.name}: parts.vision trains, so that its features change with every step")
+    if recipe.cache_gb == 0:
+        raise ValueError(f"{recipe.name}: cache_gb=0 keeps no features; leave it out, or give the GB they may take")
+    state = PartialState(cpu=bool(recipe.train.get("use_cpu")))
+    say = Console(quiet=not state.is_main_process)
+    sets = mixture.load(recipe.data)
+    with state.main_process_first():
+        base = snapshot(recipe)
+    config, family = read_config(base.path)
+    chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
+    rows = [*sets.train, *(row for some in sets.evaluation.values() for row in some)]
+    kept = [rows[length.index] for length in preflight(chat, [(row.example, row.root) for row in rows]).kept]
+    asked = recipe if recipe.cache_gb is not None else recipe.model_copy(update={"cache_gb": math.inf})
+    if precompute.once(asked, base.path, config, chat, kept, math.inf, say) is None:
+        raise ValueError(f"{recipe.name}: nothing was computed: its images take more than cache_gb, or it has none")
+    state.destroy_process_group()

@@ -1,0 +1,160 @@
+"""What is done while a run trains: its log, gradients that must be there, and an end where it no longer improves."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from skinvl.model.adapter import WRAPPER
+from skinvl.model.families import PARTS, Family
+from skinvl.recipe.recipe import EarlyStopping as Patience
+from skinvl.recipe.recipe import Recipe
+
+
+class TrainingError(ValueError):
+    """A run that would train nothing or the wrong thing."""
+
+
+class Log(TrainerCallback):
+    """Appends every logged dictionary to a JSON-lines file; the last step is logged whatever `logging_steps` says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        event["logs"].pop("train_loss", None)  # of what was trained since the last resume; run.mean_loss is of all
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **event["logs"]}) + "\n")
+
+
+class Gradients(TrainerCallback):
+    """Gives what has no gradient zeros, and stops a run in which a part that should train has nothing else.
+
+    lora_A has none in the first step, since lora_B starts at zero; so lora_B and full weights are looked at, from the
+    second step on, for projector and vision in the first step that shows an image.
+    """
+
+    def __init__(self, trainer: Any, recipe: Recipe, family: Family) -> None:
+        self.trainer, self.family = trainer, family
+        self.left = {part for part in PARTS if getattr(recipe.parts, part).train != "frozen"}
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.images_seen = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.is_deepspeed_enabled:  # it has taken the gradients away by now
+            return
+        # A step without an image gives the projector no gradient in one process and zeros on several ranks. AdamW skips
+        # what has none and moves what has zeros by its momentum, so all must have the same.
+        for parameter in self.trainer.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if state.global_step == 0 or not self.left:
+            return
+        due = self.left if self.trainer.images_seen else self.left & {"language"}
+        alive: set[str] = set()
+        for name, parameter in self.trainer.model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                part = self.family.part_of(name.removeprefix(WRAPPER))
+                if part in due - alive and parameter.grad is not None and parameter.grad.any():
+                    alive.add(part)
+        if due - alive:
+            raise TrainingError(
+                f"parts.{min(due - alive)}: every gradient is zero in step {state.global_step + 1}; nothing reaches "
+                "this part of the base. A projector or tower without gradient belongs to a base that ignores images"
+            )
+        self.left -= alive
+
+
+class StopEarly(TrainerCallback):
+    """Ends training when the metric of the best model has not improved for so many evaluations in a row.
+
+    They are counted in the trainer's own log, which a checkpoint holds: a resumed run ends where the whole one does.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_training_stop |= self._stale(args, state) >= self.patience.early_stopping_patience
+
+    on_evaluate = on_train_begin
+
+    def _stale(self, args: TrainingArguments, state: TrainerState) -> int:
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        sign = 1 if args.greater_is_better else -1
+        best, stale = float("-inf"), 0
+        for value in (sign * entry[name] for entry in state.log_history if name in entry):
+            stale = 0 if value - best > self.patience.early_stopping_threshold else stale + 1
+            best = max(best, value)
+        return stale
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What all ranks did together, and what each of them waited and held. Evaluation and saving do not count."""
+
+    steps: int
+    step_seconds: float  # mean, with the wait for its data
+    tokens_per_second: float  # of the conversations, each on its own
+    samples_per_second: float
+    computed: float  # positions that the language model computed for a token of a conversation
+    data_wait: tuple[float, ...]  # share of the time that a rank waited for its batches
+    peak_memory: tuple[float, ...]  # MiB of a rank: on the GPU what torch allocated, else the resident set
+
+
+class Throughput(TrainerCallback):
+    """Counts while a run trains; `batches` is called by what fetches them."""
+
+    def __init__(self) -> None:
+        self.steps = self.samples = self.tokens = self.positions = 0
+        self.waited = self.stepped = self._begun = 0.0
+
+    def batches(self, found: list[dict[str, Any]], seconds: float) -> None:
+        """Nothing; these batches of the next step took so long to come."""
+        self.waited += seconds
+        for batch in found:  # a filler does not count
+            self.samples += len(batch["row_ids"])
+            self.tokens += batch["tokens"]
+            self.positions += batch["input_ids"].numel()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.stepped += time.perf_counter() - self._begun
+        self.steps += 1
+
+    def speed(self, accelerator: Accelerator) -> Speed | None:
+        """The sums over all ranks, which all must ask; None where no step was taken."""
+        if not self.steps:
+            return None
+        cuda = accelerator.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        mine = [self.tokens, self.samples, self.waited, self.waited + self.stepped, peak / 2**20, self.positions]
+        ranks = accelerator.gather(torch.tensor([mine], dtype=torch.float64, device=accelerator.device)).cpu()
+        seconds = float(ranks[:, 3].max())
+        return Speed(
+            self.steps,
+            seconds / self.steps,
+            float(ranks[:, 0].sum()) / seconds,
+            float(ranks[:, 1].sum()) / seconds,
+            float(ranks[:, 5].sum() / ranks[:, 0].sum()),
+            tuple((ranks[:, 2] / ranks[:, 3]).tolist()),
+            tuple(ranks[:, 4].tolist()),
+        )

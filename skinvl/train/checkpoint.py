@@ -1,0 +1,198 @@
+"""Checkpoints that are whole or not there, and what has to be the same for a run to go on from one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from skinvl.recipe.files import MANIFEST, appear, clear, file_facts
+
+# Keys of a recipe that change what is written or shown, or how fast; any other would make it another training.
+FREE = (
+    *("run", "resume", "cache_gb", "train.logging_", "train.save_", "train.eval_", "train.dataloader_"),
+    *("train.report_to", "train.disable_tqdm", "train.per_device_eval_batch_size", "train.load_best_model_at_end"),
+    *("evaluate.batch_size", "evaluate.classify", "evaluate.control_rows", "evaluate.engine", "evaluate.prompted"),
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, or that a run cannot go on from."""
+
+
+def complete(checkpoints: Path) -> list[Path]:
+    """The complete checkpoints of a folder, by step."""
+    return sorted((path.parent for path in checkpoints.glob(f"checkpoint-*[0-9]/{MANIFEST}")), key=step_of)
+
+
+def last(checkpoints: Path) -> Path | None:
+    """The complete checkpoint of the highest step, or None."""
+    return next(reversed(complete(checkpoints)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps done when a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def verify(checkpoint: Path) -> None:
+    """Nothing, if every file is as it was written.
+
+    Raises:
+        CheckpointError: one is not; the message names the checkpoint before it.
+    """
+    before = [path for path in complete(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    back = f"to go on from {before[-1].name}" if before else "to begin anew"
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = {name: file_facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST}: damaged ({error}); remove {checkpoint} {back}") from error
+    for name, facts in found.items():
+        if facts != files[name]:
+            what = (
+                "missing" if facts is None else f"damaged ({facts['bytes']:,} bytes; written {files[name]['bytes']:,})"
+            )
+            raise CheckpointError(f"{checkpoint / name}: {what}; remove {checkpoint} {back}")
+
+
+def save(trainer: Trainer) -> None:
+    """Nothing; `checkpoint-<step>` appears in the output folder, whole, and those beyond `save_total_limit` go.
+
+    It holds what trains and not the base: the adapter, optimizer, scheduler, random states and the trainer's state.
+
+    Raises:
+        CheckpointError: it cannot be written; the message names the last one that was.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    path = folder / f"checkpoint-{trainer.state.global_step}"
+    partial = path.with_name(f".{path.name}.partial")
+    with written(path, folder):
+        if trainer.is_world_process_zero():
+            shutil.rmtree(partial, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        trainer.store_flos()
+        trainer.save_model(str(partial), _internal_call=True)
+        if trainer.state.best_global_step:
+            best = folder / f"checkpoint-{trainer.state.best_global_step}"
+            if best == path or best.is_dir():
+                trainer.state.best_model_checkpoint = str(best)
+        trainer._save_optimizer_and_scheduler(str(partial))
+        trainer._save_scaler(str(partial))
+        trainer._save_rng_state(str(partial))
+        if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(partial / "trainer_state.json"))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            appear(partial, path)
+            _rotate(folder, trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
+        trainer.accelerator.wait_for_everyone()
+
+
+def sweep(checkpoints: Path) -> None:
+    """Nothing; what a killed process had not finished writing or removing is gone."""
+    for name in (".*.partial", ".*.gone"):
+        for path in checkpoints.glob(name):
+            shutil.rmtree(path)
+
+
+def sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes of a checkpoint by what they are for: the adapter, the optimizer, and the rest."""
+    found = {"adapter": 0, "optimizer": 0, "rest": 0}
+    for name, facts in json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"].items():
+        optimizer = name == "optimizer.pt" or name.startswith("global_step")
+        found["adapter" if name.startswith("adapter_model") else "optimizer" if optimizer else "rest"] += facts["bytes"]
+    return found
+
+
+def same(run: Path, recipe: str, facts: Mapping[str, Any]) -> None:
+    """Nothing, if the run in the folder was begun with this recipe (its YAML), these data and as many ranks.
+
+    Raises:
+        CheckpointError: it was begun otherwise; the message names what differs.
+    """
+    if not (run / "env.json").is_file():  # killed before it began
+        return
+    then, now = (_flat(yaml.safe_load(text)) for text in ((run / "recipe.yaml").read_text(encoding="utf-8"), recipe))
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith(FREE)]
+    told = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed]
+    began = json.loads((run / "env.json").read_text(encoding="utf-8"))
+    told += [f"{name} is another file" for name, digest in began["data"].items() if facts["data"].get(name) != digest]
+    if began["ranks"] != facts["ranks"]:
+        told.append(f"ranks were {began['ranks']} and are {facts['ranks']}, which would draw other batches")
+    if told:
+        raise CheckpointError(
+            f"{run}: resume=auto goes on with the same training, but {'; '.join(told[:3])}. Give it what it began "
+            f"with, or start another run with run=NAME, from its weights with init_adapter={run}/checkpoints/…"
+        )
+
+
+class Preemption(TrainerCallback):
+    """After SIGTERM a checkpoint is saved at the end of the step under way, the same on every rank; then training ends.
+
+    `happened` tells whether it did.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.asked = self.happened = False
+        self._before: Any = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        asked = torch.tensor(float(self.asked), device=args.device)  # the signal may find ranks in different steps
+        if self.accelerator.reduce(asked, "sum").item():
+            self.happened = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {name: tree}
+    return {
+        key: value for one, node in tree.items() for key, value in _flat(node, f"{name}.{one}" if name else one).items()
+    }
+
+
+@contextmanager
+def written(path: Path, checkpoints: Path) -> Iterator[None]:
+    """Nothing; what goes wrong while the folder `path` is written becomes one message.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        there = last(checkpoints)
+        kept = f"{there} is whole: go on from it with resume=auto" if there else "No checkpoint was written before"
+        found = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: cannot be written ({found}); free space or permit the folder. {kept}"
+        ) from error
+
+
+def _rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    found = complete(folder)
+    spared = {found[-1], Path(best) if best else found[-1]}
+    rest = [path for path in found if path not in spared]
+    for path in rest[: max(len(found) - max(limit or len(found), len(spared)), 0)]:
+        clear(path)

@@ -1,0 +1,63 @@
+"""The log of a training, JSON lines: rewound when it is resumed, averaged and drawn when it has ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from skinvl.recipe.files import write_text
+
+
+def rewind(log: Path, step: int) -> None:
+    """Nothing; the log holds no entry after `step`, from which a resumed run writes on."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+    kept = []
+    for line in lines:
+        if not line.endswith("\n"):  # a killed run may leave half a line
+            break
+        entry = json.loads(line)
+        if entry["step"] > step or "train_runtime" in entry:  # the first of what follows the last step
+            break
+        kept.append(line)
+    write_text(log, "".join(kept))
+
+
+def mean_loss(log: Path) -> float:
+    """The mean of the logged train losses over the steps that they are of; NaN where none was logged."""
+    total, last = 0.0, 0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - last)
+            last = entry["step"]
+    return total / last if last else math.nan
+
+
+def plot_losses(log: Path, path: Path) -> None:
+    """Nothing; `path` shows the train loss and every eval loss of the log over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for key, value in entry.items():
+            if key == "loss" or (key.startswith("eval_") and key.endswith("_loss")):
+                curves.setdefault("train" if key == "loss" else key.removesuffix("_loss"), []).append(
+                    (entry["step"], value)
+                )
+    if len([name for name in curves if name != "train"]) == 2:  # one source, of which "eval" is the same again
+        curves.pop("eval")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, marker="." if name != "train" else None, label=name.replace("_", " "))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per supervised token)")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,87 @@
+"""What `skinvl sft` prints: what is shared, what trains, what came of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from skinvl.data.mixture import Sets
+from skinvl.model.adapter import Trained
+from skinvl.recipe.recipe import Recipe
+from skinvl.train.callbacks import Speed
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Closed-answer token accuracy with each question's own image, and with the images permuted among questions."""
+
+    own: float
+    permuted: float
+    questions: int
+
+
+def shared(say: Console, sets: Sets) -> None:
+    """Nothing; prints how many eval conversations share a group or an image with the train set, and what came of it."""
+    for rule, count in Counter(row.rule for row in sets.moved).items():
+        what = "moved to the train set" if rule == "moved-to-train" else "left out"
+        say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
+    if sets.leaking:
+        say.print(
+            f"allow_leak: {sets.leaking:,} eval conversations share a group or an image with the train set; "
+            "what is measured on them says nothing about new patients",
+            style="red",
+        )
+
+
+def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], facts: Mapping[str, Any]) -> None:
+    """Nothing; prints what trains in each part, where, and at which learning rate."""
+    table = Table(
+        "part", "train", "learning rate", "trainable", "of", "where", title=f"{recipe.name} on {recipe.base.name}"
+    )
+    for name, part in parts.items():
+        spec = getattr(recipe.parts, name)
+        own = "" if spec.train == "frozen" else f"{spec.learning_rate or rate:g}"
+        where = ", ".join(f"{module} ×{count}" for module, count in part.lora.items()) or f"{part.full} modules"
+        table.add_row(
+            name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}", where if part.trainable else ""
+        )
+    say.print(table)
+    say.print(
+        f"{facts['engine']}, ranks {facts['ranks']}, effective batch {facts['effective_batch']}, {facts['precision']}, "
+        f"attention {facts['attention']}, what conversations about one image have in common is computed "
+        f"{facts['shared']}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
+    )
+
+
+def result(
+    say: Console,
+    losses: Mapping[str, Any],
+    control: Control | None,
+    speed: Speed | None,
+    minutes: float,
+    path: Path,
+) -> None:
+    """Nothing; prints the run's losses, the image control and where the adapter lies."""
+    table = Table("result", "value", title=str(path))
+    table.add_row("train loss (mean of the run)", f"{losses['train_loss']:.4f}")
+    shown = [name for name in losses if name.startswith("eval_") and name.endswith("_loss")]
+    for name in shown[:1] if len(shown) == 2 else shown:  # of one source the overall loss is the same again
+        table.add_row(name.replace("_", " "), f"{losses[name]:.4f}")
+    if control:
+        table.add_row(f"closed answers right, own image (n={control.questions})", f"{control.own:.3f}")
+        table.add_row("closed answers right, images permuted", f"{control.permuted:.3f}")
+    table.add_row("training time", f"{minutes:.1f} min")
+    if speed:
+        table.add_row("tokens/s, conversations/s", f"{speed.tokens_per_second:,.0f}, {speed.samples_per_second:,.1f}")
+        table.add_row("positions computed for each token", f"{speed.computed:.2f}")
+        table.add_row("seconds a step", f"{speed.step_seconds:.3f}")
+        for rank, (wait, peak) in enumerate(zip(speed.data_wait, speed.peak_memory, strict=True)):
+            table.add_row(f"rank {rank}: waiting for data, peak memory", f"{wait:.0%}, {peak:,.0f} MiB")
+    say.print(table)
+    say.print(f"adapter: {path / 'adapter'}")

@@ -1,0 +1,278 @@
+"""The little that is ours on top of TRL's SFTTrainer: sampling, learning rates, loss, evaluation, the first steps."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerControl
+from trl import SFTConfig, SFTTrainer
+
+from skinvl.data.mixture import NOTHING, Row
+from skinvl.data.sampler import MixtureSampler, alike, together
+from skinvl.evaluate.engine import Question, Transformers, blocks, questions
+from skinvl.model.adapter import WRAPPER
+from skinvl.model.base import logits
+from skinvl.model.chat import UNTRAINED
+from skinvl.model.families import Family
+from skinvl.model.loaded import LoadedModel
+from skinvl.model.pack import OURS, Collator
+from skinvl.recipe.recipe import Recipe
+from skinvl.score.metrics import load as load_metric
+from skinvl.score.metrics import measure
+from skinvl.score.predictions import Answer
+from skinvl.train import checkpoint
+from skinvl.train.callbacks import Gradients, Log, StopEarly, Throughput, TrainingError
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer over Rows: the loss is the mean over all supervised tokens of a step, on every rank and accumulation.
+
+    Args:
+        evaluation: the eval rows of each source.
+        log: the JSON-lines file that every logged dictionary is appended to.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: SFTConfig,
+        recipe: Recipe,
+        family: Family,
+        train: Sequence[Row],
+        evaluation: Mapping[str, Sequence[Row]],
+        collator: Collator,
+        log: Path,
+    ) -> None:
+        self.recipe, self.family = recipe, family
+        args._n_gpu = min(args.n_gpu, 1)  # more GPUs are ranks: DataParallel would cut a row of many conversations
+        masters = {p: p.data for p in model.parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=_numbers(train),
+            eval_dataset={name: _numbers(rows) for name, rows in evaluation.items()} or None,
+            processing_class=collator.chat.processor,
+        )
+        # TRL takes nothing but a datasets.Dataset, which would copy every conversation into Arrow; it only looks at it.
+        self.train_dataset = RowDataset(train)
+        self.eval_dataset = {name: RowDataset(rows) for name, rows in evaluation.items()}
+        for parameter, master in masters.items():
+            if parameter.dtype != master.dtype:  # TRL casts a QLoRA adapter to bf16
+                parameter.data = master.to(parameter.device)
+        # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
+        self.model_accepts_loss_kwargs = True
+        self.asked = _sample(evaluation, recipe)
+        self.images_seen = False  # by this rank, in the current step
+        self.preemption = checkpoint.Preemption(self.accelerator)
+        self.pace = Throughput()
+        self.add_callback(self.preemption)
+        self.add_callback(self.pace)
+        self.add_callback(Log(log))
+        self.add_callback(Gradients(self, recipe, family))
+        if recipe.early_stopping is not None:
+            self.add_callback(StopEarly(recipe.early_stopping))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = (train_dataset or self.train_dataset).rows
+        batch, ranks = self.args.per_device_train_batch_size, self.args.world_size
+        step = batch * ranks * self.args.gradient_accumulation_steps
+        sampler = MixtureSampler(
+            rows,
+            self.args.seed,
+            self.recipe.data.balance,
+            multiple=batch * ranks if ranks > 1 else 1,
+            batch=batch,
+            step=step if self.data_collator.share else 1,
+        )
+        return cast(Sampler[int], sampler)  # a DataLoader takes any iterable that has a length
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer with one group per part and weight decay, each at its part's learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        target: torch.nn.Module = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(target))
+        groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in target.named_parameters():
+            if parameter.requires_grad:
+                part = self.family.part_of(name.removeprefix("module.").removeprefix(WRAPPER))
+                groups.setdefault((part, name in decayed), []).append(parameter)
+        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
+        made: torch.optim.Optimizer = optimizer(
+            [
+                {
+                    "params": parameters,
+                    "lr": getattr(self.recipe.parts, part).learning_rate or self.args.learning_rate,
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                }
+                for (part, decay), parameters in groups.items()
+            ],
+            **settings,
+        )
+        self.optimizer = made
+        return made
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The summed token loss over the supervised tokens of the step, float32[].
+
+        `num_items_in_batch` counts those of all ranks and accumulated batches; ranks average their gradients, hence
+        the factor of their number.
+
+        Raises:
+            TrainingError: the loss is not a number; the message names the conversations of the batch.
+        """
+        assert not return_outputs
+        self.images_seen = self.images_seen or ("pixel_values" in inputs and not inputs["filler"])
+        losses, _ = token_losses(model, inputs)
+        if not losses.isfinite().all():
+            self._refuse_loss(inputs["row_ids"])
+        if num_items_in_batch is None:
+            return losses.mean()
+        ranks: int = self.accelerator.num_processes
+        return losses.sum() / num_items_in_batch * ranks
+
+    def _refuse_loss(self, names: Sequence[str]) -> None:
+        last = checkpoint.last(Path(str(self.args.output_dir)))
+        raise TrainingError(
+            f"step {self.state.global_step + 1}: the loss is not a finite number, in the batch of {', '.join(names)}. "
+            + (f"The last good checkpoint is {last}" if last else "There is no checkpoint yet")
+            + "; look at these conversations with skinvl show, lower train.learning_rate or set train.max_grad_norm"
+        )
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The batches of the next step, and their supervised tokens."""
+        started = time.perf_counter()
+        batches, items = super().get_batch_samples(*given, **named)
+        self.pace.batches(batches, time.perf_counter() - started)
+        return batches, items
+
+    def _run_epoch(self, *given: Any, **named: Any) -> None:
+        # Resumed after its last step, transformers would go on; a run that ended early had fewer of them.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*given, **named)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        checkpoint.save(self)
+
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, RowDataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Summed token losses over supervised tokens, for each source and for all, over all ranks."""
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics, total, started = {}, torch.zeros(2, dtype=torch.float64), time.monotonic()
+        for name, rows in sets.items():
+            sums = self.sums(rows.rows)
+            metrics[f"{metric_key_prefix}_{name}_loss"] = float(sums[0] / sums[1])
+            total += sums[:2]
+        metrics[f"{metric_key_prefix}_loss"] = float(total[0] / total[1])
+        metrics[f"{metric_key_prefix}_tokens"] = float(total[1])
+        if eval_dataset is None and self.asked:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.answered().items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def answered(self) -> dict[str, float]:
+        """The metrics of the answers to the questions of `evaluate.during`, which ranks share; none that no row has."""
+        evaluate = self.recipe.evaluate
+        engine = Transformers(LoadedModel(self.model, self.data_collator, self.recipe, {}), evaluate.generation)
+        self.model.eval()
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = blocks(self.asked, evaluate.batch_size)[rank::ranks]
+        rows: list[Answer] = gather_object([row for some in engine.answers(mine) for row in some])
+        found = measure(rows, [load_metric(name) for name in evaluate.metrics])
+        return {name: value for name, value in found.items() if value == value}
+
+    @torch.no_grad()
+    def sums(self, rows: Sequence[Row]) -> torch.Tensor:
+        """(token losses, supervised tokens, answer tokens, those that are the most likely ones), float64[4].
+
+        Answer tokens are the supervised ones without the end of turn. Each row counts once whatever the number of
+        ranks, and all ranks run the same number of forwards.
+        """
+        blocks = list(together(alike(rows), range(len(rows)), self.args.per_device_eval_batch_size))
+        ranks = self.accelerator.num_processes
+        blocks += [[NOTHING]] * (-len(blocks) % ranks)
+        loader = DataLoader(
+            RowDataset(rows),
+            batch_sampler=blocks[self.accelerator.process_index :: ranks],
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        close = self.processing_class.tokenizer.convert_tokens_to_ids(self.family.turn_close)
+        sums = torch.zeros(4, dtype=torch.float64)
+        self.model.eval()
+        for batch in loader:
+            inputs = self._prepare_inputs(batch)
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                losses, right = token_losses(self.model, inputs)
+            targets = inputs["shift_labels"]
+            answer = targets[targets != UNTRAINED] != close
+            counts = torch.tensor([len(losses), int(answer.sum()), int((right & answer).sum())])
+            sums += torch.cat([losses.double().sum().cpu()[None], counts])
+        gathered: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
+        return gathered
+
+
+def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, whether the token is the most likely one) of each supervised token, float32[N] and bool[N], row by row.
+
+    Logits are computed at those positions alone.
+    """
+    plain = {key: value for key, value in inputs.items() if key not in OURS}
+    targets = inputs["shift_labels"]
+    supervised = targets != UNTRAINED
+    found = logits(model, plain, supervised)
+    targets = targets[supervised]
+    return cross_entropy(found, targets, reduction="none"), found.argmax(-1) == targets
+
+
+def _sample(evaluation: Mapping[str, Sequence[Row]], recipe: Recipe) -> list[Question]:
+    every = [question for rows in evaluation.values() for row in rows for question in questions(row)]
+    count = min(recipe.evaluate.during, len(every))
+    return random.Random(recipe.evaluate.generation.seed).sample(every, count)
+
+
+def _numbers(rows: Sequence[Row]) -> Dataset:
+    return Dataset.from_dict({"row": list(range(len(rows)))})
+
+
+class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """The rows of a set as dictionaries, the form in which the Trainer's data loader hands them to the collator.
+
+    At NOTHING the row is None.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"row": None if index == NOTHING else self.rows[index]}

@@ -1,0 +1,131 @@
+"""Perceptual hashes of real photos, the exact search among them, and what is linked."""
+
+from __future__ import annotations
+
+import csv
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from skinvl.data.fingerprints import THRESHOLD, archive_id, near, phash
+from skinvl.data.source import IMAGES_SCHEMA, read_images
+
+
+@pytest.fixture(scope="module")
+def photos(shared: Path) -> dict[str, Image.Image]:
+    """By lesion, one photo of each of 60 lesions."""
+    table = csv.DictReader((shared / "pad_ufes_20" / "metadata.csv").open(encoding="utf-8"))
+    lesions = {Path(row["img_id"]).stem: f"{row['patient_id']} {row['lesion_id']}" for row in table}
+    files = sorted((shared / "pad_ufes_20" / "img").iterdir())
+    found = {lesions[file.stem]: file for file in files}
+    return {lesion: Image.open(file).convert("RGB") for lesion, file in list(found.items())[:60]}
+
+
+def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def resized(picture: Image.Image, share: float) -> Image.Image:
+    return picture.resize((round(picture.width * share), round(picture.height * share)))
+
+
+def cropped(picture: Image.Image, share: float) -> Image.Image:
+    cut = round(picture.width * share)
+    return picture.crop((cut, cut, picture.width - cut, picture.height - cut))
+
+
+COPIES: dict[str, tuple[Any, float]] = {  # and the share that must be found
+    "jpeg 50": (lambda picture: jpeg(picture, 50), 1.0),
+    "half": (lambda picture: resized(picture, 0.5), 1.0),
+    "quarter, jpeg 50": (lambda picture: jpeg(resized(picture, 0.25), 50), 0.97),
+    "square": (lambda picture: picture.resize((336, 336)), 1.0),
+    "brighter": (lambda picture: ImageEnhance.Brightness(picture).enhance(1.1), 1.0),
+    "cropped": (lambda picture: cropped(picture, 0.01), 0.9),
+}
+
+
+def hashes(pictures: list[Image.Image]) -> NDArray[np.uint64]:
+    return np.array([phash(picture) for picture in pictures], np.uint64)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_of_a_real_photo_is_near_it(photos: dict[str, Image.Image], name: str) -> None:
+    change, share = COPIES[name]
+    pictures = list(photos.values())
+    apart = np.bitwise_count(hashes(pictures) ^ hashes([change(picture) for picture in pictures]))
+    assert np.mean(apart <= THRESHOLD) >= share, sorted(apart.tolist())
+
+
+def test_real_photos_of_different_lesions_are_not_near(photos: dict[str, Image.Image]) -> None:
+    """With room for 400,000 images: of the 1,770 pairs none is within twice the threshold."""
+    found = hashes(list(photos.values()))
+    assert len(near(found, 2 * THRESHOLD)) == 0
+    assert len(near(np.concatenate([found, found[:3]]))) == 3
+
+
+def test_the_hash_of_a_large_picture_is_that_of_its_smaller_copy(photos: dict[str, Image.Image]) -> None:
+    large = resized(next(iter(photos.values())), 5.3)
+    one, other = phash(large), phash(resized(large, 0.083))  # the one is thinned first, the other is not
+    assert one is not None
+    assert other is not None
+    assert (one ^ other).bit_count() <= THRESHOLD
+
+
+def test_the_hash_is_that_of_the_imagehash_library(photos: dict[str, Image.Image]) -> None:
+    for picture in photos.values():
+        cells = picture.resize((32, 32), Image.Resampling.LANCZOS).convert("L")
+        assert phash(cells) == int(str(imagehash.phash(cells)), 16)
+
+
+def test_a_flat_picture_has_no_hash_and_a_pale_one_has() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(200, 8, (300, 300, 3)).clip(0, 255).astype(np.uint8)
+    assert phash(Image.new("RGB", (300, 300), (230, 200, 190))) is None
+    assert phash(Image.new("RGB", (1, 1))) is None
+    assert phash(jpeg(Image.fromarray(noise), 75)) is None
+    pale = np.full((300, 300, 3), 200, np.uint8)
+    pale[100:180, 60:200] -= 20
+    assert phash(Image.fromarray(pale)) is not None
+    assert phash(Image.fromarray(pale).convert("L")) == phash(Image.fromarray(pale))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("images/ISIC_0024306.jpg", "ISIC_0024306"),
+        ("ISIC_0024306_downsampled.JPG", "ISIC_0024306"),
+        ("a/b\\isic_0024306.PNG", "ISIC_0024306"),
+        ("train-ISIC_0024306", "ISIC_0024306"),
+        ("ISIC_00243061.jpg", None),
+        ("ISIC_0024306/photo.jpg", None),
+        ("MISIC_0024306.jpg", None),
+        ("PAT_1516_1765_530.png", None),
+    ],
+)
+def test_archive_ids_are_read_from_names(path: str, name: str | None) -> None:
+    assert archive_id(path) == name
+
+
+def test_a_source_without_fingerprints_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"images\.parquet: no such file.*skinvl prep"):
+        read_images(tmp_path)
+    pq.write_table(pa.table({"path": ["images/a.png"]}), tmp_path / "images.parquet")
+    with pytest.raises(ValueError, match=r"images\.parquet: not a table of images .*skinvl prep"):
+        read_images(tmp_path)
+    (tmp_path / "images.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ValueError, match="not a table of images"):
+        read_images(tmp_path)
+    row = {"path": "images/a.png", "sha256": "a", "phash": 1, "archive": None, "width": 9, "height": 9}
+    table = pa.Table.from_pylist([row], schema=IMAGES_SCHEMA)
+    pq.write_table(table, tmp_path / "images.parquet")
+    assert read_images(tmp_path).equals(table)

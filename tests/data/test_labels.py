@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+
+from skinvl.data import labels
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("Nevus", "nevus"),
+        ("Actinic Keratoses", "actinic keratosis"),
+        ("Actinic Keratosis", "actinic keratosis"),
+        ("Benign Keratosis", "seborrheic keratosis"),
+        ("Benign Keratosis-like Lesions", "seborrheic keratosis"),
+        ("Vascular lesions", "vascular lesion"),
+        ("  Basal  Cell Carcinoma ", "basal cell carcinoma"),
+        ("lentigo NOS", "lentigo"),
+        ("Melanoma, NOS", "melanoma"),
+        ("Solar or actinic keratosis", "actinic keratosis"),
+    ],
+)
+def test_spellings_of_the_benchmarks_have_one_name(spelling: str, name: str) -> None:
+    assert labels.canonical(spelling) == name
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'Melanomma': unknown; the nearest known names are melanoma\b"):
+        labels.canonical("Melanomma")
+
+
+def test_malignancy_knows_every_name_and_synonym() -> None:
+    assert [labels.malignancy(name) for name in ("MELANOMA", "actinic keratoses", "scar")] == [
+        "malignant",
+        "premalignant",
+        "benign",
+    ]
+    assert {labels.canonical(name) for name in labels._SYNONYMS} <= set(labels._MALIGNANCY)
+    assert {labels.canonical(name) for name in labels.PAD_CODES.values()} <= set(labels._MALIGNANCY)
+    for codes in (labels.HAM_CODES, labels.ISIC_2019_CODES):
+        assert {labels.canonical(name) for name in codes.values()} <= set(labels._MALIGNANCY)
+
+
+def test_class_lists_are_those_of_the_benchmarks() -> None:
+    sizes = {
+        "bcn20000": 12,
+        "ddi": 2,
+        "derm12345": 40,
+        "dermnet": 23,
+        "fitzpatrick17k": 3,
+        "ham10000": 7,
+        "hiba": 2,
+        "isic2019": 8,
+    }
+    assert {name: len(set(names)) for name, names in labels.CLASSES.items()} == sizes | {"pad_ufes_20": 6, "patch16": 2}
+    for codes, name in (
+        (labels.HAM_CODES, "ham10000"),
+        (labels.ISIC_2019_CODES, "isic2019"),
+        (labels.PAD_CODES, "pad_ufes_20"),
+    ):
+        assert {labels.canonical(value) for value in codes.values()} == {
+            labels.canonical(value) for value in labels.CLASSES[name]
+        }
+    assert {name for name in labels.CLASSES["bcn20000"] if not labels.is_known(name)} == {"other"}
+
+
+def test_a_name_without_a_canonical_one_stays_as_it_is() -> None:
+    assert labels.diagnosis(" Pityriasis  Rosea") == "pityriasis rosea"
+    assert not labels.is_known("pityriasis rosea")
+    assert labels.is_known("NEVUS")
+
+
+def test_an_ontology_gives_only_ways_that_are_certain() -> None:
+    below = {
+        "root": ["A", "B", "lost"],
+        "A": ["a", "both", "Twin"],
+        "B": ["both", "b"],
+        "b": ["b", "deep"],  # below itself, which says nothing
+        "Twin": ["twin"],
+        "ring": ["link"],
+        "link": ["ring"],
+    }
+    ways = labels.ways(below, "root")
+    assert ways["a"] == ["A", "a"]  # the class a has its own way, though A is spelt like it but for case
+    assert ways["A"] == ["A"]
+    assert ways["lost"] == ["lost"]
+    assert ways["twin"] == ["A", "Twin", "twin"]
+    assert ways["deep"] == ["B", "b", "deep"]
+    assert not {"root", "both", "ring", "link"} & set(ways)  # two classes above, or a circle
+    assert "both" not in labels.ways({**below, "root": ["BOTH"]}, "root")
+    assert labels.ways({"root": ["Big"], "Big": ["Small One"]}, "root")["small one"] == ["Big", "Small One"]

@@ -1,0 +1,247 @@
+"""Sets that share no group and no image: what moves, what is refused, and what is left as it is."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from helpers.sources import fingerprint, photo
+from skinvl.data.example import Example, text, write
+from skinvl.data.fingerprints import phash
+from skinvl.data.mixture import LeakError, Sets, leaks, load
+from skinvl.data.source import IMAGES_SCHEMA, source_folder
+from skinvl.recipe.recipe import Data, SourceSpec
+
+
+def example(name: str, group: str, *images: str) -> Example:
+    messages = (text("user", "What is shown?", images=len(images)), text("assistant", "A nevus."))
+    return Example(name, "drawn", tuple(f"images/{one}" for one in images), messages, group, "train", "CC0-1.0")
+
+
+class Source:
+    """A prepared source that grows; every image it names is drawn by a seed, the number in its name."""
+
+    def __init__(self, root: Path, split: str = "group", alike: bool = True) -> None:
+        self.root, self.split, self.alike = root, split, alike
+        (root / "images").mkdir(parents=True)
+
+    def has(self, split: str, *examples: Example) -> Source:
+        for name in {name for one in examples for name in one.images}:
+            path = self.root / name
+            if not path.exists():
+                photo(int("".join(filter(str.isdigit, path.stem)))).save(path)
+        write(self.root, split, [replace(one, split=split, source=self.root.name) for one in examples])
+        fingerprint(self.root, self.split, self.alike)
+        return self
+
+    def spec(self, split: str, weight: float = 1.0) -> SourceSpec:
+        return SourceSpec(source=str(self.root), split=split, weight=weight)
+
+
+def data(train: list[SourceSpec], evaluation: list[SourceSpec], allow_leak: bool = False) -> Data:
+    return Data(train=train, eval=evaluation, image_tokens=16, max_tokens=256, allow_leak=allow_leak)
+
+
+def ids(sets: Sets) -> tuple[list[str], dict[str, list[str]]]:
+    names = {name: [row.example.id for row in some] for name, some in sets.evaluation.items()}
+    return [row.example.id for row in sets.train], names
+
+
+def fates(sets: Sets) -> list[tuple[str, str]]:
+    return [(row.row, row.rule) for row in sets.moved]
+
+
+def test_strangers_stay_where_they_are(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"), example("t", "g3"))
+    one.has("test", example("b", "g2", "2.png"), example("u", "g4"))
+    sets = load(data([one.spec("train")], [one.spec("test")]))
+    assert ids(sets) == (["a", "t"], {"one": ["b", "u"]})
+    assert (sets.moved, sets.leaking) == ([], 0)
+
+
+def test_a_shared_group_moves_to_train_with_its_weight(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "patient-1"))
+    one.has("test", example("b", "patient-1"), example("c", "patient-2"), example("d", "patient-1"))
+    sets = load(data([one.spec("train", 2.5)], [one.spec("test")]))
+    assert ids(sets) == (["a", "b", "d"], {"one": ["c"]})
+    assert {row.weight for row in sets.train} == {2.5}
+    assert fates(sets) == [("one:b", "moved-to-train"), ("one:d", "moved-to-train")]
+    assert sets.moved[0].detail == "of one: shares its cluster with one:a of the train set, by group"
+
+
+def test_a_group_of_another_source_is_another_group(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "patient-1"))
+    other = Source(tmp_path / "other").has("test", example("b", "patient-1"))
+    assert load(data([one.spec("train")], [other.spec("test")])).moved == []
+
+
+def copies(tmp_path: Path, split: str) -> tuple[Source, Source]:
+    """A train source, and an eval source with one image by each kind of evidence and a stranger."""
+    one = Source(tmp_path / "one").has(
+        "train", example("a", "g1", "1.png"), example("b", "g2", "2.png"), example("c", "g3", "ISIC_0000003.png")
+    )
+    other = Source(tmp_path / "other", split)
+    shutil.copy(one.root / "images" / "1.png", other.root / "images" / "51.png")
+    photo(2).save(other.root / "images" / "52.jpg", quality=60)
+    photo(53).save(other.root / "images" / "isic_0000003.JPG")
+    other.has(
+        "test", example("sha", "h1", "51.png"), example("looks", "h2", "52.jpg"),
+        example("id", "h3", "isic_0000003.JPG"), example("none", "h4", "54.png"),
+    )  # fmt: skip
+    return one, other
+
+
+def test_an_image_of_another_source_is_left_out_by_each_kind_of_evidence(tmp_path: Path) -> None:
+    one, other = copies(tmp_path, "group")
+    sets = load(data([one.spec("train")], [other.spec("test")]))
+    assert ids(sets) == (["a", "b", "c"], {"other": ["none"]})
+    assert fates(sets) == [(f"other:{name}", "left-out-of-eval") for name in ("sha", "looks", "id")]
+    assert [row.detail.rsplit(" ", 1)[1] for row in sets.moved] == ["sha256", "phash", "archive"]
+
+
+def test_an_official_split_is_refused_with_counts_examples_and_a_way_out(tmp_path: Path) -> None:
+    one, other = copies(tmp_path, "official")
+    recipe = data([one.spec("train")], [other.spec("test")])
+    with pytest.raises(LeakError) as raised:
+        load(recipe)
+    said = str(raised.value)
+    assert "3 eval conversations of other share" in said
+    assert "(sha256 1, phash 1, archive 1; such as other:sha ~ one:a (sha256); other:looks ~ one:b (phash);" in said
+    assert f"skinvl leaks {other.root} {one.root}." in said
+    assert "--split group" in said
+    assert "data.allow_leak=true" in said
+    (other.root / "card.json").unlink()
+    with pytest.raises(LeakError):
+        load(recipe)
+
+
+def test_what_is_allowed_to_leak_is_counted_and_left_where_it_is(tmp_path: Path) -> None:
+    one, other = copies(tmp_path, "official")
+    sets = load(data([one.spec("train")], [other.spec("test")], allow_leak=True))
+    assert ids(sets) == (["a", "b", "c"], {"other": ["sha", "looks", "id", "none"]})
+    assert (sets.leaking, sets.moved) == (3, [])
+
+
+def test_drawings_that_look_alike_are_strangers(tmp_path: Path) -> None:
+    one, other = copies(tmp_path, "group")
+    fingerprint(other.root, alike=False)
+    sets = load(data([one.spec("train")], [other.spec("test")]))
+    assert ids(sets)[1] == {"other": ["looks", "none"]}
+
+
+def test_chains_count_over_rows_of_any_set(tmp_path: Path) -> None:
+    """The patient of d has a second photo, c, which is the train source's under another name."""
+    one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"))
+    other = Source(tmp_path / "other")
+    shutil.copy(one.root / "images" / "1.png", other.root / "images" / "61.png")
+    other.has("test", example("c", "p", "61.png"), example("d", "p", "62.png"), example("e", "q", "62.png", "63.png"),
+              example("f", "r", "64.png"))  # fmt: skip
+    sets = load(data([one.spec("train")], [other.spec("test")]))
+    assert ids(sets)[1] == {"other": ["f"]}
+    bridge = Source(tmp_path / "bridge").has("test", example("x", "s", "65.png", "64.png"))
+    shutil.copy(one.root / "images" / "1.png", bridge.root / "images" / "65.png")
+    fingerprint(bridge.root)
+    bridge.has("dev", example("y", "z", "66.png"))
+    evaluation = [other.spec("test"), bridge.spec("test"), bridge.spec("dev")]
+    with pytest.raises(ValueError, match=r"all 4 conversations of other share a group or an image with data\.train"):
+        load(data([one.spec("train")], evaluation))
+    assert load(data([one.spec("train")], evaluation, allow_leak=True)).leaking == 5
+
+
+def test_a_chain_that_no_single_kind_makes_is_called_one(tmp_path: Path) -> None:
+    """The ISIC image is the train source's by its name, and the eval source's by its looks."""
+    one = Source(tmp_path / "one").has("train", example("a", "g", "ISIC_0000001.png"))
+    middle = Source(tmp_path / "middle")
+    photo(70).save(middle.root / "images" / "isic_0000001.jpg", quality=90)
+    middle.has("test", example("m", "g", "isic_0000001.jpg"), example("n", "h", "71.png"))
+    last = Source(tmp_path / "last").has("test", example("z", "g", "70.png"), example("y", "h", "72.png"))
+    found = load(data([one.spec("train")], [middle.spec("test"), last.spec("test")]))
+    assert [(row.row, row.detail.rsplit(" ", 1)[1]) for row in found.moved] == [
+        ("middle:m", "archive"),
+        ("last:z", "chain"),
+    ]
+
+
+def test_what_is_trained_on_already_is_not_trained_on_twice(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"))
+    one.has("test", example("b", "g2", "2.png"))
+    other = Source(tmp_path / "other").has("test", example("c", "g3", "3.png"))
+    both = [one.spec("train"), one.spec("test")]
+    with pytest.raises(ValueError, match="all 1 conversations of one share"):
+        load(data(both, [one.spec("test"), other.spec("test")]))
+    one.has("test", example("b", "g2", "2.png"), example("d", "g2"))
+    one.has("train", example("b", "g2", "2.png"))
+    one.has("test", example("b", "g2", "2.png"), example("d", "g2"), example("e", "g9"))
+    sets = load(data([one.spec("train")], [one.spec("test")]))
+    assert ids(sets) == (["b", "d"], {"one": ["e"]})
+    assert fates(sets) == [("one:b", "left-out-of-eval"), ("one:d", "moved-to-train")]
+
+
+def test_without_eval_sets_no_fingerprints_are_needed(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"))
+    (one.root / "images.parquet").unlink()
+    assert ids(load(data([one.spec("train")], []))) == (["a"], {})
+
+
+def test_images_without_fingerprints_are_an_error_and_text_needs_none(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"))
+    words = Source(tmp_path / "words").has("test", example("b", "g2"))
+    (words.root / "images.parquet").unlink()
+    recipe = data([one.spec("train")], [words.spec("test")])
+    assert load(recipe).moved == []
+    (one.root / "images.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"one/images\.parquet: no such file.*skinvl prep"):
+        load(recipe)
+    pq.write_table(IMAGES_SCHEMA.empty_table(), one.root / "images.parquet")
+    with pytest.raises(ValueError, match=r"has no row of images/1\.png.*skinvl prep"):
+        load(recipe)
+
+
+def test_only_images_that_conversations_show_join_them(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"))
+    one.has("test", example("b", "g2", "2.png"))
+    unused = [{"path": f"images/{n}", "sha256": n, "phash": phash(photo(n_)), "archive": None, "width": 9, "height": 9}
+              for n, n_ in (("x", 1), ("y", 2))]  # fmt: skip
+    table = pq.read_table(one.root / "images.parquet")
+    pq.write_table(
+        pa.concat_tables([table, pa.Table.from_pylist(unused, schema=IMAGES_SCHEMA)]), one.root / "images.parquet"
+    )
+    assert load(data([one.spec("train")], [one.spec("test")])).moved == []
+
+
+def test_a_source_that_is_not_prepared_says_how(tmp_path: Path) -> None:
+    nowhere = SourceSpec(source=str(tmp_path / "nowhere"), split="train")
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*skinvl prep"):
+        load(data([nowhere], []))
+
+
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1"))
+    with pytest.raises(FileNotFoundError, match=r"it has the splits: .*train"):
+        load(data([one.spec("train")], [one.spec("test")]))
+
+
+def test_two_eval_sets_of_one_name_are_refused_and_two_splits_told_apart(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "g1"))
+    twins = [Source(tmp_path / place / "two").has("test", example("b", f"{place}2")) for place in ("x", "y")]
+    twins[0].has("dev", example("c", "g3"))
+    with pytest.raises(ValueError, match=r"data\.eval: two sets are called two_test"):
+        load(data([one.spec("train")], [twin.spec("test") for twin in twins]))
+    splits = [twins[0].spec("test"), twins[0].spec("dev")]
+    assert set(load(data([one.spec("train")], splits)).evaluation) == {"two_test", "two_dev"}
+
+
+def test_a_bare_name_lies_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert source_folder("demo") == Path("data/demo")
+    assert source_folder("./demo") == Path("demo")
+
+
+def test_nothing_leaks_into_nothing() -> None:
+    assert leaks([], {}) == []

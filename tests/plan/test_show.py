@@ -1,0 +1,29 @@
+"""`skinvl show` paints what is trained, and says of a row that is not why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers import runs
+from skinvl.data.example import read, text, write
+from skinvl.plan import show
+
+
+def test_what_is_trained_is_shown_and_why_a_row_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = runs.make(tmp_path, "qwen2_vl")
+    folder = Path(one.data.train[0].source)
+    first, second, third, *rest = read(folder, "train")
+    second = replace(second, messages=(second.messages[0], text("assistant", "<|im_end|>")))
+    write(folder, "train", [first, second, third, *rest])
+    (folder / rest[0].images[0]).unlink()
+    show.paint_sources(one, 4)
+    shown = capsys.readouterr().out
+    assert "drawn/train-0-0" in shown
+    assert "⟨image ×12⟩" in shown
+    assert "drawn/train-0-1: not trained on" in shown
+    assert "control-token: <|im_end|>" in shown
+    assert "missing-image" in shown
+    assert "drawn/test-0-0" in shown

@@ -1,0 +1,285 @@
+"""The card holds what the run's files say and nothing else, in the hub's form, with its licences and its gaps."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from helpers import finished
+from skinvl.recipe.recipe import Base
+from skinvl.release import card, licences, record
+from skinvl.release.record import Record, RecordError
+
+REPO = "ada/skin"
+QWEN = Base(name="qwen2-vl-2b", model="Qwen/Qwen2-VL-2B-Instruct", revision="c" * 40)
+
+
+def made(run: Path, rights: dict[str, str] | None = None, base: Base | None = QWEN, **more: Any) -> str:
+    """The card of a run."""
+    found = record.read(run, rights)
+    licence = licences.chosen(found.base, found.terms)
+    return card.text(found, REPO, licence, base, more.get("merge"), more.get("quantization"), rights or {})
+
+
+def section(text: str, title: str) -> str:
+    return re.split(r"^##+ ", text.split(f"# {title}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def test_the_front_matter_is_the_hubs(tmp_path: Path) -> None:
+    found = ModelCard(made(finished.run(tmp_path)))
+    data = found.data.to_dict()
+    assert {key: value for key, value in data.items() if key != "model-index"} == {
+        "base_model": "Qwen/Qwen2-VL-2B-Instruct",
+        "base_model_relation": "adapter",
+        "language": ["en"],
+        "library_name": "peft",
+        "license": "apache-2.0",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["dermatology", "medical", "vision-language", "lora", "skinvl"],
+    }
+    again = ModelCard(str(found))
+    assert again.data.to_dict() == data
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == "skin"
+    assert eval_results_to_model_index(name, results) == data["model-index"]
+    assert [(one.task_type, one.dataset_config, one.metric_type, one.metric_value) for one in results] == [
+        ("visual-question-answering", "ham", "closed_accuracy", 0.701),
+        ("image-classification", "ham-classes sum", "accuracy", 0.613),
+        ("image-classification", "ham-classes sum", "sensitivity", 0.287),
+        ("image-classification", "ham-classes sum", "specificity", 0.934),
+    ]
+    assert results[0].metric_name == "closed accuracy (95% CI 0.651 to 0.751)"
+    assert results[0].metric_args == {"low": 0.651, "high": 0.751, "n": 123, "unscored": 4}
+    assert results[0].dataset_type == "ham"
+
+
+def test_a_dataset_of_the_hub_is_linked(tmp_path: Path) -> None:
+    run = finished.run(tmp_path, address="https://huggingface.co/datasets/redlessone/Derm1M", source="llava")
+    data = ModelCard(made(run)).data.to_dict()
+    assert data["datasets"] == ["redlessone/Derm1M"]
+    assert "language" not in data  # a file in LLaVA's form may be in any
+
+
+def test_what_was_measured_stands_in_the_text(tmp_path: Path) -> None:
+    text = made(finished.run(tmp_path))
+    evaluation = section(text, "Evaluation")
+    row = r"| closed\_accuracy | 0.701 \[0.651, 0.751\] | 0.411 \[0.361, 0.461\] | 0.402 \[0.352, 0.452\] | 123 | 4 |"
+    assert row in evaluation
+    assert evaluation.index("| accuracy | 0.613") < evaluation.index("| sensitivity | 0.287") < evaluation.index("spec")
+    assert "Not scored: ham: missing-image 4." in evaluation
+    groups = section(text, "By group")
+    assert (
+        r"| ham | skin\_type | closed\_accuracy | VI: 0.437 [0.387, 0.487] (n 123) | 0.375 [0.325, 0.425] |" in groups
+    )
+    assert "- ham: not known by sex" in groups
+    assert "by skin type is not known" not in text
+    leaks = section(text, "Leaks between training and evaluation")
+    assert "2 eval conversations shared a group or an image" in leaks
+    assert "(moved-to-train 1, left-out-of-eval 1)" in leaks
+    left_out = section(text, "What was left out before training")
+    assert left_out.strip() == "- too-long: 2 conversations"
+    assert "not a medical device" in section(text, "Out of scope")
+    assert "Not evaluated" not in text
+
+
+def test_how_it_was_trained_stands_in_the_text(tmp_path: Path) -> None:
+    training = section(made(finished.run(tmp_path)), "Training")
+    for row in (
+        "| base | Qwen/Qwen2-VL-2B-Instruct, commit " + "c" * 40 + " |",
+        "| language | lora |",
+        "| projector | full, learning rate 2e-05 |",
+        "| lora.r | 16 |",
+        "| deepspeed | zero2.json |",
+        "| conversations | 2,345, each of at most 256 tokens |",
+        "| effective batch | 32 conversations |",
+        "| steps | 678 |",
+        "| train loss, mean of the run | 0.6128 |",
+        "| eval loss at the end | 0.1001 |",
+        "| hardware | NVIDIA H100, 1 rank, one process |",
+        "| versions | Python 3.11.7, torch 2.15.0, skinvl 0.1.0 |",
+        "Command: `skinvl sft ham.yaml 'data.train=[{source: ham, split: train}]'`",
+        "![training loss](loss.png)",
+    ):
+        assert row in training
+    assert "/home/ada" not in training
+
+
+def test_no_number_is_made_up(tmp_path: Path) -> None:
+    """Without scores, losses and steps nothing of them is left; every number of the card stands in a file."""
+    run = finished.run(tmp_path, scored=False)
+    bare = made(run)
+    for name in ("summary.json", "loss.png", "log.jsonl", "ledger.jsonl"):
+        (run / name).unlink()
+    bare = made(run)
+    assert "**Not evaluated.** Nothing is known" in bare
+    assert "**Not evaluated.** There are no scores" in bare
+    assert "model-index" not in bare
+    assert "| steps |" not in bare
+    assert "loss" not in section(bare, "Training")
+    assert "How well it does by skin type is not known." in bare
+    assert "Nothing: every conversation" in bare
+    files = "".join(path.read_text() for path in run.glob("*.*")) + (tmp_path / "data/ham/card.json").read_text()
+    body = re.sub(r"```.*?```", "", bare.split("---\n", 2)[2], flags=re.DOTALL).replace(",", "")
+    numbers = set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", body))
+    assert {one for one in numbers if one not in files} == set()
+
+
+def test_text_of_the_data_stays_text(tmp_path: Path) -> None:
+    text = made(finished.run(tmp_path, terms="See [x](javascript:1) | <script>"))
+    data = section(text, "Training data")
+    assert r"**HAM\|10000 &lt;b&gt;** (ham), https://doi.org/10.7910/DVN/DBW86T." in data
+    assert r"See \[x\](javascript:1) \| &lt;script&gt;" in data
+    assert "2 conversations of train; left out with a reason: refusal 3." in data
+    assert r"- Tschandl et al., The \*HAM10000\* dataset, 2018" in section(text, "Citation")
+
+
+def test_leaks_that_were_allowed_are_said_loudly(tmp_path: Path) -> None:
+    run = finished.run(tmp_path, environment={"allow_leak": True, "leaking": 31})
+    assert "**allowed by this recipe; 31 eval conversations share" in made(run)
+
+
+def test_the_strictest_licence_is_carried_through(tmp_path: Path) -> None:
+    text = made(finished.run(tmp_path, licence="CC-BY-NC-4.0"))
+    assert ModelCard(text).data.to_dict()["license"] == "cc-by-nc-4.0"
+    assert "| ham | CC-BY-NC-4.0 | non-commercial |" in text
+    unknown = made(finished.run(tmp_path / "b", licence="unknown"))
+    data = ModelCard(unknown).data.to_dict()
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "terms-not-known", "LICENSE")
+    assert "**Not to be made public as it is:** ham has terms that are not known (unknown)." in unknown
+
+
+def test_the_licences_of_the_conversations_count(tmp_path: Path) -> None:
+    run = finished.run(tmp_path, licence="CC-BY-NC-4.0")
+    path = tmp_path / "data/ham/card.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "licence": "by image (CC0-1.0 or CC-BY-4.0)"}))
+    assert record.read(run).terms["ham"].id == "cc-by-nc-4.0"
+    for file in path.parent.glob("*.parquet"):
+        file.unlink()
+    assert record.read(run).terms["ham"].id == "cc-by-4.0"
+
+
+def test_rights_can_be_stated_for_what_states_none(tmp_path: Path) -> None:
+    run = finished.run(tmp_path, licence="unknown", base={"name": "own", "model": "ada/own"})
+    rights = {"ham": "CC-BY-4.0", "base": "Apache-2.0"}
+    found = record.read(run, rights)
+    assert (found.base.id, found.terms["ham"].id) == ("apache-2.0", "cc-by-4.0")
+    assert "That ham is under CC-BY-4.0 is what the publisher of this model states" in made(run, rights)
+    known = finished.run(tmp_path / "b", licence="CC-BY-NC-4.0")
+    for name in ("ham", "base", "elsewhere"):
+        with pytest.raises(RecordError, match=f"--rights {name}: neither base nor a source .* those are none"):
+            record.read(known, {name: "CC0-1.0"})
+
+
+def test_a_base_is_known_by_its_model_id_and_its_architecture(tmp_path: Path) -> None:
+    llama = {"model": "meta-llama/Llama-3.2-11B-Vision-Instruct", "commit": "c" * 40, "model_type": "mllama"}
+    run = finished.run(tmp_path, base={"name": "l", "model": llama["model"]}, environment={"base": llama})
+    assert record.read(run).base.id == "llama3.2"
+    own = {**llama, "model": "ada/own"}
+    run = finished.run(tmp_path / "b", base={"name": "l", "model": "ada/own"}, environment={"base": own})
+    assert record.read(run).base.id == "llama3.2"
+    text = made(run)
+    assert "**Built with Llama.**" in text
+    assert "domiciled in the European Union" in text
+    assert ModelCard(text).data.to_dict()["license"] == "llama3.2"
+    random = {"name": "t", "random": "mllama", "licence": "none needed; random weights"}
+    run = finished.run(tmp_path / "c", base=random, environment={"base": {**own, "commit": None}})
+    assert record.read(run).base.id == "cc0-1.0"
+
+
+def test_what_an_earlier_adapter_was_trained_on_counts(tmp_path: Path) -> None:
+    first = finished.run(tmp_path / "first", licence="CC-BY-NC-4.0")
+    (tmp_path / "first/data/ham").rename(tmp_path / "first/data/derm")
+    recipe = (first / "recipe.yaml").read_text().replace("first/data/ham", "first/data/derm")
+    (first / "recipe.yaml").write_text(recipe)
+    run = finished.run(tmp_path, recipe={"init_adapter": str(first / "adapter")})
+    assert {name: one.id for name, one in record.read(run).terms.items()} == {"derm": "cc-by-nc-4.0", "ham": "cc0-1.0"}
+    text = made(run)
+    assert "what it was trained on is among these" in text
+    assert str(tmp_path) not in text
+    shutil.rmtree(run)
+    run = finished.run(tmp_path, recipe={"init_adapter": "bob/adapter"})
+    assert not record.read(run).terms["bob/adapter"].known
+    assert "of which it is not known what it was trained on" in made(run)
+    assert record.read(run, {"bob/adapter": "MIT"}).terms["bob/adapter"].id == "mit"
+
+
+def test_data_that_is_gone_or_new(tmp_path: Path) -> None:
+    run = finished.run(tmp_path)
+    data = tmp_path / "data" / "ham"
+    shutil.rmtree(data)
+    with pytest.raises(RecordError, match=r"card\.json: no such file, .* put the source back"):
+        record.read(run)
+    finished.source(data, "CC-BY-4.0")
+    text = section(made(run), "Training data")
+    assert "prepared anew after this training" in text
+    assert "refusal" not in text
+
+
+def test_a_merged_model(tmp_path: Path) -> None:
+    run = finished.run(tmp_path)
+    finished.merged(run)
+    text = made(run, merge=record.merged(run, record.read(run)))
+    data = ModelCard(text).data.to_dict()
+    assert (data["library_name"], data["base_model_relation"]) == ("transformers", "finetune")
+    assert "lora" not in data["tags"]
+    assert "peft" not in section(text, "How to load it")
+    assert "on 17 examples the logits differ by at most 3e-06" in section(text, "Merged and unmerged")
+    assert "99.8 % of the most likely tokens" in text
+    facts = json.loads((run / "merged/merge.json").read_text())
+    (run / "merged/merge.json").write_text(json.dumps({**facts, "gate": None}))
+    assert "It was not compared" in made(run, merge=record.merged(run, record.read(run)))
+    (run / "merged/merge.json").write_text(json.dumps({**facts, "adapter": "0" * 32}))
+    with pytest.raises(RecordError, match=r"of another adapter .* merge again"):
+        record.merged(run, record.read(run))
+    shutil.rmtree(run / "merged")
+    with pytest.raises(RecordError, match="merge first, with skinvl merge"):
+        record.merged(run, record.read(run))
+
+
+def test_a_base_in_4_bits_is_loaded_so(tmp_path: Path) -> None:
+    recipe = {"quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+    run = finished.run(tmp_path, recipe=recipe)
+    quantization = {**recipe["quantization"], "llm_int8_skip_modules": ["model.visual", "lm_head"]}
+    load = section(made(run, quantization=quantization), "How to load it")
+    code = load.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    for words in ('bnb_4bit_quant_type="nf4",', "load_in_4bit=True,", "['model.visual', 'lm_head']", "=quantization"):
+        assert words in code
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("env.json", None, "no run, it has no recipe.yaml and env.json"),
+        ("adapter/adapter_model.safetensors", None, "no adapter yet"),
+        ("adapter/adapter_model.safetensors", "another", r"was asked of another adapter .* make eval"),
+        ("env.json", "{", "not JSON"),
+        ("env.json", "[]", "holds a list"),
+        ("scores.json", "{}", "score again"),
+        ("recipe.yaml", "name: 1", "not a recipe of this version"),
+        ("recipe.yaml", "a: [", "not a recipe of this version"),
+        ("ledger.jsonl", "{", "not JSON lines"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: str | None, said: str) -> None:
+    run = finished.run(tmp_path)
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    with pytest.raises(RecordError, match=said):
+        record.read(run)
+
+
+def test_the_terms_that_no_one_licence_covers(tmp_path: Path) -> None:
+    found: Record = record.read(finished.run(tmp_path, licence="research use agreement"))
+    text = card.licence_text(found, licences.chosen(found.base, found.terms))
+    assert text.startswith("research-only: no single licence covers this model.")
+    assert "- the base, Qwen/Qwen2-VL-2B-Instruct: Apache-2.0 (any use)" in text
+    assert "- trained on ham: research use agreement (research only)" in text
