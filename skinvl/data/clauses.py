@@ -31,7 +31,7 @@ _NEGATORS = {
 _DOUBTS = {"unlikely", "doubt", "doubtful", "improbable", "impossible"}
 _DENYING_PAIRS = {
     *(("instead", "of"), ("free", "of"), ("opposed", "to"), ("less", "likely"), ("least", "likely")),
-    *(("low", one) for one in ("suspicion", "likelihood", "probability", "risk")),
+    *(("low", noun) for noun in ("suspicion", "likelihood", "probability", "risk")),
 }
 _OPEN = {"if", "whether", "mimic", "mimics", "mimicking", "simulating", "simulates"}
 _EXCLUDE = {"exclude", "excludes", "excluding", "excluded", "exclusion"}
@@ -61,6 +61,7 @@ _DENIED_AFTER = {
     *("unlikely", "improbable", "absent", "negative", "wrong", "incorrect", "doubtful", "false", "impossible"),
     *("eliminated", "discarded", "rejected", "excluded", "dismissed"),
 }
+_DENYING_PAIRS_AFTER = {("ruled", "out"), ("less", "likely"), ("least", "likely")}
 _NOT_AFTER = {  # "melanoma is not …" of these denies it; "melanoma is not ulcerated" does not
     *("present", "seen", "likely", "identified", "visible", "evident", "detected", "suspected", "favored"),
     *("favoured", "supported", "consistent", "possible", "found", "probable", "correct", "indicated", "suggested"),
@@ -108,7 +109,7 @@ def plain(text: str) -> str:
 class SplitText:
     """The words of a plain text; between[i] stands before word i, and between[-1] after the last."""
 
-    said: list[str]  # as they are written
+    written: list[str]
     lower: list[str]
     stems: list[str]
     between: list[str]
@@ -116,71 +117,78 @@ class SplitText:
     @staticmethod
     def of(text: str) -> SplitText:
         """The words, where a prefix such as `non` belongs to the word that follows it."""
-        said: list[str] = []
+        written: list[str] = []
         between: list[str] = []
         last = 0
-        for found in _WORD.finditer(text):
-            gap = text[last : found.start()]
-            last = found.end()
-            prefix = said[-1].casefold() if said else ""
+        for match in _WORD.finditer(text):
+            gap = text[last : match.start()]
+            last = match.end()
+            prefix = written[-1].casefold() if written else ""
             if (prefix in _PREFIXES and _HYPHEN.fullmatch(gap)) or (prefix in _APART and gap.isspace()):
-                said[-1] += found[0]
+                written[-1] += match[0]
             else:
-                said.append(found[0])
+                written.append(match[0])
                 between.append(gap)
         between.append(text[last:])
-        lower = [word.casefold() for word in said]
-        return SplitText(said, lower, [stem(word) for word in lower], between)
+        lower = [word.casefold() for word in written]
+        return SplitText(written, lower, [stem(word) for word in lower], between)
 
-    def stop(self, place: int) -> bool:
+    def stop(self, index: int) -> bool:
         """Whether a sentence, or what is as good as one, ends before this word."""
-        gap = self.between[place]
+        gap = self.between[index]
         if not gap or (gap.isspace() and "\n" not in gap):
             return False
-        if place and ((self.lower[place - 1] in _SHORT and gap.startswith(".")) or gap.startswith(",")):
+        if index and ((self.lower[index - 1] in _SHORT and gap.startswith(".")) or gap.startswith(",")):
             return False
         return _STOP.search(gap) is not None
 
-    def asked(self, place: int) -> bool:
+    def asked(self, index: int) -> bool:
         """Whether the sentence of this word is a question."""
-        ends = (at for at in range(place + 1, len(self.said) + 1) if self.stop(at) or at == len(self.said))
+        ends = (at for at in range(index + 1, len(self.written) + 1) if self.stop(at) or at == len(self.written))
         return "?" in self.between[next(ends)]
 
     def before(self, first: int, named: set[int]) -> Denial | None:
         """What is said of the thing that begins at this word by what stands before it, such as "no evidence of".
 
         Args:
-            named: the places of all words that name something.
+            named: the indices of all words that name something.
         """
         verb: int | None = None
-        for place in range(first - 1, max(-1, first - FAR), -1):
-            if self.stop(place + 1) or any(one in self.between[place + 1] for one in ",:()[]"):
+        for index in range(first - 1, max(-1, first - FAR), -1):
+            if self.stop(index + 1) or any(sign in self.between[index + 1] for sign in ",:()[]"):
                 return None
-            if place in named or self.lower[place] in _ENDS:
+            if index in named or self.lower[index] in _ENDS:
                 return None
-            word, pair = self.lower[place], (self.lower[place - 1] if place else "", self.lower[place])
+
+            # A denial of what follows, at whatever distance.
+            word, pair = self.lower[index], (self.lower[index - 1] if index else "", self.lower[index])
             if word in _EXCLUDE or (word == "out" and pair[0] in _RULE):
-                earlier = self.lower[max(0, place - 5) : place]
+                earlier = self.lower[max(0, index - 5) : index]
                 return "open" if {"not", "to", "rule"} & {*earlier} else "denied"
             if word == "than" or pair in _DENYING_PAIRS or word in _DOUBTS:
                 return "denied"
             if word in _OPEN:
                 return "open"
+
+            # A negation reaches as far as the next verb: "not dark and suggests melanoma" denies no melanoma.
             if word in _VERBS:
-                verb = place
+                verb = index
             if word in _NEGATORS:
-                reaches = verb is None or verb == place + 1 or _BELIEFS & {*self.lower[place + 1 : place + 4]}
+                reaches = verb is None or verb == index + 1 or _BELIEFS & {*self.lower[index + 1 : index + 4]}
                 return "denied" if reaches else None
         return None
 
     def after(self, last: int, named: set[int]) -> Denial | None:
         """What is said of the thing that ends at this word by what follows it, such as "is unlikely"."""
+        # The next words, up to eight of them and to the end of the clause.
         rest: list[str] = []
-        for place in range(last + 1, min(len(self.said), last + 9)):
-            gap = self.between[place]
-            if place > last + 1 and (self.stop(place) or re.search(r"[,:()]", gap)):
+        for index in range(last + 1, min(len(self.written), last + 9)):
+            gap = self.between[index]
+            if index > last + 1 and (self.stop(index) or re.search(r"[,:()]", gap)):
                 break
-            rest.append(self.lower[place])
+            rest.append(self.lower[index])
+
+        # What answers it right away ("melanoma: no"), and what a bracket, a colon or a comma keeps away from it.
         gap = self.between[last + 1] if rest else ""
         ends = len(rest) == 1 or (bool(rest) and self.stop(last + 2))
         if rest and rest[0] in _NO and ends and re.search(r"[:=?]| - |\(", gap):
@@ -191,20 +199,17 @@ class SplitText:
             rest = rest if " - " in gap and rest[0] in {*_DENIED_AFTER, "less"} else []
         skipped = rest[:1] in (["which"], ["that"])
         rest = rest[skipped:]
+
+        # Auxiliaries, perhaps negated, up to a word that denies: "is not likely", "can be ruled out".
         be, negated = False, False
         for number, word in enumerate(rest):
             following = rest[number + 1] if number + 1 < len(rest) else ""
-            if word in _DENIED_AFTER or (word, following) in {
-                ("ruled", "out"),
-                ("less", "likely"),
-                ("least", "likely"),
-            }:
+            if word in _DENIED_AFTER or (word, following) in _DENYING_PAIRS_AFTER:
                 return "open" if negated else "denied"
             if word in ("not", "never"):
                 begins = last + 1 + skipped
-                if named & {
-                    *range(begins + number + 1, begins + min(number + 3, len(rest)))
-                }:  # "a nevus that is not a melanoma"
+                following_two = range(begins + number + 1, begins + min(number + 3, len(rest)))
+                if named & {*following_two}:  # "a nevus that is not a melanoma"
                     return None
                 if be and (following == "" or following in _NOT_AFTER):
                     return "denied"

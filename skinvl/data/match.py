@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
@@ -49,7 +49,7 @@ _NAMES = {"diagnosis", "prediction", "impression", "category", "class", "label",
 _OTHERS = {"differential", "differentials", "alternative", "other", "second", "secondary", "next", "third", "possible"}
 _LINKS = {"is", "are", "was", "be", "would", "should", "seems", "appears", "remains", "looks", "being"}
 _BETWEEN = {*_LINKS, "the", "a", "as", "by", "far", "my", "to", "therefore", "one", "also", "correct", "right"}
-# Letters: what stands before one that is an option, or before one that is something else; what follows an option A.
+# Letters: what stands before an option, and before a letter that is none; what follows an option A.
 _CUES = {"answer", "option", "options", "choice", "letter", "choose", "select", "pick", "selected", "chose", "picked"}
 _NO_OPTION = {"vitamin", "hepatitis", "type", "grade", "stage", "group", "figure", "panel", "patient", "fig", "part"}
 _CELLS = {"cell", "cells", "lymphocyte", "lymphocytes", "symptoms", "complex"}
@@ -66,12 +66,12 @@ class Match:
 
 @dataclass(slots=True)
 class Mention:
-    """Words that name a class, or several classes alike; `flips` is the class that their denial names, if any."""
+    """Words that name a class, or several classes alike; `opposite` is the class that their denial names, if any."""
 
-    first: int
+    first: int  # the index of its first word in the text, and of its last
     last: int
     classes: frozenset[int]
-    flips: int | None = None
+    opposite: int | None = None
     letter: bool = False
     link: str = ""  # what ties it to the mention before: or, and, a comma, or = where both name the same
     denial: Denial | None = None
@@ -81,7 +81,7 @@ class Mention:
         """What the mention says that the answer is."""
         if self.denial is None:
             return self.classes
-        return frozenset() if self.denial == "open" or self.flips is None else frozenset({self.flips})
+        return frozenset() if self.denial == "open" or self.opposite is None else frozenset({self.opposite})
 
 
 def match(answer: str, classes: Sequence[str], letters: bool = False) -> Match:
@@ -101,7 +101,7 @@ def match(answer: str, classes: Sequence[str], letters: bool = False) -> Match:
     """
     names = tuple(classes)
     keys = ascii_uppercase[: len(names)] if letters else ""
-    return _match(answer, names, {key: place for place, key in enumerate(keys)}, names)
+    return _match(answer, names, {key: number for number, key in enumerate(keys)}, names)
 
 
 def choice_letter(answer: str, options: Mapping[str, str]) -> Match:
@@ -114,33 +114,44 @@ def choice_letter(answer: str, options: Mapping[str, str]) -> Match:
     'B'
     """
     keys = tuple(options)
-    return _match(answer, tuple(options.values()), {key.upper(): place for place, key in enumerate(keys)}, keys)
+    return _match(answer, tuple(options.values()), {key.upper(): number for number, key in enumerate(keys)}, keys)
 
 
 def _match(answer: str, names: tuple[str, ...], letters: Mapping[str, int], choices: Sequence[str]) -> Match:
-    words = SplitText.of(clauses.plain(_unwrapped(answer)))
-    if len(whole := [place for place, name in enumerate(names) if _stems(name) == tuple(words.stems)]) == 1:
-        return Match("matched", choices[whole[0]])
-    mentions = mentioned(words, names, letters)
-    sure = [one for one in mentions if one.counted and (one.denial or not words.asked(one.last))]
-    counted = sure or [one for one in mentions if one.counted]
-    found = frozenset[int]().union(*(one.counted for one in counted))
-    if len(found) > 1:
-        found = _conclusion(words, mentions, counted) or found
-    if not found:
+    # An answer that is one name and nothing else needs no reading.
+    text = SplitText.of(clauses.plain(_unwrapped(answer)))
+    exact = [number for number, name in enumerate(names) if _stems(name) == tuple(text.stems)]
+    if len(exact) == 1:
+        return Match("matched", choices[exact[0]])
+
+    # What is asked about counts only where nothing is asserted.
+    mentions = mentioned(text, names, letters)
+    affirmed = [mention for mention in mentions if mention.counted]
+    asserted = [mention for mention in affirmed if mention.denial or not text.asked(mention.last)]
+    counted = asserted or affirmed
+
+    classes = _classes(counted)
+    if len(classes) > 1:
+        classes = _conclusion(text, mentions, counted) or classes
+    if not classes:
         return Match("none")
-    return Match("matched", choices[min(found)]) if len(found) == 1 else Match("ambiguous")
+    return Match("matched", choices[min(classes)]) if len(classes) == 1 else Match("ambiguous")
 
 
-def mentioned(words: SplitText, names: tuple[str, ...], letters: Mapping[str, int]) -> list[Mention]:
-    """What the words name of some classes, in order, and whether it is denied or left open.
+def mentioned(text: SplitText, names: tuple[str, ...], letters: Mapping[str, int]) -> list[Mention]:
+    """What the text names of some classes, in order, and whether it is denied or left open.
 
     Args:
-        letters: place of a class by the letter that may stand for it.
+        letters: number of a class by the letter that may stand for it.
     """
-    mentions = _mentions(words, _lexicon(names), letters)
-    _judge(words, mentions)
+    mentions = _mentions(text, _lexicon(names), letters)
+    _note_denials(text, mentions)
     return mentions
+
+
+def _classes(mentions: Iterable[Mention]) -> frozenset[int]:
+    """All that the mentions say that the answer is."""
+    return frozenset[int]().union(*(mention.counted for mention in mentions))
 
 
 def _unwrapped(answer: str) -> str:
@@ -149,42 +160,46 @@ def _unwrapped(answer: str) -> str:
     if not bare.startswith("{"):
         return answer
     try:
-        found = json.loads(bare)
+        values = json.loads(bare)
     except (ValueError, RecursionError):
         return answer
-    texts = {str(key).casefold().replace(" ", "_"): one for key, one in found.items() if isinstance(one, str)}
+    texts = {str(key).casefold().replace(" ", "_"): value for key, value in values.items() if isinstance(value, str)}
     return next((texts[key] for key in _JSON_KEYS if key in texts), "\n".join(texts.values()))
 
 
 @lru_cache(maxsize=256)
 def _lexicon(names: tuple[str, ...]) -> Lexicon:
     """First stem → (the stems of a name, its classes, the class that its denial names), the longest name first."""
+    # By its own name a class is meant alone; a synonym stands for every class that has it.
     exact: dict[Stems, set[int]] = defaultdict(set)
     other: dict[Stems, set[int]] = defaultdict(set)
-    for place, name in enumerate(names):
-        exact[_stems(name)].add(place)
+    for number, name in enumerate(names):
+        exact[_stems(name)].add(number)
         for spelling in labels.spellings(name):
-            other[_stems(spelling)].add(place)
+            other[_stems(spelling)].add(number)
     meant = {stems: frozenset[int]() for stems in map(_stems, _DECOYS)} | {
-        stems: frozenset(exact.get(stems) or some) for stems, some in (other | exact).items() if stems
+        stems: frozenset(exact.get(stems) or numbers) for stems, numbers in (other | exact).items() if stems
     }
-    flips: dict[int, int] = {}
-    hidden: dict[Stems, int] = {}
-    for stems, places in exact.items():
-        if len(stems) == 1 and len(places) == 1 and stems[0].startswith("non") and len(stems[0]) > 4:
-            (place,) = places
+
+    # "nontumor" is what the denial of "tumor" names, whether tumor is a class of its own or not.
+    opposites: dict[int, int] = {}
+    bases: dict[Stems, int] = {}  # no class by themselves
+    for stems, numbers in exact.items():
+        if len(stems) == 1 and len(numbers) == 1 and stems[0].startswith("non") and len(stems[0]) > 4:
+            (number,) = numbers
             base = (stems[0][3:],)
-            flips |= dict.fromkeys(exact.get(base, ()), place)
+            opposites |= dict.fromkeys(exact.get(base, ()), number)
             if base not in meant:
-                hidden[base] = place
-    found: Lexicon = defaultdict(list)
-    for stems, some in meant.items():
-        found[stems[0]].append((stems, some, flips.get(min(some)) if len(some) == 1 else None))
-    for stems, place in hidden.items():
-        found[stems[0]].append((stems, frozenset(), place))
-    for entries in found.values():
+                bases[base] = number
+
+    lexicon: Lexicon = defaultdict(list)
+    for stems, classes in meant.items():
+        lexicon[stems[0]].append((stems, classes, opposites.get(min(classes)) if len(classes) == 1 else None))
+    for stems, number in bases.items():
+        lexicon[stems[0]].append((stems, frozenset(), number))
+    for entries in lexicon.values():
         entries.sort(key=lambda entry: (-len(entry[0]), entry[0]))
-    return dict(found)
+    return dict(lexicon)
 
 
 @lru_cache(maxsize=4096)
@@ -192,113 +207,127 @@ def _stems(name: str) -> Stems:
     return tuple(SplitText.of(clauses.plain(name)).stems)
 
 
-def _mentions(words: SplitText, lexicon: Lexicon, letters: Mapping[str, int]) -> list[Mention]:
+def _mentions(text: SplitText, lexicon: Lexicon, letters: Mapping[str, int]) -> list[Mention]:
     """What the answer names, in order; decoys are left out."""
-    found: list[Mention] = []
-    place = 0
-    while place < len(words.said):
-        mention = _named(words, place, lexicon)
-        if mention is None and len(words.said[place]) == 1 and words.said[place].upper() in letters:
-            before = found[-1].last if found and found[-1].letter else None
-            if _is_option(words, place, before):
-                mention = Mention(place, place, frozenset({letters[words.said[place].upper()]}), letter=True)
-        if mention is not None and (mention.classes or mention.flips is not None):
-            found.append(mention)
-        place = mention.last + 1 if mention else place + 1
-    return found
+    mentions: list[Mention] = []
+    index = 0
+    while index < len(text.written):
+        mention = _named(text, index, lexicon)
+        if mention is None and len(text.written[index]) == 1 and text.written[index].upper() in letters:
+            letter_before = mentions[-1].last if mentions and mentions[-1].letter else None
+            if _is_option(text, index, letter_before):
+                mention = Mention(index, index, frozenset({letters[text.written[index].upper()]}), letter=True)
+        if mention is not None and (mention.classes or mention.opposite is not None):
+            mentions.append(mention)
+        index = mention.last + 1 if mention else index + 1
+    return mentions
 
 
-def _named(words: SplitText, place: int, lexicon: Lexicon) -> Mention | None:
+def _named(text: SplitText, index: int, lexicon: Lexicon) -> Mention | None:
     """The longest name that begins at this word."""
-    for stems, classes, flips in lexicon.get(words.stems[place], ()):
-        last = place + len(stems) - 1
-        if tuple(words.stems[place : last + 1]) != stems:
+    for stems, classes, opposite in lexicon.get(text.stems[index], ()):
+        last = index + len(stems) - 1
+        if tuple(text.stems[index : last + 1]) != stems:
             continue
-        if not all(_WITHIN.fullmatch(gap) for gap in words.between[place + 1 : last + 1]):
+        if not all(_WITHIN.fullmatch(gap) for gap in text.between[index + 1 : last + 1]):
             continue
-        if stems in _VAGUE and not _alone(words, place):
+        if stems in _VAGUE and not _alone(text, index):
             continue
-        like = words.lower[last + 1 : last + 2] == ["like"] and words.between[last + 1] in ("-", " ")
-        return Mention(place, last, frozenset()) if like else Mention(place, last, classes, flips)
+        like = text.lower[last + 1 : last + 2] == ["like"] and text.between[last + 1] in ("-", " ")
+        return Mention(index, last, frozenset()) if like else Mention(index, last, classes, opposite)
     return None
 
 
-def _alone(words: SplitText, place: int) -> bool:
+def _alone(text: SplitText, index: int) -> bool:
     """Whether a common word is the name of a class: nothing that it could belong to follows."""
-    if place and words.lower[place - 1] in _NOT_VAGUE and not re.search(r"[\"']$", words.between[place]):
+    if index and text.lower[index - 1] in _NOT_VAGUE and not re.search(r"[\"']$", text.between[index]):
         return False
-    if place + 1 == len(words.said) or words.lower[place + 1] in ("class", "category"):
+    if index + 1 == len(text.written) or text.lower[index + 1] in ("class", "category"):
         return True
-    return re.search(r"[^\w\s]|\n", words.between[place + 1]) is not None
+    return re.search(r"[^\w\s]|\n", text.between[index + 1]) is not None
 
 
-def _is_option(words: SplitText, place: int, letter_before: int | None) -> bool:
+def _is_option(text: SplitText, index: int, letter_before: int | None) -> bool:
     """Whether a single letter is an option: not an article, and no part of a name such as vitamin D."""
-    said = words.said[place]
-    left, right = words.between[place], words.between[place + 1]
-    before = words.lower[place - 1] if place else ""
-    after = words.lower[place + 1] if place + 1 < len(words.said) else ""
-    if len(words.said) == 1 or (re.search(r"[(\[{]$", left) and re.match(r"[)\]}]", right)):
+    letter = text.written[index]
+    left, right = text.between[index], text.between[index + 1]
+    before = text.lower[index - 1] if index else ""
+    after = text.lower[index + 1] if index + 1 < len(text.written) else ""
+
+    # How it stands: alone, in brackets, or as "A)" where an item of a list begins.
+    if len(text.written) == 1 or (re.search(r"[(\[{]$", left) and re.match(r"[)\]}]", right)):
         return True
-    begins = place == 0 or re.search(r"[\n,;:.|!?-]", left) is not None
+    begins = index == 0 or re.search(r"[\n,;:.|!?-]", left) is not None
     if begins and right.startswith(")"):
         return True
+
+    # What stands around it: a cue such as "option" before it, or a name that the letter belongs to.
     closed = after == "" or re.match(r"[.,;:)!?\]}\"\n]|['-] ", right) is not None
-    cues = [word for word in words.lower[max(0, place - 4) : place] if word not in (*_BETWEEN, "it")]
-    cued = bool(cues) and cues[-1] in _CUES and not words.stop(place)
-    if said.islower():
+    cues = [word for word in text.lower[max(0, index - 4) : index] if word not in (*_BETWEEN, "it")]
+    cued = bool(cues) and cues[-1] in _CUES and not text.stop(index)
+    if letter.islower():
         return cued and closed
     if before in _NO_OPTION or after in _CELLS:
         return False
+
+    # It goes on with a list of letters: "A or B", "A, B", "A/B".
     if letter_before is not None and (
-        (letter_before == place - 2 and before in (*_OR, "and")) or (letter_before == place - 1 and set(left) & {*",/"})
+        (letter_before == index - 2 and before in (*_OR, "and")) or (letter_before == index - 1 and set(left) & {*",/"})
     ):
         return True
-    if said == "I":  # the pronoun, unless it was asked for or stands as an item of a list
+    if letter == "I":  # the pronoun, unless it was asked for or stands as an item of a list
         return closed and (cued or begins)
-    return closed or said != "A" or after in _AFTER_A
+    return closed or letter != "A" or after in _AFTER_A
 
 
-def _judge(words: SplitText, mentions: list[Mention]) -> None:
-    """Nothing; each mention then knows what ties it to the one before, and whether it is denied."""
-    named = {place for one in mentions for place in range(one.first, one.last + 1)}
+def _note_denials(text: SplitText, mentions: list[Mention]) -> None:
+    """Writes into each mention what ties it to the one before, and whether it is denied."""
+    # What the words around each mention say of it alone.
+    named = {index for mention in mentions for index in range(mention.first, mention.last + 1)}
     before: list[Denial | None] = []
-    for number, one in enumerate(mentions):
-        one.link = _link(words, mentions[number - 1], one) if number else ""
-        before.append(words.before(one.first, named))
-    after = [words.after(one.last, named) for one in mentions]
+    for number, mention in enumerate(mentions):
+        mention.link = _link(text, mentions[number - 1], mention) if number else ""
+        before.append(text.before(mention.first, named))
+    after = [text.after(mention.last, named) for mention in mentions]
+
+    # A denial before a list holds for all of it ("no a or b"), and so does one after it ("a or b is unlikely").
     for number in range(1, len(mentions)):
         if before[number] is None and _shares(mentions, number):
             before[number] = before[number - 1]
     for number in range(len(mentions) - 1, 0, -1):
         last = mentions[number].last
-        plural = {*words.lower[last + 1 : last + 3]} & {"are", "were"}
+        plural = {*text.lower[last + 1 : last + 3]} & {"are", "were"}
         if after[number - 1] is None and _shares(mentions, number) and (mentions[number].link != "and" or plural):
             after[number - 1] = after[number]
-    for one, earlier, later in zip(mentions, before, after, strict=True):
-        one.denial = earlier or later
+
+    for mention, earlier, later in zip(mentions, before, after, strict=True):
+        mention.denial = earlier or later
 
 
 def _shares(mentions: Sequence[Mention], number: int) -> bool:
     """Whether what is denied of the mention before is denied of this one: they stand in one list."""
     if mentions[number].link != ",":
         return bool(mentions[number].link)
-    for one in mentions[number + 1 :]:  # only "no a, b or c" goes on over its commas
-        if one.link in ("or", ""):
-            return one.link == "or"
+    for later in mentions[number + 1 :]:  # only "no a, b or c" goes on over its commas
+        if later.link in ("or", ""):
+            return later.link == "or"
     return False
 
 
-def _link(words: SplitText, one: Mention, other: Mention) -> str:
-    gaps = words.between[one.last + 1 : other.first + 1]
+def _link(text: SplitText, left: Mention, right: Mention) -> str:
+    """What ties a mention to the one on its left, as `Mention.link` has it; empty where nothing does."""
+    # A letter and its words: "B) nevus", "nevus (B)".
+    gaps = text.between[left.last + 1 : right.first + 1]
     if len(gaps) == 1 and "\n" not in gaps[0]:
-        if one.letter and not other.letter and re.fullmatch(r"[ ).:\-\]}]{1,4}", gaps[0]):
+        if left.letter and not right.letter and re.fullmatch(r"[ ).:\-\]}]{1,4}", gaps[0]):
             return "="
-        if other.letter and not one.letter and re.fullmatch(r" ?[(\[]", gaps[0]):
+        if right.letter and not left.letter and re.fullmatch(r" ?[(\[]", gaps[0]):
             return "="
-    between = words.lower[one.last + 1 : other.first]
+
+    # Else a list, with nothing but articles and conjunctions between its members.
+    between = text.lower[left.last + 1 : right.first]
     if not {*between} <= {*_ARTICLES, *_OR, "and"} or any(
-        words.stop(at) for at in range(one.last + 1, other.first + 1)
+        text.stop(index) for index in range(left.last + 1, right.first + 1)
     ):
         return ""
     if any(set(gap) & {*"():[]"} for gap in gaps):
@@ -308,71 +337,77 @@ def _link(words: SplitText, one: Mention, other: Mention) -> str:
     return "and" if "and" in between and "," not in gaps[0] else ","
 
 
-def _conclusion(words: SplitText, mentions: list[Mention], counted: list[Mention]) -> frozenset[int]:
+def _conclusion(text: SplitText, mentions: list[Mention], counted: list[Mention]) -> frozenset[int]:
     """What the surest statements conclude, all of them taken together; nothing where there is none."""
+    # Every statement that marks itself as a conclusion, by how sure it is.
     tiers: dict[int, set[int]] = defaultdict(set)
-    kept = {id(one) for one in counted}
-    for place in range(len(words.said)):
-        if marker := _marker(words, place, {one.first for one in counted}):
+    kept = {id(mention) for mention in counted}
+    for index in range(len(text.written)):
+        if marker := _marker(text, index, {mention.first for mention in counted}):
             tier, end, whole = marker
-            tiers[tier] |= _stated(words, mentions, kept, place, end, tier, whole)
-    start = max((place for place in range(1, len(words.said)) if words.stop(place)), default=0)
-    last = [one for one in counted if one.first >= start]
-    spoken = {place for one in last for place in range(one.first, one.last + 1)}
-    if start and last and all(at in spoken or words.lower[at] in _ARTICLES for at in range(start, len(words.said))):
-        # A last line of a class alone, which was listed before; the last item of a list was not.
-        earlier = frozenset[int]().union(*(one.counted for one in counted if one.first < start))
-        said = frozenset[int]().union(*(one.counted for one in last))
-        if said <= earlier and last[0].link != "=":
-            tiers[2 if last[0].letter else 4] |= said
+            tiers[tier] |= _stated(text, mentions, kept, index, end, tier, whole)
+
+    # A last line of a class alone, which was listed before; the last item of a list was not.
+    start = max((index for index in range(1, len(text.written)) if text.stop(index)), default=0)
+    last = [mention for mention in counted if mention.first >= start]
+    spoken = {index for mention in last for index in range(mention.first, mention.last + 1)}
+    bare = all(index in spoken or text.lower[index] in _ARTICLES for index in range(start, len(text.written)))
+    if start and last and bare:
+        earlier = _classes(mention for mention in counted if mention.first < start)
+        repeated = _classes(last)
+        if repeated <= earlier and last[0].link != "=":
+            tiers[2 if last[0].letter else 4] |= repeated
     return next((frozenset(tiers[tier]) for tier in sorted(tiers) if tiers[tier]), frozenset())
 
 
-def _marker(words: SplitText, place: int, starts: set[int]) -> tuple[int, int, bool] | None:
+def _marker(text: SplitText, index: int, starts: set[int]) -> tuple[int, int, bool] | None:
     """(how sure, the word after it, whether it covers its whole sentence) of a conclusion that begins at this word."""
-    word = words.lower[place]
-    before = words.lower[place - 1] if place else ""
-    after = words.lower[place + 1] if place + 1 < len(words.said) else ""
-    leads = after in _LINKS or place + 1 in starts or re.search(r"[:=\n]", words.between[place + 1]) is not None
+    word = text.lower[index]
+    before = text.lower[index - 1] if index else ""
+    after = text.lower[index + 1] if index + 1 < len(text.written) else ""
+    leads = after in _LINKS or index + 1 in starts or re.search(r"[:=\n]", text.between[index + 1]) is not None
     if (word == "final" and after in _FINAL) or word == "boxed":
-        return 1, place + (1 if word == "boxed" else 2), False
+        return 1, index + (1 if word == "boxed" else 2), False
     if before in _OTHERS:
         return None
     if word in _CHOSEN and before in ("i", "would", "will", "d", "ll", "therefore", "must"):
-        return 2, place + 1, False
+        return 2, index + 1, False
     if (word in _ANSWERS and (leads or before in ("the", "my", "correct"))) or word in ("correct", "right"):
-        return 2, place + 1 if leads else len(words.said), False
+        return 2, index + 1 if leads else len(text.written), False
     if (word in ("most", "more") and after in _LIKELY) or (word == "best" and after in _BEST):
-        return 3, place + 2, False
+        return 3, index + 2, False
     if word in _SUMS_UP:
-        return 3, place + 1, True
+        return 3, index + 1, True
     if (word in _NAMES and leads) or (word == "classified" and after == "as"):
-        return 3, place + 1, False
+        return 3, index + 1, False
     return None
 
 
 def _stated(
-    words: SplitText, mentions: list[Mention], kept: set[int], place: int, end: int, tier: int, whole: bool
+    text: SplitText, mentions: list[Mention], kept: set[int], index: int, end: int, tier: int, whole: bool
 ) -> frozenset[int]:
     """The classes of one conclusion: of what it is said of ("nevus is most likely"), else of what follows it."""
-    said = frozenset[int]()
+    # The nearest mention before the marker, with those of its list, where a verb ties it to the marker.
+    classes = frozenset[int]()
     for number in range(len(mentions) - 1, -1, -1):
-        one = mentions[number]
-        between = words.lower[one.last + 1 : place]
-        if one.last < place:
-            stopped = any(words.stop(at) for at in range(one.last + 1, place + 1))
-            if {*between} & _LINKS and {*between} <= _BETWEEN and not stopped and id(one) in kept:
-                said = one.counted
+        mention = mentions[number]
+        between = text.lower[mention.last + 1 : index]
+        if mention.last < index:
+            stopped = any(text.stop(stop) for stop in range(mention.last + 1, index + 1))
+            if {*between} & _LINKS and {*between} <= _BETWEEN and not stopped and id(mention) in kept:
+                classes = mention.counted
                 while mentions[number].link in ("or", "and", "=") and id(mentions[number - 1]) in kept:
                     number -= 1
-                    said |= mentions[number].counted
-                return said
+                    classes |= mentions[number].counted
+                return classes
             break
-    for number, one in enumerate(mentions):
-        if one.first < end or (said and not whole and not (one.link and id(mentions[number - 1]) in kept)):
+
+    # Else what follows up to the end of the sentence: the first mention and its list, or all of it if `whole`.
+    for number, mention in enumerate(mentions):
+        if mention.first < end or (classes and not whole and not (mention.link and id(mentions[number - 1]) in kept)):
             continue
-        leap = tier < 3 or re.search(r"[:\n]", words.between[end]) is not None
-        if any(words.stop(at) for at in range(end + (1 if leap else 0), one.first + 1)) and one.link != "=":
+        leap = tier < 3 or re.search(r"[:\n]", text.between[end]) is not None
+        if any(text.stop(stop) for stop in range(end + (1 if leap else 0), mention.first + 1)) and mention.link != "=":
             break
-        said |= one.counted if id(one) in kept else frozenset()
-    return said
+        classes |= mention.counted if id(mention) in kept else frozenset()
+    return classes

@@ -178,15 +178,15 @@ def _read(text: str, known: Known) -> tuple[SplitText, list[Mention]]:
 
 
 def _said(words: SplitText, one: Mention) -> str:
-    return " ".join(words.said[one.first : one.last + 1])
+    return " ".join(words.written[one.first : one.last + 1])
 
 
 def _sentence(words: SplitText, one: Mention) -> tuple[str, str]:
     """What stands before and after a mention in its sentence."""
     start = next((at for at in range(one.first, 0, -1) if words.stop(at)), 0)
-    end = next((at for at in range(one.last + 1, len(words.said)) if words.stop(at)), len(words.said))
-    before = "".join(f"{words.said[at]}{words.between[at + 1]}" for at in range(start, one.first))
-    after = "".join(f"{words.between[at]}{words.said[at]}" for at in range(one.last + 1, end))
+    end = next((at for at in range(one.last + 1, len(words.written)) if words.stop(at)), len(words.written))
+    before = "".join(f"{words.written[at]}{words.between[at + 1]}" for at in range(start, one.first))
+    after = "".join(f"{words.between[at]}{words.written[at]}" for at in range(one.last + 1, end))
     return before, after + words.between[end]
 
 
@@ -206,7 +206,7 @@ def _concludes(words: SplitText, one: Mention) -> bool:
     if _HEDGED.search(before, firm[-1] if firm else 0):
         return False
     opens = one.first <= 1 and _OPENS.search(after) is not None
-    bare = opens or len(words.said) - (one.last - one.first + 1) <= _BARE
+    bare = opens or len(words.written) - (one.last - one.first + 1) <= _BARE
     return bare or bool(firm) or _SAID.search(before) is not None or _SAID_AFTER.search(after) is not None
 
 
