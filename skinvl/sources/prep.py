@@ -16,7 +16,7 @@ from skinvl.sources.prepare.writer import Account
 from skinvl.sources.rules import RULES
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """0 when the source, or the given shard of it, is prepared or a list printed.
 
     Raises:
@@ -39,29 +39,29 @@ def main(arguments: list[str]) -> int:
                         help="processes (default: one for each core)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="the datasets, their licences and how to get them")
     parser.add_argument("--rules", action="store_true", help="the rules, what they do by default, and why")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if given.list or given.rules:
-        console.print(_cards() if given.list else _rules(), soft_wrap=False)
+    if args.list or args.rules:
+        console.print(_cards() if args.list else _rules(), soft_wrap=False)
         return 0
-    if given.out is None:
+    if args.out is None:
         parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
     account = prepare(
-        given.dataset, given.raw, given.out, given.part, keep=given.keep, drop=given.drop,
-        official=given.split == "official", shard=given.shard, workers=given.workers,
+        args.dataset, args.raw, args.out, args.part, keep=args.keep, drop=args.drop,
+        official=args.split == "official", shard=args.shard, workers=args.workers,
     )  # fmt: skip
     if account is None:
-        console.print(f"{given.out}: this shard is done; the shard that ends last joins all of them")
+        console.print(f"{args.out}: this shard is done; the shard that ends last joins all of them")
     else:
-        _report(console, given.out, account)
+        _report(console, args.out, account)
     return 0
 
 
-def _shard(given: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", given)
-    if not found or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{given!r}; expected I/N with I from 0 to N - 1, such as 0/8")
-    return int(found[1]), int(found[2])
+def _shard(text: str) -> tuple[int, int]:
+    share = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not share or int(share[1]) >= int(share[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected I/N with I from 0 to N - 1, such as 0/8")
+    return int(share[1]), int(share[2])
 
 
 def _report(console: Console, out: Path, account: Account) -> None:

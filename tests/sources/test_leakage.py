@@ -20,8 +20,12 @@ QUESTIONS = [*stated.QUESTIONS_FIRST, *stated.QUESTIONS_LATER, *stated.QUESTIONS
 
 
 def found(patient: str, text: str, question: bool = False) -> set[str]:
-    told = leakage.told(PATIENTS[patient], {})
-    return {IN_WORDS.get(one.fact, one.fact) for one in leakage.stated(text, told, question) if one.told}
+    known = leakage.disclosed(PATIENTS[patient], {})
+    return {
+        IN_WORDS.get(statement.fact, statement.fact)
+        for statement in leakage.stated(text, known, question)
+        if statement.disclosed
+    }
 
 
 @pytest.mark.parametrize("said", ANSWERS, ids=lambda said: said[1][:50])
@@ -45,16 +49,21 @@ def test_the_corpus_is_large_and_has_both_sides() -> None:
 
 
 def test_what_nobody_told_is_known_as_such() -> None:
-    told = leakage.told(Facts(age=54.0, sex="female", site="forearm"), {})
-    say = [(one.fact, one.told) for one in leakage.stated("A 30-year-old man with a spot on the leg.", told)]
+    known = leakage.disclosed(Facts(age=54.0, sex="female", site="forearm"), {})
+    say = [
+        (statement.fact, statement.disclosed)
+        for statement in leakage.stated("A 30-year-old man with a spot on the leg.", known)
+    ]
     assert say == [("age", False), ("sex", False)]  # the leg may be seen
-    both = leakage.stated("A 30-year-old man beside a 54-year-old.", told)
-    assert [(one.fact, one.words, one.told) for one in both] == [
+    both = leakage.stated("A 30-year-old man beside a 54-year-old.", known)
+    assert [(statement.fact, statement.words, statement.disclosed) for statement in both] == [
         ("age", "54-year-old", True),
         ("sex", "a 30-year-old man", False),
     ]
-    nothing = leakage.told(Facts(), {})
-    assert [one.told for one in leakage.stated("This woman is 30 years old and has melanoma.", nothing)] == [
+    nothing = leakage.disclosed(Facts(), {})
+    assert [
+        statement.disclosed for statement in leakage.stated("This woman is 30 years old and has melanoma.", nothing)
+    ] == [
         False,
         False,
     ]
@@ -62,19 +71,19 @@ def test_what_nobody_told_is_known_as_such() -> None:
 
 def test_a_caption_tells_too() -> None:
     caption = "Figure 3. A 40-year-old woman with lichen planus of the wrist; a wart was ruled out."
-    told = leakage.told(Facts(modality="clinical"), {"modality": "clinical", "caption": caption})
+    known = leakage.disclosed(Facts(modality="clinical"), {"modality": "clinical", "caption": caption})
     text = "This forty-year-old woman has lichen planus on the wrist."
-    assert [(one.fact, one.told) for one in leakage.stated(text, told)] == [
+    assert [(statement.fact, statement.disclosed) for statement in leakage.stated(text, known)] == [
         *(("age", True), ("sex", True), ("site", True), ("diagnosis", True)),
     ]
-    assert leakage.stated("A wart.", told) == []
-    known = leakage.told(Facts(diagnosis="psoriasis"), {"caption": caption})  # what is known beats what is read
+    assert leakage.stated("A wart.", known) == []
+    known = leakage.disclosed(Facts(diagnosis="psoriasis"), {"caption": caption})  # what is known beats what is read
     assert leakage.stated("Lichen planus.", known) == []
 
 
 def test_the_values_of_facts_are_no_free_text() -> None:
-    told = leakage.told(Facts(), {"site": "forearm", "sex": "female", "diagnosis": "melanoma"})
-    assert leakage.stated("A melanoma of the forearm.", told) == []
+    known = leakage.disclosed(Facts(), {"site": "forearm", "sex": "female", "diagnosis": "melanoma"})
+    assert leakage.stated("A melanoma of the forearm.", known) == []
 
 
 @pytest.mark.parametrize(

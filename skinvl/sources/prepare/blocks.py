@@ -63,7 +63,7 @@ class Block:
             return pa.ipc.open_file(file).read_all()
 
 
-def found(folder: Path, part: str) -> list[Block]:
+def complete(folder: Path, part: str) -> list[Block]:
     """The blocks of a part that are complete, in order."""
     blocks = []
     for path in sorted(folder.glob("*.arrow")):
@@ -76,11 +76,11 @@ def found(folder: Path, part: str) -> list[Block]:
 def missing(folder: Path, part: str) -> int:
     """How many blocks of a part that some process has read to its end are not complete."""
     total = int((folder / f"{part}.end").read_text(encoding="utf-8"))
-    return -(-total // BLOCK) - len(found(folder, part))
+    return -(-total // BLOCK) - len(complete(folder, part))
 
 
 def make(job: PrepJob, part: str, folder: Path, index: int, count: int) -> None:
-    """Nothing; the blocks of a shard that the folder did not hold yet are in it. See `convert`."""
+    """Writes the blocks of a shard that the folder does not hold yet. See `convert`."""
     gc.disable()  # rows hold no cycles, and to look for some takes a third of the time
     try:
         for rows in convert(job, part, folder, index, count):
@@ -97,14 +97,15 @@ def convert(job: PrepJob, part: str, folder: Path, index: int, count: int) -> It
     """
     converter = data_prep.load(job.name)
     judge = Judge(job, part, converter.CARD)
-    shard = Shard(index, count, done={block.number for block in found(folder, part)})
+    shard = Shard(index, count, done={block.number for block in complete(folder, part)})
     outcomes = converter.convert(job.raw, part, shard)
     numbered = ((shard.record, outcome) for outcome in outcomes)
     for number, rows in groupby(numbered, key=lambda row: row[0] // shard.block):
         yield _write(judge, folder / f"{part}-{number:06d}.arrow", rows)
     total = shard.record + 1
+
     # Blocks whose records gave no row, which a converter may have, are complete too.
-    made = {block.number for block in found(folder, part)}
+    made = {block.number for block in complete(folder, part)}
     for number in range(-(-total // shard.block)):
         if number % count == index and number not in made:
             _write(judge, folder / f"{part}-{number:06d}.arrow", ())
@@ -175,6 +176,7 @@ def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped
         else:
             kept.append(result[0])
             keys.append((record, *result[1]))
+
     full = table(kept)
     for field, values in zip(KEYS, zip(*keys, strict=True) if keys else [()] * len(KEYS), strict=True):
         full = full.append_column(field, pa.array(values, field.type))

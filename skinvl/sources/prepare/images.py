@@ -47,9 +47,9 @@ class Looked:
 
 def look_at(raw: Path, paths: Sequence[str], out: Path) -> list[Looked]:
     """Each of some images of a raw download; see `look`."""
-    found = [look(raw, path, out) for path in paths]
-    advance(len(found))
-    return found
+    looked = [look(raw, path, out) for path in paths]
+    advance(len(looked))
+    return looked
 
 
 def look(raw: Path, path: str, out: Path) -> Looked:
@@ -65,11 +65,14 @@ def look(raw: Path, path: str, out: Path) -> Looked:
             and is placed at `images/<file>.parquet/<row>.<ending>`.
     """
     try:
+        # The bytes, from a file of their own or a cell of a table.
         cell = _CELL.fullmatch(path)
         source = _real(raw, cell[1] if cell else path)
         data = _cell(source, int(cell[2]), path) if cell else _bytes(source, path)
         if data.startswith(LFS_POINTER):
             raise ImageError("lfs-pointer", f"{path}: a Git LFS pointer, not the image")
+
+        # The pixels, which prove that it can be read, and the same file without metadata.
         with opened(BytesIO(data), path) as image:
             kind, turn = image.format, orientation(image)
             clean = metadata.stripped(data, kind, turn)
@@ -80,6 +83,8 @@ def look(raw: Path, path: str, out: Path) -> Looked:
             kind, clean = _bare(clean, kind, turn, picture, path)
     except ImageError as error:
         return Looked(path, rule=error.rule, detail=error.detail)
+
+    # A file that had no metadata is linked, which costs no room.
     name = f"{PurePosixPath(cell[1])}/{int(cell[2])}.{_ENDINGS[kind]}" if cell else PurePosixPath(path)
     placed = f"images/{name}"
     _place(None if cell or clean != data else source, clean, out / placed)
@@ -146,11 +151,11 @@ def _folder(path: str) -> str:
 def _bytes(source: Path, path: str) -> bytes:
     """The bytes of a regular file."""
     try:
-        found = source.stat()
-        if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would be waited for
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):  # a folder, or a pipe that would be waited for
             raise ImageError("missing-image", f"{path}: not a file")
-        if found.st_size > MAX_BYTES:
-            raise ImageError("unreadable-image", f"{path}: {found.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+        if status.st_size > MAX_BYTES:
+            raise ImageError("unreadable-image", f"{path}: {status.st_size:,} bytes; at most {MAX_BYTES:,} are read")
         return source.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("missing-image", f"{path}: no such file") from None
@@ -193,7 +198,7 @@ def _group(source: Path, group: int) -> pa.ChunkedArray:
 
 
 def _place(source: Path | None, data: bytes, target: Path) -> None:
-    """Nothing; the target is a link to the source, or a file of the data where there is none or links fail."""
+    """Links the target to the source, or writes the data there where there is no source or links fail."""
     if source is not None:
         try:
             _link(source, target)

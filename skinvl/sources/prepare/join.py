@@ -32,9 +32,9 @@ class BlockRows:
 
     blocks: Sequence[Block]
     starts: Ints  # [blocks + 1], the first row of each block
-    rank: Ints  # [N], place of the split in SPLITS
+    rank: Ints  # [N], index of the split in SPLITS
     row: Ints  # [M], the row that shows an image
-    image: Ints  # [M], the image's place in the table of IMAGES
+    image: Ints  # [M], the image's row in the table of IMAGES
 
     def keys(self, name: str) -> Keys:
         """uint64[N]: a column of blocks.KEYS, read from disk each time."""
@@ -58,7 +58,7 @@ class Fates:
     broken: Mask  # an image of it cannot be used
     alone: Mask  # its images are missing, and it stays without them
     near: Mask  # an earlier row asks and says nearly the same about the same images
-    rank: Ints  # place of the split in SPLITS
+    rank: Ints  # index of the split in SPLITS
     leader: Ints  # the row whose group it joins; itself where its group is joined with none
     joined: int  # groups that share an image with another
     largest: int  # groups that became one
@@ -83,11 +83,11 @@ def read(blocks: Sequence[Block], images: pa.Table) -> BlockRows:
         rows = block.read()
         rank[start:end] = pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy()
         shown = rows["images"].combine_chunks()
-        found = pc.index_in(pc.struct_field(shown.flatten(), "path"), value_set=names)
-        if found.null_count:
+        indices = pc.index_in(pc.struct_field(shown.flatten(), "path"), value_set=names)
+        if indices.null_count:
             raise KeyError(f"{block.path}: shows an image that was not looked at")
         row.append(pc.list_parent_indices(shown).to_numpy().astype(np.int32) + np.int32(start))
-        image.append(found.to_numpy())
+        image.append(indices.to_numpy())
     return BlockRows(blocks, starts, rank, np.concatenate(row), np.concatenate(image))
 
 
@@ -100,16 +100,21 @@ def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, offic
         alike: images that look the same are the same.
         official: every row keeps its split.
     """
+    # A row that repeats an id is a duplicate, whatever its images are.
     rules = images["rule"].combine_chunks()
     absent = pc.fill_null(pc.equal(rules, "missing-image"), False).to_numpy(zero_copy_only=False)
     faulty = rules.is_valid().to_numpy(zero_copy_only=False)
     duplicate = _repeats(rows.keys("key"), np.ones(len(rows.rank), bool))
     broken = rows.any(faulty & ~absent if alone else faulty) & ~duplicate
     kept = ~(duplicate | broken)
+
+    # Among the others, some say again what an earlier one said.
     same = rows.keys("same")
     if official:  # where splits stay as they are, a row on the other side of one is a leak and not a repetition
         same += rows.rank.astype(np.uint64)
     near = _repeats(same, kept)
+
+    # Groups that share an image are joined under the first of them, and go to the lowest split that one of them has.
     rank, leader = rows.rank, np.arange(len(kept), dtype=np.int32)
     joined = largest = 0
     if kept[rows.row].any() or len(np.unique(rank[kept])) > 1:
@@ -135,9 +140,9 @@ def _repeats(keys: Keys, among: Mask) -> Mask:
     del ordered
     repeats = np.zeros(len(keys), bool)
     if len(twice):
-        some = np.flatnonzero(among & (twice[np.searchsorted(twice[:-1], keys)] == keys))
-        repeats[some] = True
-        repeats[some[np.unique(keys[some], return_index=True)[1]]] = False
+        repeated = np.flatnonzero(among & (twice[np.searchsorted(twice[:-1], keys)] == keys))
+        repeats[repeated] = True
+        repeats[repeated[np.unique(keys[repeated], return_index=True)[1]]] = False
     return repeats
 
 

@@ -86,7 +86,7 @@ def prepare(
             index, count = shard or (0, 1)
             _convert(job, totals, work, index, count, workers)
             _look(job, work, index, count, workers)
-            made, images = _all(job, work), _looked(work)
+            made, images = _complete(job, work), _looked(work)
             if shard is not None and _unfinished(job, work, made, images):
                 return None
             fcntl.flock(lock, fcntl.LOCK_EX)  # shards that end together join one after another: the first for all
@@ -108,35 +108,41 @@ def _drops(keep: Sequence[str], drop: Sequence[str]) -> dict[str, bool]:
 
 
 def _convert(job: PrepJob, totals: Mapping[str, int], work: Path, index: int, count: int, workers: int) -> None:
-    """Nothing; the blocks of a shard are on disk."""
+    """Writes the blocks of a shard that are not on disk yet."""
     folder = work / "text"
     folder.mkdir(exist_ok=True)
-    with Workers(workers if sum(totals.values()) > SMALL_ROWS else 1, PRELOADED) as crew:
+    with Workers(workers if sum(totals.values()) > SMALL_ROWS else 1, PRELOADED) as pool:
         for part, total in totals.items():
-            tasks = [(job, part, folder, index + count * one, count * crew.workers) for one in range(crew.workers)]
-            for _ in crew.each(f"{job.name} {part}: rows", total // count, blocks.make, tasks):
+            tasks = [
+                (job, part, folder, index + count * process, count * pool.workers) for process in range(pool.workers)
+            ]
+            for _ in pool.each(f"{job.name} {part}: rows", total // count, blocks.make, tasks):
                 pass
 
 
 def _look(job: PrepJob, work: Path, index: int, count: int, workers: int) -> None:
-    """Nothing; the images of a shard's blocks lie in the source, or have a rule that they break."""
+    """Looks at the images of a shard's blocks: each is put into the source, or noted with the rule that it breaks."""
     folder = work / "looked"
     folder.mkdir(exist_ok=True)
-    mine = [block for block in _all(job, work) if block.number % count == index]
-    rest = sorted(_shown(mine) - set(_looked(work)["name"].to_pylist()), key=_place)
+
+    # An image that an interrupted run, or another shard, has looked at is not looked at again.
+    mine = [block for block in _complete(job, work) if block.number % count == index]
+    rest = sorted(_shown(mine) - set(_looked(work)["name"].to_pylist()), key=_position)
     root = job.raw.parent if job.raw.is_file() else job.raw
     tasks = [(root, rest[start : start + BATCH], work / "source") for start in range(0, len(rest), BATCH)]
-    found: list[Looked] = []
-    with Workers(workers if len(rest) > SMALL_IMAGES else 1, PRELOADED) as crew:
-        for some in crew.each(f"{job.name}: images", len(rest), look_at, tasks):
-            found += some
-            if len(found) >= BLOCK:
-                _write_looked(folder, index, found)
-                found = []
-    _write_looked(folder, index, found)
+
+    # What is known so far is written now and then, so that an interruption costs little.
+    looked: list[Looked] = []
+    with Workers(workers if len(rest) > SMALL_IMAGES else 1, PRELOADED) as pool:
+        for batch in pool.each(f"{job.name}: images", len(rest), look_at, tasks):
+            looked += batch
+            if len(looked) >= BLOCK:
+                _write_looked(folder, index, looked)
+                looked = []
+    _write_looked(folder, index, looked)
 
 
-def _place(name: str) -> tuple[str, int]:
+def _position(name: str) -> tuple[str, int]:
     """Where an image lies: those within one Parquet file in the order of its rows."""
     file, _, row = name.partition(".parquet#")
     return file, int(row) if row.isdecimal() else 0
@@ -149,18 +155,20 @@ def _unfinished(job: PrepJob, work: Path, made: Sequence[Block], images: pa.Tabl
     return not _shown(made) <= set(images["name"].to_pylist())
 
 
-def _write_looked(folder: Path, index: int, found: Sequence[Looked]) -> None:
-    if not found:
+def _write_looked(folder: Path, index: int, looked: Sequence[Looked]) -> None:
+    if not looked:
         return
     # What is not known of a broken image is null: an empty hash would make all of them one.
-    rows = [{"name": one.path, **asdict(one), "path": one.placed, "sha256": one.sha256 or None} for one in found]
+    rows = [
+        {"name": image.path, **asdict(image), "path": image.placed, "sha256": image.sha256 or None} for image in looked
+    ]
     partial = folder / f".{index}.partial"
     pq.write_table(pa.Table.from_pylist(rows, schema=join.IMAGES), partial)
-    partial.replace(folder / f"{index}-{data_prep.digest(*(one.path for one in found))}.parquet")
+    partial.replace(folder / f"{index}-{data_prep.digest(*(image.path for image in looked))}.parquet")
 
 
-def _all(job: PrepJob, work: Path) -> list[Block]:
-    return [block for part in job.parts for block in blocks.found(work / "text", part)]
+def _complete(job: PrepJob, work: Path) -> list[Block]:
+    return [block for part in job.parts for block in blocks.complete(work / "text", part)]
 
 
 def _shown(made: Sequence[Block]) -> set[str]:
@@ -190,6 +198,7 @@ def _join(
     out: Path,
     stamp: str,
 ) -> Account:
+    # What becomes of each row is known once all blocks and images are there.
     rows = join.read(made, images)
     alone = not job.drops["missing-image"]
     fates = join.decide(rows, images, alone=alone, alike=card.alike, official=job.official)
@@ -200,6 +209,8 @@ def _join(
             f"{account.examples.total():,} Examples and {account.ledger.total():,} ledger rows out; "
             "expected exactly one for every row"
         )
+
+    # The card comes last: a folder that has one is whole.
     record = {
         "source": job.name,
         **asdict(card),
@@ -214,6 +225,8 @@ def _join(
     (work / "source" / "card.json").write_text(text, encoding="utf-8")
     for left in (work / "source").rglob(".*.partial"):  # of a process that was killed
         left.unlink()
+
+    # An older source gives way only now; what is killed between the two renames leaves it as OUT's `.old`.
     old = out.parent / f".{out.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -226,7 +239,7 @@ def _join(
 
 @contextmanager
 def _claimed(work: Path, stamp: str, shared: bool) -> Iterator[IO[str]]:
-    """The lock of the folder in which the source is made; what another job left there is gone.
+    """The lock of the folder in which the source is made, emptied of what another job left there.
 
     Raises:
         PrepError: another process is at work there.
@@ -262,18 +275,21 @@ def _claimed(work: Path, stamp: str, shared: bool) -> Iterator[IO[str]]:
 def _recorded(out: Path, stamp: str) -> Account | None:
     """The account of the source in OUT, if it is of this job."""
     card = out / "card.json"
-    found: dict[str, Any] = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    return Account.of(found) if found.get("stamp") == stamp else None
+    record: dict[str, Any] = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    return Account.of(record) if record.get("stamp") == stamp else None
 
 
 def _stamp(job: PrepJob) -> str:
     """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
-    found = hashlib.blake2b(digest_size=8)
-    found.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()))).encode())
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()))).encode())
+
     package = Path(__file__).parents[2]
     code = [path for name in MODULES for path in package.glob(f"{name}.py")]
     for path in sorted([*code, *Path(data_prep.__file__).parent.glob("*.py")]):
-        found.update(path.read_bytes())
+        digest.update(path.read_bytes())
+
+    # The content of a large download is not read again: size and time tell whether it has changed.
     root = job.raw.parent if job.raw.is_file() else job.raw
     for folder, below, names in os.walk(root):
         if job.raw.is_file():  # beside it may lie what was prepared from it
@@ -282,15 +298,15 @@ def _stamp(job: PrepJob) -> str:
         for name in sorted(names):
             path = Path(folder, name)
             status = path.stat() if path.exists() else path.lstat()
-            found.update(
+            digest.update(
                 f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
             )
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _refuse_out(raw: Path, out: Path) -> None:
-    one, other = raw.resolve(), out.resolve()
-    if one == other or one in other.parents or other in one.parents:
+    source, target = raw.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
         raise PrepError(f"{out}: RAW ({raw}) and OUT lie in one another; choose an OUT beside RAW")
     if out.is_file():
         raise PrepError(f"{out}: a file; expected a folder that is new, empty or a prepared source")

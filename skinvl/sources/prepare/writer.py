@@ -50,15 +50,17 @@ class Account:
 
     def record(self) -> dict[str, Any]:
         """The account as `of` reads it."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
         return {
-            name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in found.items()
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in values.items()
         }
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> Self:
         """The account that `record` gave."""
-        return cls(**{one.name: type(getattr(cls(), one.name))(card[one.name]) for one in fields(cls)})
+        empty = cls()
+        names = [attribute.name for attribute in fields(cls)]
+        return cls(**{name: type(getattr(empty, name))(card[name]) for name in names})
 
 
 def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, bool], out: Path) -> Account:
@@ -67,6 +69,8 @@ def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, b
     moved = kept & (fates.rank != rows.rank)
     account = Account(joined=fates.joined, largest=fates.largest, moved=int(moved.sum()))
     names = _group_names(rows, fates, kept) if fates.joined else {}
+
+    # Block by block: the rows that are dropped into the ledger, the others into the file of their split.
     with ExitStack() as stack:
         ledger = stack.enter_context((out / "ledger.jsonl").open("w", encoding="utf-8", errors="backslashreplace"))
         writers: dict[str, pq.ParquetWriter] = {}
@@ -76,19 +80,21 @@ def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, b
             for block, starts in zip(rows.blocks, pairwise(rows.starts.tolist()), strict=True)
         ]
         pool = stack.enter_context(ThreadPoolExecutor(1))  # Arrow works on a block while another is written
-        for gone, made in _ahead(pool, lambda view: (view.dropped(), view.made(names)), views):
-            for row in gone:
+        for dropped, kept_rows in _ahead(pool, lambda view: (view.dropped(), view.made(names)), views):
+            for row in dropped:
                 ledger.write(json.dumps(row, ensure_ascii=False) + "\n")
                 account.ledger[row["rule"]] += 1
-            splits = pc.unique(made["split"]).to_pylist()
+            splits = pc.unique(kept_rows["split"]).to_pylist()
             for split in splits:
                 if split not in writers:
                     path = out / f"{split}.parquet"
                     writers[split] = stack.enter_context(pq.ParquetWriter(path, SCHEMA, use_dictionary=WORDS))
-                some = made if len(splits) == 1 else made.filter(pc.equal(made["split"], split))
-                writers[split].write_table(some)
-                account.examples[split] += len(some)
-            account.tags.update(pc.list_flatten(made["tags"]).to_pylist())
+                in_split = kept_rows if len(splits) == 1 else kept_rows.filter(pc.equal(kept_rows["split"], split))
+                writers[split].write_table(in_split)
+                account.examples[split] += len(in_split)
+            account.tags.update(pc.list_flatten(kept_rows["tags"]).to_pylist())
+
+    # Only images that a kept row shows belong to the source.
     shown = np.zeros(len(images), bool)
     shown[rows.image[(kept & ~fates.alone)[rows.row]]] = True
     used = images.filter(pa.array(shown)).select(IMAGES_SCHEMA.names)
@@ -112,39 +118,44 @@ class _View:
     def dropped(self) -> list[dict[str, str]]:
         """The ledger rows of the block: those that were dropped when it was made, and those that are not kept now."""
         with self.block.ledger.open(encoding="utf-8") as file:
-            found = [(row.pop("record"), row) for row in map(json.loads, file)]
+            numbered = [(row.pop("record"), row) for row in map(json.loads, file)]
         gone = np.flatnonzero(~self.kept[slice(*self.range)])
-        some = self.block.read().select(["record", "id"]).take(gone) if len(gone) else None
-        for place, row in zip(gone.tolist(), some.to_pylist() if some else (), strict=True):
-            rule, detail = self._fault(self.range[0] + place)
+        rows = self.block.read().select(["record", "id"]).take(gone) if len(gone) else None
+        for index, row in zip(gone.tolist(), rows.to_pylist() if rows else (), strict=True):
+            rule, detail = self._fault(self.range[0] + index)
             name = f"{self.block.part} record {row['record'] + 1}: {row['id']}"
-            found.append((row["record"], asdict(Dropped(name, rule, detail))))
-        return [row for _, row in sorted(found, key=itemgetter(0))]
+            numbered.append((row["record"], asdict(Dropped(name, rule, detail))))
+        return [row for _, row in sorted(numbered, key=itemgetter(0))]
 
     def made(self, names: Mapping[int, str]) -> pa.Table:
         """The Examples of the block that are kept, with their images, groups and splits."""
         here = slice(*self.range)
         kept = self.kept[here]
-        some = self.block.read().select(SCHEMA.names)
+        rows = self.block.read().select(SCHEMA.names)
         if not kept.all():
-            some = some.filter(pa.array(kept))
+            rows = rows.filter(pa.array(kept))
         columns = {"split": pa.array(SPLITS).take(pa.array(self.fates.rank[here][kept]))}
+
+        # Images by their paths in the source, not in RAW.
         first, last = np.searchsorted(self.rows.row, self.range)
         if last > first:
             shown = self.paths.take(pa.array(self.rows.image[first:last][self.kept[self.rows.row[first:last]]]))
             pictures = pa.StructArray.from_arrays([pa.nulls(len(shown), pa.binary()), shown], ["bytes", "path"])
-            ends = np.cumsum(pc.list_value_length(some["images"]).to_numpy())
+            ends = np.cumsum(pc.list_value_length(rows["images"]).to_numpy())
             columns["images"] = pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pictures)
+
+        # Rows of a joined group bear the name of the one that leads it.
         leader = self.fates.leader[here][kept]
         if (joins := leader != np.arange(*self.range)[kept]).any():
-            groups = some["group"].to_pylist()
-            for place in np.flatnonzero(joins):
-                groups[place] = names[int(leader[place])]
+            groups = rows["group"].to_pylist()
+            for index in np.flatnonzero(joins):
+                groups[index] = names[int(leader[index])]
             columns["group"] = pa.array(groups, pa.string())
+
         for name, column in columns.items():
-            some = some.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+            rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
         tags = {"missing-image": self.fates.alone[here][kept], "near-duplicate": self.fates.near[here][kept]}
-        return _tagged(some.cast(SCHEMA), tags)
+        return _tagged(rows.cast(SCHEMA), tags)
 
     def _fault(self, index: int) -> tuple[str, str]:
         if self.fates.duplicate[index]:
@@ -153,8 +164,8 @@ class _View:
             return "near-duplicate", "an earlier row asks and says the same of the same images, but for form"
         first, last = np.searchsorted(self.rows.row, [index, index + 1])
         faults = self.images.select(["rule", "detail"]).take(pa.array(self.rows.image[first:last])).to_pylist()
-        found = [(fault["rule"], fault["detail"]) for fault in faults if fault["rule"]]
-        return max(found, key=lambda fault: fault[0] != "missing-image")  # a missing one alone may be allowed
+        broken = [(fault["rule"], fault["detail"]) for fault in faults if fault["rule"]]
+        return max(broken, key=lambda fault: fault[0] != "missing-image")  # a missing one alone may be allowed
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[_View], T], views: Iterable[_View]) -> Iterator[T]:
@@ -173,15 +184,15 @@ def _tagged(rows: pa.Table, tags: Mapping[str, Mask]) -> pa.Table:
     touched = np.logical_or.reduce(list(tags.values()))
     if not touched.any():
         return rows
-    places = np.flatnonzero(touched)
+    indices = np.flatnonzero(touched)
     changed = []
-    for place, example in zip(places, examples(rows.take(places)), strict=True):
-        more = tuple(name for name, mask in tags.items() if mask[place])
+    for index, example in zip(indices, examples(rows.take(indices)), strict=True):
+        more = tuple(name for name, mask in tags.items() if mask[index])
         if "missing-image" in more:
             example = replace(example, images=(), messages=tuple(map(_text_alone, example.messages)))
         changed.append(replace(example, tags=(*example.tags, *more)))
     whole = pa.concat_tables([rows.filter(pa.array(~touched)), table(changed)])
-    return whole.take(np.argsort(np.concatenate([np.flatnonzero(~touched), places])))
+    return whole.take(np.argsort(np.concatenate([np.flatnonzero(~touched), indices])))
 
 
 def _text_alone(message: Message) -> Message:
@@ -196,6 +207,6 @@ def _group_names(rows: BlockRows, fates: Fates, kept: Mask) -> dict[int, str]:
         start = rows.starts[number]
         inside = leaders[(leaders >= start) & (leaders < rows.starts[number + 1])]
         if len(inside):
-            found = block.read()["group"].take(inside - start).to_pylist()
-            names |= zip(inside.tolist(), found, strict=True)
+            groups = block.read()["group"].take(inside - start).to_pylist()
+            names |= zip(inside.tolist(), groups, strict=True)
     return names

@@ -101,7 +101,7 @@ def stated(text: str, known: Known) -> str | None:
     ('mole', None)
     """
     words, mentions = _read(text, known)
-    return next((_said(words, one) for one in mentions if one.counted & known.own), None)
+    return next((_spelling(words, mention) for mention in mentions if mention.counted & known.own), None)
 
 
 def presupposed(question: str, known: Known) -> str | None:
@@ -112,15 +112,15 @@ def presupposed(question: str, known: Known) -> str | None:
     [None, 'melanoma', None]
     """
     words, mentions = _read(question, known)
-    for one in mentions:
-        before, after = (part.casefold() for part in _sentence(words, one))
-        supposed = one.denial == "open" and one.classes & known.own and _POINTED.search(before)
-        if one.counted & known.own or supposed:
+    for mention in mentions:
+        before, after = (part.casefold() for part in _sentence(words, mention))
+        supposed = mention.denial == "open" and mention.classes & known.own and _POINTED.search(before)
+        if mention.counted & known.own or supposed:
             offered = any(not other.classes & known.own for other in mentions) and _OFFERS.search(before + after)
             ends = re.match(r"^\W*$|^ (?:or|in|here|at)\b", after) and not re.search(r"\bto (?!be\b)", before)
             asks = _POLAR.search(before) and (ends or _ARTICLE.search(before)) and not _holds(before, bool(ends))
             if not (offered or asks or _APART.search(before)):
-                return _said(words, one)
+                return _spelling(words, mention)
     return None
 
 
@@ -136,34 +136,44 @@ def contradiction(question: str, answer: str, known: Known) -> str | None:
     True
     """
     words, mentions = _read(answer, known)
-    if said := re.match(r"\W*(yes|no)\b", answer, re.I):
-        affirmed = said[1].casefold() == "yes"
+
+    # A yes or no says what the question asks.
+    if reply := re.match(r"\W*(yes|no)\b", answer, re.I):
+        affirmed = reply[1].casefold() == "yes"
         asked = _asked(question, known, affirmed)
         own = bool(asked & known.own)
-        if asked and own != affirmed and (own or not any(one.counted & known.own for one in mentions)):
-            return f"{'denies' if own else 'asserts'} {known.names[min(asked)]}: {said[1]}"
-    own_ones = [one for one in mentions if one.classes & known.own and not words.asked(one.last)]
-    denied = [one for one in own_ones if one.denial == "denied" and not _SUPPOSED.search(_clause(words, one))]
-    if denied and len(denied) == len(own_ones):
-        return f"denies {known.names[min(known.own)]}: {_said(words, denied[0])}"
-    counted = [one for one in mentions if one.counted and not words.asked(one.last)]
-    found = frozenset[int]().union(*(one.counted for one in counted))
-    if len(found) > 1 and (choice := match.match(answer, known.names).choice):
-        found = frozenset((known.names.index(choice),))
-    if found & known.own:
+        if asked and own != affirmed and (own or not any(mention.counted & known.own for mention in mentions)):
+            return f"{'denies' if own else 'asserts'} {known.names[min(asked)]}: {reply[1]}"
+
+    # The known name is there, and every time only to be denied.
+    own_mentions = [mention for mention in mentions if mention.classes & known.own and not words.asked(mention.last)]
+    denied = [
+        mention
+        for mention in own_mentions
+        if mention.denial == "denied" and not _SUPPOSED.search(_clause(words, mention))
+    ]
+    if denied and len(denied) == len(own_mentions):
+        return f"denies {known.names[min(known.own)]}: {_spelling(words, denied[0])}"
+
+    # Another name is the conclusion, unless several are or the known one is among them.
+    counted = [mention for mention in mentions if mention.counted and not words.asked(mention.last)]
+    classes = frozenset[int]().union(*(mention.counted for mention in counted))
+    if len(classes) > 1 and (choice := match.match(answer, known.names).choice):
+        classes = frozenset((known.names.index(choice),))
+    if classes & known.own:
         return None
-    concluded = any(one.counted == found and _concludes(words, one) for one in counted)
-    return f"asserts {known.names[min(found)]}" if concluded else None
+    concluded = any(mention.counted == classes and _concludes(words, mention) for mention in counted)
+    return f"asserts {known.names[min(classes)]}" if concluded else None
 
 
 def _asked(question: str, known: Known, affirmed: bool) -> frozenset[int]:
     """What the yes or no to a question says that it is, or is not: one thing; a yes to "could it be" says neither."""
     words, mentions = _read(question, known)
-    found = frozenset[int]().union(*(one.classes for one in mentions))
-    if not (_YES_OR_NO.match(question) and (len(found) == 1 or (found and found <= known.own))):
+    classes = frozenset[int]().union(*(mention.classes for mention in mentions))
+    if not (_YES_OR_NO.match(question) and (len(classes) == 1 or (classes and classes <= known.own))):
         return frozenset()
     before = _clause(words, mentions[0])
-    return frozenset() if _HEDGED.search(before if affirmed else _MODAL.sub("", before)) else found
+    return frozenset() if _HEDGED.search(before if affirmed else _MODAL.sub("", before)) else classes
 
 
 @lru_cache(maxsize=8)  # a text is asked several things, one after the other
@@ -171,27 +181,27 @@ def _read(text: str, known: Known) -> tuple[SplitText, list[Mention]]:
     text = _LIKE_IT.sub(" as", _NO_GRADE.sub("", text) if "malignant" in known.names else text)
     words = SplitText.of(clauses.plain(text))
     mentions = match.mentioned(words, known.names, {})
-    for one in mentions:
-        if one.denial is None and _OUTWEIGHED.search(_sentence(words, one)[0].casefold()):
-            one.denial = "denied"
+    for mention in mentions:
+        if mention.denial is None and _OUTWEIGHED.search(_sentence(words, mention)[0].casefold()):
+            mention.denial = "denied"
     return words, mentions
 
 
-def _said(words: SplitText, one: Mention) -> str:
-    return " ".join(words.written[one.first : one.last + 1])
+def _spelling(words: SplitText, mention: Mention) -> str:
+    return " ".join(words.written[mention.first : mention.last + 1])
 
 
-def _sentence(words: SplitText, one: Mention) -> tuple[str, str]:
+def _sentence(words: SplitText, mention: Mention) -> tuple[str, str]:
     """What stands before and after a mention in its sentence."""
-    start = next((at for at in range(one.first, 0, -1) if words.stop(at)), 0)
-    end = next((at for at in range(one.last + 1, len(words.written)) if words.stop(at)), len(words.written))
-    before = "".join(f"{words.written[at]}{words.between[at + 1]}" for at in range(start, one.first))
-    after = "".join(f"{words.between[at]}{words.written[at]}" for at in range(one.last + 1, end))
+    start = next((at for at in range(mention.first, 0, -1) if words.stop(at)), 0)
+    end = next((at for at in range(mention.last + 1, len(words.written)) if words.stop(at)), len(words.written))
+    before = "".join(f"{words.written[at]}{words.between[at + 1]}" for at in range(start, mention.first))
+    after = "".join(f"{words.between[at]}{words.written[at]}" for at in range(mention.last + 1, end))
     return before, after + words.between[end]
 
 
-def _clause(words: SplitText, one: Mention) -> str:
-    return _sentence(words, one)[0].casefold()
+def _clause(words: SplitText, mention: Mention) -> str:
+    return _sentence(words, mention)[0].casefold()
 
 
 def _holds(before: str, ends: bool) -> bool:
@@ -199,21 +209,22 @@ def _holds(before: str, ends: bool) -> bool:
     return _POINTED.search(before) is not None and not (ends and _ASKED_OF.search(before))
 
 
-def _concludes(words: SplitText, one: Mention) -> bool:
-    before, after = (part.casefold() for part in _sentence(words, one))
+def _concludes(words: SplitText, mention: Mention) -> bool:
+    # A hedge counts up to a firm word: "could be a nevus, but most likely melanoma" concludes.
+    before, after = (part.casefold() for part in _sentence(words, mention))
     before = re.sub(r"\bdifferential diagnos[ei]s\b", "differential", before)
-    firm = [found.end() for found in _FIRM.finditer(before)]
+    firm = [sign.end() for sign in _FIRM.finditer(before)]
     if _HEDGED.search(before, firm[-1] if firm else 0):
         return False
-    opens = one.first <= 1 and _OPENS.search(after) is not None
-    bare = opens or len(words.written) - (one.last - one.first + 1) <= _BARE
+    opens = mention.first <= 1 and _OPENS.search(after) is not None
+    bare = opens or len(words.written) - (mention.last - mention.first + 1) <= _BARE
     return bare or bool(firm) or _SAID.search(before) is not None or _SAID_AFTER.search(after) is not None
 
 
-def _akin(one: str, other: str) -> bool:
-    """Whether the one may be called by the other's name: one holds the words of the other, or they are kindred."""
-    words, others = set(_stems(one)), set(_stems(other))
-    return words <= others or others <= words or any({one, other} <= kin for kin in _KINDRED)
+def _akin(name: str, other: str) -> bool:
+    """Whether a diagnosis may be called by the other's name: one holds the words of the other, or they are kindred."""
+    words, others = set(_stems(name)), set(_stems(other))
+    return words <= others or others <= words or any({name, other} <= kin for kin in _KINDRED)
 
 
 @cache
@@ -225,4 +236,4 @@ def named(text: str) -> list[str]:
     """The diagnoses of `_OTHERS` that a text names and does not deny."""
     known = Known(frozenset(), _OTHERS)
     _, mentions = _read(text, known)
-    return list(dict.fromkeys(_OTHERS[place] for one in mentions for place in sorted(one.counted)))
+    return list(dict.fromkeys(_OTHERS[index] for mention in mentions for index in sorted(mention.counted)))

@@ -19,7 +19,7 @@ WAITS = (1.0, 4.0, 16.0, 64.0)  # seconds before each further attempt
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Gives the vectors of texts; None where the server has none, which is said."""
+    """Gives the vectors of texts; None where the server has none, which `say` is told."""
 
     folder: Path  # where they are kept
     model: str
@@ -64,18 +64,18 @@ class Vectors:
 
     async def _asked(self, texts: dict[bytes, str]) -> dict[bytes, NDArray[np.float32]]:
         endpoint = Endpoint(self.address, Settings(self.model), key(self.address, self.variable))
-        found: dict[bytes, NDArray[np.float32]] = {}
+        embeddings: dict[bytes, NDArray[np.float32]] = {}
         names = list(texts)
         try:
             for start in range(0, len(names), BATCH):
-                some = names[start : start + BATCH]
-                vectors = np.array(await self._patient(endpoint, [texts[name] for name in some]), np.float32)
-                if vectors.ndim != 2 or len(vectors) != len(some):
-                    raise EndpointError(f"{self.address}: {self.model} gave no vector for each of {len(some)} texts")
-                found |= zip(some, vectors, strict=True)
+                batch = names[start : start + BATCH]
+                vectors = np.array(await self._patient(endpoint, [texts[name] for name in batch]), np.float32)
+                if vectors.ndim != 2 or len(vectors) != len(batch):
+                    raise EndpointError(f"{self.address}: {self.model} gave no vector for each of {len(batch)} texts")
+                embeddings |= zip(batch, vectors, strict=True)
         finally:
             await endpoint.close()
-        return found
+        return embeddings
 
     async def _patient(self, endpoint: Endpoint, texts: Sequence[str]) -> list[list[float]]:
         for wait in WAITS:

@@ -51,7 +51,7 @@ DEALS: dict[str, Deals] = {
 }
 # A clinical photograph may well show where on the body it was taken; a dermoscopic image or a section does not.
 DEALS_CLINICAL: dict[str, Deals] = {**DEALS, "site": Deals("keep", "tag", "tag")}
-_VALUES = {one.name for one in fields(Facts)}
+_VALUES = {fact.name for fact in fields(Facts)}
 
 
 class Stated(NamedTuple):
@@ -59,12 +59,12 @@ class Stated(NamedTuple):
 
     fact: Name
     words: str
-    told: bool
+    disclosed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Disclosed:
-    """All that the model was told of an image, as texts are compared with it."""
+    """All that the context discloses of an image to the model, as texts are compared with it."""
 
     ages: tuple[float, ...]
     sexes: frozenset[Sex]
@@ -73,14 +73,14 @@ class Disclosed:
     malignancy: Known | None
 
 
-def told(facts: Facts, context: Mapping[str, str]) -> Disclosed:
-    """What the facts and the free texts of the context, such as a caption, tell."""
+def disclosed(facts: Facts, context: Mapping[str, str]) -> Disclosed:
+    """What the facts and the free texts of the context, such as a caption, disclose."""
     texts = tuple(value for name, value in context.items() if name not in _VALUES)
-    return _told(facts.age, facts.sex, facts.site, facts.diagnosis, facts.malignancy, texts)
+    return _disclosed(facts.age, facts.sex, facts.site, facts.diagnosis, facts.malignancy, texts)
 
 
 @lru_cache(maxsize=1024)
-def _told(
+def _disclosed(
     age: float | None,
     sex: str | None,
     site: str | None,
@@ -88,12 +88,12 @@ def _told(
     malignancy: str | None,
     texts: tuple[str, ...],
 ) -> Disclosed:
-    ages = [() if age is None else (age,), *(tuple(one.low for one in person.ages(text)) for text in texts)]
-    sexes = {sex, *(one for text in texts for one, _ in person.sexes(text))} & {"female", "male"}
+    ages = [() if age is None else (age,), *(tuple(mention.low for mention in person.ages(text)) for text in texts)]
+    sexes = {sex, *(named_sex for text in texts for named_sex, _ in person.sexes(text))} & {"female", "male"}
     named = [diagnosis] if diagnosis else [name for text in texts for name in diagnoses.named(text)]
     return Disclosed(
-        tuple(one for some in ages for one in some),
-        frozenset(one for one in ("female", "male") if one in sexes),
+        tuple(low for lows in ages for low in lows),
+        frozenset(value for value in ("female", "male") if value in sexes),
         frozenset[str]().union(sites.named(site or ""), *map(sites.named, texts)),
         Known.diagnosis(*named) if named else None,
         Known.grade(malignancy or ""),
@@ -105,23 +105,29 @@ def stated(text: str, known: Disclosed, question: bool = False) -> list[Stated]:
 
     An age or a sex that the context had not is stated all the same; a site or diagnosis is not, since it may be seen.
 
-    >>> her = told(Facts(age=54, sex="female", site="forearm", diagnosis="melanoma"), {})
-    >>> [(one.fact, one.told) for one in stated("A melanoma on the arm of a 54-year-old man.", her)]
+    >>> her = disclosed(Facts(age=54, sex="female", site="forearm", diagnosis="melanoma"), {})
+    >>> [(fact, had) for fact, _, had in stated("A melanoma on the arm of a 54-year-old man.", her)]
     [('age', True), ('sex', False), ('site', True), ('diagnosis', True)]
     """
-    found: list[Stated] = []
-    ages = [Stated("age", one.words, any(one.low <= age < one.high for age in known.ages)) for one in person.ages(text)]
+    statements: list[Stated] = []
+    # No image shows an age or a sex: whatever the text states of them counts, once.
+    ages = [
+        Stated("age", mention.words, any(mention.low <= age < mention.high for age in known.ages))
+        for mention in person.ages(text)
+    ]
     sexes = [Stated("sex", words, sex in known.sexes) for sex, words in person.sexes(text)]
-    for some in (ages, sexes):
-        found += sorted(some, key=lambda one: not one.told)[:1]
+    for of_fact in (ages, sexes):
+        statements += sorted(of_fact, key=lambda statement: not statement.disclosed)[:1]
+
+    # Of the rest only what the context disclosed.
     if words := sites.stated(text, known.sites):
-        found.append(Stated("site", words, True))
+        statements.append(Stated("site", words, True))
     look = diagnoses.presupposed if question else diagnoses.stated
     if known.diagnosis and (words := look(text, known.diagnosis)):
-        found.append(Stated("diagnosis", words, True))
+        statements.append(Stated("diagnosis", words, True))
     if known.malignancy and (words := look(text, known.malignancy)):
-        found.append(Stated("malignancy", words, True))
-    return found
+        statements.append(Stated("malignancy", words, True))
+    return statements
 
 
 def deal(fact: Name, kind: str, modality: str | None, question: bool = False) -> Deal:

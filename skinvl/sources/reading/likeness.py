@@ -20,7 +20,7 @@ BLOCK = 1_000  # texts that are compared at once; each needs 8 bytes for every k
 def repeats(
     texts: Sequence[str], vectors: NDArray[np.float64] | None = None, least: float | None = None
 ) -> list[int | None]:
-    """For each text the place of the earlier, kept one that it nearly repeats; None where it is kept itself.
+    """For each text the index of the earlier, kept one that it nearly repeats; None where it is kept itself.
 
     A text is compared with those that were kept alone, so that a chain of small changes does not take all of it; and
     with those alone that deny as it does, since "with fever" and "without fever" differ little and mean the opposite.
@@ -41,35 +41,40 @@ def repeats(
         return []
     threshold = least if least is not None else SPELT if vectors is None else EMBEDDED
     rows: Any = _spelt(texts) if vectors is None else _directions(vectors)
+
+    # Texts that deny alike are compared among themselves.
     denials: dict[tuple[str, ...], list[int]] = {}
-    for place, text in enumerate(texts):
-        denials.setdefault(tuple(sorted(_DENIAL.findall(text.casefold()))), []).append(place)
-    found: list[int | None] = [None] * len(texts)
-    for places in denials.values():
-        for place, other in zip(places, _repeats(rows[np.array(places)], threshold), strict=True):
-            found[place] = None if other is None else places[other]
-    return found
+    for index, text in enumerate(texts):
+        denials.setdefault(tuple(sorted(_DENIAL.findall(text.casefold()))), []).append(index)
+    originals: list[int | None] = [None] * len(texts)
+    for indices in denials.values():
+        for index, other in zip(indices, _repeats(rows[np.array(indices)], threshold), strict=True):
+            originals[index] = None if other is None else indices[other]
+    return originals
 
 
 def _repeats(rows: Any, threshold: float) -> list[int | None]:
     kept: list[int] = []
-    found: list[int | None] = []
+    originals: list[int | None] = []
     for start in range(0, rows.shape[0], BLOCK):
+        # The likeness to what was kept of earlier blocks, and within this one.
         block = rows[start : start + BLOCK]
         nearest = _nearest(block, rows, kept)
         among = _dense(block @ block.T)
+
+        # In order, since what repeats is not kept, and then nothing is compared with it.
         new: list[int] = []
-        for place, (likeness, other) in enumerate(nearest):
-            within = max(((among[place, one], one) for one in new), default=(-1.0, 0))
+        for index, (likeness, other) in enumerate(nearest):
+            within = max(((among[index, candidate], candidate) for candidate in new), default=(-1.0, 0))
             if likeness >= threshold:
-                found.append(other)
+                originals.append(other)
             elif within[0] >= threshold:
-                found.append(start + within[1])
+                originals.append(start + within[1])
             else:
-                found.append(None)
-                new.append(place)
-        kept += [start + place for place in new]
-    return found
+                originals.append(None)
+                new.append(index)
+        kept += [start + index for index in new]
+    return originals
 
 
 def _nearest(block: Any, rows: Any, kept: Sequence[int]) -> Iterator[tuple[float, int]]:
@@ -77,12 +82,12 @@ def _nearest(block: Any, rows: Any, kept: Sequence[int]) -> Iterator[tuple[float
     best = np.full(block.shape[0], -1.0)
     whose = np.zeros(block.shape[0], np.int64)
     for start in range(0, len(kept), BLOCK):
-        places = np.array(kept[start : start + BLOCK])
-        likeness = _dense(block @ rows[places].T)
+        indices = np.array(kept[start : start + BLOCK])
+        likeness = _dense(block @ rows[indices].T)
         top = likeness.argmax(axis=1)
         value = likeness[np.arange(len(top)), top]
         better = value > best
-        best[better], whose[better] = value[better], places[top[better]]
+        best[better], whose[better] = value[better], indices[top[better]]
     return zip(best.tolist(), whose.tolist(), strict=True)
 
 
@@ -93,8 +98,8 @@ def _dense(product: Any) -> NDArray[np.float64]:
 def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """float[N, D] of length one; zero stays zero, which is like nothing."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: NDArray[np.float64] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return found
+    directions: NDArray[np.float64] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return directions
 
 
 def _spelt(texts: Sequence[str]) -> csr_array:
@@ -103,4 +108,4 @@ def _spelt(texts: Sequence[str]) -> csr_array:
 
     plain = ["".join(char if char.isalnum() else " " for char in text.casefold()) for text in texts]
     grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
-    return csr_array(grams.fit_transform([one if one.strip() else "-" * 3 for one in plain]))
+    return csr_array(grams.fit_transform([text if text.strip() else "-" * 3 for text in plain]))

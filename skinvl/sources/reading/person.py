@@ -12,7 +12,12 @@ from skinvl.data import clauses
 Sex = Literal["female", "male"]
 
 _UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = ("ten", "eleven", "twelve", *(f"{one}teen" for one in ("thir", "four", "fif", "six", "seven", "eigh", "nine")))
+_TEENS = (
+    "ten",
+    "eleven",
+    "twelve",
+    *(f"{stem}teen" for stem in ("thir", "four", "fif", "six", "seven", "eigh", "nine")),
+)
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _COUNTS = dict(zip((*_UNITS, *_TEENS), range(1, 20), strict=True)) | {
     f"{ten}{unit and ' '}{unit}": 10 * tens + units
@@ -108,9 +113,9 @@ def ages(text: str) -> Iterator[Age]:
     """
     for sentence in _sentences(text):
         for pattern in _AGES:
-            for found in pattern.finditer(sentence):
-                if not _is_general(sentence, found):
-                    yield _age(found)
+            for match in pattern.finditer(sentence):
+                if not _is_general(sentence, match):
+                    yield _age(match)
 
 
 def sexes(text: str) -> Iterator[tuple[Sex, str]]:
@@ -120,50 +125,50 @@ def sexes(text: str) -> Iterator[tuple[Sex, str]]:
     [('male', 'this man'), ('male', 'his')]
     """
     for sentence in _sentences(text):
-        plain = _EITHER.sub(lambda found: " " * len(found[0]), sentence)
+        plain = _EITHER.sub(lambda match: " " * len(match[0]), sentence)
         stated: list[tuple[Sex, str]] = []
         for pattern in _SEXES:
-            for found in pattern.finditer(plain):
-                somebody = _SOMEBODY.findall(plain, 0, found.start())
+            for match in pattern.finditer(plain):
+                somebody = _SOMEBODY.findall(plain, 0, match.start())
                 pronoun = pattern is _PRONOUN
                 if pronoun and somebody and re.search(_DOCTOR, somebody[-1]):
                     continue  # it stands for whom was named last
-                if not pronoun and _supposes(plain[: found.start()], found):
+                if not pronoun and _supposes(plain[: match.start()], match):
                     continue
-                word = found["sex"].split()[0]
-                stated.append(("female" if word in _FEMALE or word == "f" else "male", found[0].strip()))
+                word = match["sex"].split()[0]
+                stated.append(("female" if word in _FEMALE or word == "f" else "male", match[0].strip()))
         if len({sex for sex, _ in stated}) == 1:  # both are compared
             yield from stated
 
 
 def _sentences(text: str) -> Iterator[str]:
-    for found in _SENTENCE.finditer(clauses.plain(text).casefold()):
-        yield found[0].strip()
+    for match in _SENTENCE.finditer(clauses.plain(text).casefold()):
+        yield match[0].strip()
 
 
-def _is_general(sentence: str, found: re.Match[str]) -> bool:
+def _is_general(sentence: str, match: re.Match[str]) -> bool:
     """Whether the age is one of people in general, or a limit that is compared with."""
-    before = sentence[: found.start()]
-    if _supposes(before, found):
+    before = sentence[: match.start()]
+    if _supposes(before, match):
         return True
-    if "old" in found[0] and re.search(rf"\b{_THE} (?:[\w-]+ )?$", before):
+    if "old" in match[0] and re.search(rf"\b{_THE} (?:[\w-]+ )?$", before):
         return False
-    if any(found.groupdict().get(name) for name in _ALONE) and not re.search(r"\b(?:his|her)\b", found[0]):
+    if any(match.groupdict().get(name) for name in _ALONE) and not re.search(r"\b(?:his|her)\b", match[0]):
         return _SINGULAR.search(sentence) is None or _MANY.search(before) is not None
-    if found.groupdict().get("life"):
+    if match.groupdict().get("life"):
         return False
     return _COMPARED.search(before) is not None or _MANY.search(before) is not None
 
 
-def _supposes(before: str, found: re.Match[str]) -> bool:
+def _supposes(before: str, match: re.Match[str]) -> bool:
     """Whether it is only supposed, as in "if the patient is a child"; "whether the child …" tells that it is one."""
     if _SUPPOSED.search(before) is None:
         return False
-    return re.match(r"\s*(?:the|this) (?!.*\b(?:an?|is|was)\b)", found[0]) is None
+    return re.match(r"\s*(?:the|this) (?!.*\b(?:an?|is|was)\b)", match[0]) is None
 
 
-def _age(found: re.Match[str]) -> Age:
-    groups, words = found.groupdict(), found[0].strip()
+def _age(match: re.Match[str]) -> Age:
+    groups, words = match.groupdict(), match[0].strip()
     if life := groups.get("life"):
         low, high = _LIVES[life]
     elif decade := groups.get("decade"):
@@ -175,8 +180,8 @@ def _age(found: re.Match[str]) -> Age:
         low = 10 * _ORDINALS.index(ordinal)
         high = low + 10
     else:
-        said = groups.get("n") or groups["months"]
-        low = float(said) if said.isdecimal() else float(_COUNTS[said.replace("-", " ")])
+        number = groups.get("n") or groups["months"]
+        low = float(number) if number.isdecimal() else float(_COUNTS[number.replace("-", " ")])
         low, high = (low / 12, low / 12 + 1) if groups.get("months") else (low, low + 1)
         if groups.get("about"):
             low, high = low - 3, high + 3

@@ -16,7 +16,7 @@ _BAD_ESCAPE = re.compile(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|)')
 _NUMBERED = re.compile(r"(question|answer)_?(\d+)")
 _FORM = ("…", "...")
 _DECODER = json.JSONDecoder(strict=False)  # models leave line breaks in strings
-_ASKED, _SAID = ("question", "instruction", "task"), ("answer", "output", "solution", "response")
+_ASKED, _ANSWERED = ("question", "instruction", "task"), ("answer", "output", "solution", "response")
 
 
 class QAPair(NamedTuple):
@@ -35,75 +35,85 @@ def pairs(text: str, question: str | None) -> list[QAPair] | None:
         question: what was asked, so that only the answer counts; None where the model wrote the questions.
 
     >>> pairs('Here you are: ```json {"answer": "A macule.",} ```', "What is it?")
-    [Pair(question='What is it?', answer='A macule.')]
+    [QAPair(question='What is it?', answer='A macule.')]
     >>> pairs('{"pairs": []}', None), pairs('{"answer": "A mac', "What is it?")
     ([], None)
     """
-    found: list[QAPair] | None = None
-    for one in _objects(text):
-        read = _read(one)
+    qa_pairs: list[QAPair] | None = None
+    for value in _objects(text):
+        read = _read(value)
         if read is not None:
-            found = [*(found or []), *read]
-    if found:
-        found = [pair for pair in found if pair.answer not in _FORM] or None  # the form that was asked for, repeated
-    if found is None or question is None:
-        return found
-    return [QAPair(question, found[-1].answer)] if found else None  # a model that corrects itself does so last
+            qa_pairs = [*(qa_pairs or []), *read]
+    if qa_pairs:
+        qa_pairs = [
+            pair for pair in qa_pairs if pair.answer not in _FORM
+        ] or None  # the form that was asked for, repeated
+    if qa_pairs is None or question is None:
+        return qa_pairs
+    return [QAPair(question, qa_pairs[-1].answer)] if qa_pairs else None  # a model that corrects itself does so last
 
 
 def verdict(text: str) -> Mapping[str, Any] | None:
     """The last JSON object of a reply; None where there is none."""
-    found = [one for one in _objects(text) if isinstance(one, dict)]
-    return found[-1] if found else None
+    objects = [value for value in _objects(text) if isinstance(value, dict)]
+    return objects[-1] if objects else None
 
 
 def _objects(text: str) -> Iterator[Any]:
     """The JSON objects and lists of a reply: those in fences where there are any, else all, in order."""
     bare = _THOUGHT.sub("", text)
-    parts = [list(_decoded(part)) for part in _FENCED.findall(bare)]
-    found = [one for part in parts for one in part]
-    yield from found or _decoded(bare)
+    fenced = [value for part in _FENCED.findall(bare) for value in _decoded(part)]
+    yield from fenced or _decoded(bare)
 
 
 def _decoded(text: str) -> Iterator[Any]:
     opening = _OPENING.search(text)
     mended = _mended(text[opening.start() :]) if opening else ""
-    place = failed = 0
-    while failed < FAILURES and (opening := _OPENING.search(mended, place)):
+    position = failed = 0
+    while failed < FAILURES and (opening := _OPENING.search(mended, position)):
         try:
-            found, place = _DECODER.raw_decode(mended, opening.start())
+            value, position = _DECODER.raw_decode(mended, opening.start())
         except ValueError:
-            place, failed = opening.end(), failed + 1
+            position, failed = opening.end(), failed + 1
             continue
         except RecursionError:
             return
-        yield found
+        yield value
 
 
 def _mended(text: str) -> str:
     """The text with backslashes that JSON does not know doubled, and without commas before a closing bracket."""
-    escaped = _BAD_ESCAPE.sub(lambda found: found[0] if found[1] else "\\\\", text)
-    return _STRING_OR_COMMA.sub(lambda found: found[0] if found[0] != "," else "", escaped)
+    escaped = _BAD_ESCAPE.sub(lambda match: match[0] if match[1] else "\\\\", text)
+    return _STRING_OR_COMMA.sub(lambda match: match[0] if match[0] != "," else "", escaped)
 
 
-def _read(found: Any) -> list[QAPair] | None:
+def _read(decoded: Any) -> list[QAPair] | None:
     """The pairs of a decoded reply; None where it has not the form of any."""
-    if isinstance(found, list):
-        read = [_read(one) for one in found]
-        return None if any(one is None for one in read) else [pair for one in read for pair in one or ()]
-    if not isinstance(found, dict):
+    # A list of pairs, all of which have to be readable.
+    if isinstance(decoded, list):
+        read = [_read(element) for element in decoded]
+        return None if any(pairs is None for pairs in read) else [pair for pairs in read for pair in pairs or ()]
+    if not isinstance(decoded, dict):
         return None
-    values = {str(key).casefold().strip(): value for key, value in found.items()}
-    if said := next((name for name in _SAID if name in values), None):
-        answer = _text(values[said])
+    values = {str(key).casefold().strip(): value for key, value in decoded.items()}
+
+    # One pair, under any of the usual names; an instruction may come with an input.
+    if answer_key := next((name for name in _ANSWERED if name in values), None):
+        answer = _text(values[answer_key])
         asked = [_text(values[name]) for name in _ASKED if name in values][:1]
-        given = [_text(values["input"])] if "input" in values and asked else []
-        question = "\n\n".join(one for one in (*asked, *given) if one)
+        inputs = [_text(values["input"])] if "input" in values and asked else []
+        question = "\n\n".join(part for part in (*asked, *inputs) if part)
         return None if answer is None else [QAPair(question, answer)]
-    if numbered := {found.group(1, 2): value for key, value in values.items() if (found := _NUMBERED.fullmatch(key))}:
+
+    # Several pairs as question_1, answer_1 and so on.
+    if numbered := {match.group(1, 2): value for key, value in values.items() if (match := _NUMBERED.fullmatch(key))}:
         numbers = dict.fromkeys(number for _, number in numbered)
-        texts = [(_text(numbered.get(("question", one))), _text(numbered.get(("answer", one)))) for one in numbers]
-        return [QAPair(asked, said) for asked, said in texts if asked is not None and said is not None] or None
+        texts = [(_text(numbered.get(("question", key))), _text(numbered.get(("answer", key)))) for key in numbers]
+        return [
+            QAPair(question, answer) for question, answer in texts if question is not None and answer is not None
+        ] or None
+
+    # Whatever else wraps a single list or object.
     held = [value for value in values.values() if isinstance(value, list | dict)]
     return _read(held[0]) if len(held) == 1 else None
 

@@ -1,7 +1,7 @@
 """What of a model's reply is kept, and why the rest is not: its pairs, and the first rule that each of them breaks.
 
-The rules of `skinvl.rules` judge what a model wrote as they judge what others did. The rules here know more than those:
-what the model was asked, and what it alone was told.
+The rules of `skinvl.sources.rules` judge what a model wrote as they judge what others did. The rules here know more:
+what the model was asked, and what the context disclosed to it alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_TASK = 800
 GRADED = "malignancy"  # the kind of question whose answer is held against the grade
 # What an honest answer to these says: whether the image can tell at all.
 MAY_NOT_TELL = ("anatomy", "quality")
-# Of `skinvl.rules`: what is left out here, and why. The first three have rules of their own below.
+# Of `skinvl.sources.rules`: what is left out here, and why. The first three have rules of their own below.
 _NOT_JUDGED = ("label-conditioned", "near-duplicate", "missing-image")
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -108,58 +108,58 @@ def screen(request: Request, reply: Reply, facts: Facts) -> list[Screened]:
     Whether a pair says the same as one of another reply is not judged here; see `skinvl.sources.reading.likeness`.
 
     Args:
-        facts: all that is known of the image, whether or not the model was told.
+        facts: all that is known of the image, whether or not it was disclosed to the model.
     """
     if reply.finish == "content_filter":
         return [Screened(QAPair("", ""), "refusal", "finish reason: content_filter")]
-    found = replies.pairs(reply.text, request.question)
-    if found is None:
+    pairs = replies.pairs(reply.text, request.question)
+    if pairs is None:
         return [Screened(QAPair(request.question or "", ""), *_unread(reply))]
-    if not found:
+    if not pairs:
         return [Screened(QAPair("", ""), "no-pairs", "an empty list")]
-    told = leakage.told(facts, request.context)
+    disclosed = leakage.disclosed(facts, request.context)
     several = request.question is None and "pairs" in request.schema.get("properties", ())
-    return [_judged(request, pair, facts, told) for pair in (found if several else found[-1:])]
+    return [_screened(request, pair, facts, disclosed) for pair in (pairs if several else pairs[-1:])]
 
 
-def fault(request: Request, said: str) -> str | None:
+def fault(request: Request, reply: str) -> str | None:
     """What keeps a reply from being read, in words for the model that gave it; None where it can be read.
 
     A refusal is none: to ask for its form again would only pay for it twice.
     """
     if request.kind == verification.KIND:
-        found = verification.read(said).supported
-        return "no JSON object in which supported is yes, no or unsure" if found == "unreadable" else None
-    if replies.pairs(said, request.question) is not None or _refused(said):
+        supported = verification.read(reply).supported
+        return "no JSON object in which supported is yes, no or unsure" if supported == "unreadable" else None
+    if replies.pairs(reply, request.question) is not None or _refused(reply):
         return None
     return "no JSON object of the form that was asked for, or one that is cut off"
 
 
-def _refused(said: str) -> str:
+def _refused(reply: str) -> str:
     """The words of a reply without any JSON that decline; nothing where it does not."""
-    found = patterns.REFUSED.pattern.search(said.lower().replace("’", "'"))
-    return found[0].strip() if found and "{" not in said else ""
+    match = patterns.REFUSED.pattern.search(reply.lower().replace("’", "'"))
+    return match[0].strip() if match and "{" not in reply else ""
 
 
 def _unread(reply: Reply) -> tuple[str, str]:
     """The rule that an unreadable reply breaks, and what was found."""
-    said = " ".join(reply.text.split())
-    if refused := _refused(said):
+    words = " ".join(reply.text.split())
+    if refused := _refused(words):
         return "refusal", f"answer: {refused}"[:LONGEST_DETAIL]
     cut = f"cut off after {reply.completion_tokens:,} tokens: " if reply.finish == "length" else ""
-    return "unparsable", (cut + (said or "an empty reply"))[:LONGEST_DETAIL]
+    return "unparsable", (cut + (words or "an empty reply"))[:LONGEST_DETAIL]
 
 
-def _judged(request: Request, pair: QAPair, facts: Facts, told: Disclosed) -> Screened:
+def _screened(request: Request, pair: QAPair, facts: Facts, disclosed: Disclosed) -> Screened:
     tags: list[str] = []
-    for rule, detail in _found(request, pair, facts, told):
+    for rule, detail in _breaches(request, pair, facts, disclosed):
         if SCREENS[rule].drops:
             return Screened(pair, rule, detail[:LONGEST_DETAIL])
         tags.append(rule)
     return Screened(pair, tags=tuple(dict.fromkeys(tags)))
 
 
-def _found(request: Request, pair: QAPair, facts: Facts, told: Disclosed) -> Iterator[tuple[str, str]]:
+def _breaches(request: Request, pair: QAPair, facts: Facts, disclosed: Disclosed) -> Iterator[tuple[str, str]]:
     """(rule, what was found) of every rule that the pair breaks, in the order of SCREENS."""
     if _HALF.search(pair.question + pair.answer):
         yield "unparsable", "half of a surrogate pair, which no file can hold"
@@ -169,17 +169,18 @@ def _found(request: Request, pair: QAPair, facts: Facts, told: Disclosed) -> Ite
         return
     yield from _broken(request, pair)
     yield from _measured(request, pair)
-    for where, said in (("question", pair.question), ("answer", pair.answer)):
-        if (where == "answer" or request.question is None) and (why := english.foreign(said)):
+    for where, words in (("question", pair.question), ("answer", pair.answer)):
+        if (where == "answer" or request.question is None) and (why := english.foreign(words)):
             yield "language", f"{where}: {why}"
+
     if request.image is None:  # a task may tell of any patient
         return
-    yield from _leaks(request, pair, facts, told)
+    yield from _leaks(request, pair, facts, disclosed)
     yield from _contradictions(request, pair, facts)
 
 
 def _broken(request: Request, pair: QAPair) -> Iterator[tuple[str, str]]:
-    """What `skinvl.rules` finds in the pair as a conversation."""
+    """What `skinvl.sources.rules` finds in the pair as a conversation."""
     images = (request.image,) if request.image else ()
     turns = text("user", pair.question, images=len(images)), text("assistant", pair.answer)
     example = Example(request.id, "synth", images, turns, request.unit, "train", "unknown")
@@ -189,34 +190,35 @@ def _broken(request: Request, pair: QAPair) -> Iterator[tuple[str, str]]:
 
 
 def _measured(request: Request, pair: QAPair) -> Iterator[tuple[str, str]]:
-    asked, said = len(pair.question.split()), len(pair.answer.split())
+    question_words, answer_words = len(pair.question.split()), len(pair.answer.split())
     least = LEAST.get(request.kind, LEAST_OTHER)
     most, most_question = (MOST, MOST_QUESTION) if request.image else (MOST_TASK, MOST_TASK)
-    if said < least:
-        yield "too-short", f"answer: {said} of {least} words"
-    if request.question is None and asked < LEAST_QUESTION:
-        yield "too-short", f"question: {asked} of {LEAST_QUESTION} words"
-    if said > most:
-        yield "too-long", f"answer: {said} words, at most {most}"
-    if asked > most_question:
-        yield "too-long", f"question: {asked} words, at most {most_question}"
+    if answer_words < least:
+        yield "too-short", f"answer: {answer_words} of {least} words"
+    if request.question is None and question_words < LEAST_QUESTION:
+        yield "too-short", f"question: {question_words} of {LEAST_QUESTION} words"
+    if answer_words > most:
+        yield "too-long", f"answer: {answer_words} words, at most {most}"
+    if question_words > most_question:
+        yield "too-long", f"question: {question_words} words, at most {most_question}"
 
 
-def _leaks(request: Request, pair: QAPair, facts: Facts, told: Disclosed) -> Iterator[tuple[str, str]]:
-    given = request.question is not None  # then the programme wrote it, which knows no facts
-    for where, said in (("question", "" if given else pair.question), ("answer", pair.answer)):
+def _leaks(request: Request, pair: QAPair, facts: Facts, disclosed: Disclosed) -> Iterator[tuple[str, str]]:
+    programme_asked = request.question is not None  # such a question knows no facts
+    for where, words in (("question", "" if programme_asked else pair.question), ("answer", pair.answer)):
         question = where == "question"
-        for one in leakage.stated(said, told, question):
-            deal = leakage.deal(one.fact, request.kind, facts.modality, question)
+        for statement in leakage.stated(words, disclosed, question):
+            deal = leakage.deal(statement.fact, request.kind, facts.modality, question)
             if deal == "drop":
-                yield "leaks-context" if one.told else "invents-context", f"{where}: {one.fact}: {one.words}"
+                rule = "leaks-context" if statement.disclosed else "invents-context"
+                yield rule, f"{where}: {statement.fact}: {statement.words}"
             elif deal == "tag":
-                yield SITE_CONDITIONED if one.fact == "site" else LABEL_CONDITIONED, ""
+                yield SITE_CONDITIONED if statement.fact == "site" else LABEL_CONDITIONED, ""
 
 
 def _contradictions(request: Request, pair: QAPair, facts: Facts) -> Iterator[tuple[str, str]]:
-    known = diagnoses.Known.diagnosis(facts.diagnosis) if facts.diagnosis else None
+    diagnosis = diagnoses.Known.diagnosis(facts.diagnosis) if facts.diagnosis else None
     grade = diagnoses.Known.grade(facts.malignancy or "") if request.kind == GRADED else None
-    for one in (known, grade):
-        if one and (why := diagnoses.contradiction(pair.question, pair.answer, one)):
+    for known in (diagnosis, grade):
+        if known and (why := diagnoses.contradiction(pair.question, pair.answer, known)):
             yield "contradicts-label", f"answer {why}"

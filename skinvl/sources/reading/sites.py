@@ -141,12 +141,12 @@ def _clauses(text: str) -> Iterator[str]:
 
 
 def _mentions(clause: str) -> Iterator[tuple[str, int, str]]:
-    for found in _WORDS.finditer(clause):
-        yield str(found.lastgroup).replace("_", " "), found.start(), found[0]
+    for match in _WORDS.finditer(clause):
+        yield str(match.lastgroup).replace("_", " "), match.start(), match[0]
 
 
 def _known(site: str, known: frozenset[str]) -> bool:
-    return any(site in _wholes(one) or one in _wholes(site) for one in known)
+    return any(site in _wholes(name) or name in _wholes(site) for name in known)
 
 
 @cache

@@ -44,7 +44,7 @@ Supported = Literal["yes", "no", "unsure"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the second model said; unreadable where that was no verdict."""
+    """Whether the second model sees what was answered; unreadable where its reply was no verdict."""
 
     supported: Supported | Literal["unreadable"]
     reason: str
@@ -84,10 +84,10 @@ def read(text: str) -> Verdict:
     >>> read('{"supported": "No", "reason": "No ulcer is seen."}')
     Verdict(supported='no', reason='No ulcer is seen.')
     """
-    found = replies.verdict(text) or {}
-    said, reason = found.get("supported"), found.get("reason")
+    fields = replies.verdict(text) or {}
+    supported, reason = fields.get("supported"), fields.get("reason")
     why = reason.strip() if isinstance(reason, str) else ""
-    plain = said.strip(" .").casefold() if isinstance(said, str) else said
+    plain = supported.strip(" .").casefold() if isinstance(supported, str) else supported
     if plain in get_args(Supported):
         return Verdict(cast(Supported, plain), why)
     return Verdict("unreadable", " ".join(text.split())[:120])

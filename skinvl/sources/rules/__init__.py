@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from skinvl.data.example import Example
-from skinvl.data.example import words as said
+from skinvl.data.example import words as plain_text
 from skinvl.sources.rules import find, patterns
 from skinvl.sources.rules.find import BRACKET, COLON, FACTS, MISSING, Talk
 from skinvl.sources.rules.find import CONTROL_TOKENS as CONTROL_TOKENS
@@ -58,14 +58,14 @@ def judge(example: Example) -> tuple[list[tuple[str, str]], int]:
     Raises:
         UnicodeEncodeError: a text or path holds half of a surrogate pair, which no file can hold.
     """
-    turns = list(map(said, example.messages))
+    turns = list(map(plain_text, example.messages))
     key = 0
     signs: set[bytes] = set()
     for message, turn in zip(example.messages, turns, strict=True):
-        weight, found = (_weighed_again if message["role"] == "user" else _weighed)(turn)
+        weight, turn_signs = (_weighed_again if message["role"] == "user" else _weighed)(turn)
         key = key * TURN + weight
-        if found:
-            signs |= found
+        if turn_signs:
+            signs |= turn_signs
     if example.images:
         paths = "\0".join(example.images).encode()
         key += int.from_bytes(hashlib.blake2b(paths, digest_size=8).digest())
@@ -75,7 +75,7 @@ def judge(example: Example) -> tuple[list[tuple[str, str]], int]:
     longest = max(map(len, turns), default=0)
     if longest > LONGEST:
         return [("oversized", f"a turn of {longest:,} characters")], key % 2**64
-    return _found(example, turns, signs) if signs else [], key % 2**64
+    return _broken_rules(example, turns, signs) if signs else [], key % 2**64
 
 
 def _weighed(turn: str) -> tuple[int, frozenset[bytes]]:
@@ -99,13 +99,13 @@ def _weighed(turn: str) -> tuple[int, frozenset[bytes]]:
 _weighed_again = lru_cache(maxsize=1 << 12)(_weighed)  # the same is asked of many images
 
 
-def _found(example: Example, turns: list[str], signs: set[bytes]) -> list[tuple[str, str]]:
+def _broken_rules(example: Example, turns: list[str], signs: set[bytes]) -> list[tuple[str, str]]:
     plain = [turn.lower() if turn.isascii() else turn.lower().translate(CURLY) for turn in turns]
     roles = [message["role"] for message in example.messages]
     pairs = [(plain[at - 1], plain[at]) for at, role in enumerate(roles) if role == "assistant"]
     talk = Talk(example, turns, signs, pairs)
     tried = (rule for rule in RULES.values() if not rule.signs.isdisjoint(signs))
-    return [(rule.name, found[:LONGEST_DETAIL]) for rule in tried if rule.find and (found := rule.find(talk))]
+    return [(rule.name, detail[:LONGEST_DETAIL]) for rule in tried if rule.find and (detail := rule.find(talk))]
 
 
 _LISTED = (

@@ -55,8 +55,8 @@ def _first(talk: Talk, asked: Look | None, answered: Look | None) -> str:
     ]
     for pair in talk.pairs if looks else ():
         for where, at, look in looks:
-            if found := look.pattern.search(pair[at]):
-                return f"{where}: {found[0].strip()}"
+            if match := look.pattern.search(pair[at]):
+                return f"{where}: {match[0].strip()}"
     return ""
 
 
@@ -73,9 +73,9 @@ def sentinel(talk: Talk) -> str:
 
 def refusal(talk: Talk) -> str:
     for _, answer in talk.pairs:
-        found = REFUSED.pattern.search(answer)
-        if found and not GOES_ON.search(answer, found.end()):
-            return f"answer: {found[0].strip()}"
+        match = REFUSED.pattern.search(answer)
+        if match and not GOES_ON.search(answer, match.end()):
+            return f"answer: {match[0].strip()}"
     return ""
 
 
@@ -98,9 +98,9 @@ def ungrounded(talk: Talk) -> str:
     if not talk.example.images:
         return ""
     for _, answer in talk.pairs:
-        found = UNGROUNDED.pattern.search(answer)
-        if found and not (HEDGED.search(answer, 0, found.start()) or GOES_ON.search(answer, found.end())):
-            return f"answer: {found[0].strip()}"
+        match = UNGROUNDED.pattern.search(answer)
+        if match and not (HEDGED.search(answer, 0, match.start()) or GOES_ON.search(answer, match.end())):
+            return f"answer: {match[0].strip()}"
     return ""
 
 
@@ -115,8 +115,8 @@ def label_conditioned(talk: Talk) -> str:
     for question, answer in talk.pairs:
         for where, words in (("question", question), ("answer", answer)):
             ages = AGE.finditer(words) if years and years in words else ()
-            if found := next((age for age in ages if years in age.groups()), None) or (person and person.search(words)):
-                return f"{where}: {found[0]}"
+            if match := next((age for age in ages if years in age.groups()), None) or (person and person.search(words)):
+                return f"{where}: {match[0]}"
         # what the question offers is chosen, and a few words are a yes or a no
         more = len(answer.split()) > 3 and answer.strip(EDGES) not in question
         name = facts.diagnosis
