@@ -1,4 +1,4 @@
-"""`skinvl leaks`: which images two sets share, by which evidence, and a sheet to judge the threshold by eye."""
+"""`skinvl leaks`: which images two sets share, by which evidence, and a contact sheet to judge the threshold by eye."""
 
 from __future__ import annotations
 
@@ -35,28 +35,34 @@ def main(arguments: list[str]) -> int:
                         help="folder for pairs.csv and sheet.png (default leaks/)")  # fmt: skip
     parser.add_argument("--threshold", type=int, default=THRESHOLD, metavar="BITS",
                         help=f"most bits in which hashes of one image may differ (default {THRESHOLD})")  # fmt: skip
-    given = parser.parse_args(arguments)
-    if not 0 <= given.threshold <= 16:
-        parser.error(f"--threshold {given.threshold}: expected 0 to 16 bits; beyond that strangers look alike")
-    sets, images = overlap.read(given.sets)
-    kinds, close = overlap.evidence(images, given.threshold)
+    options = parser.parse_args(arguments)
+    if not 0 <= options.threshold <= 16:
+        parser.error(f"--threshold {options.threshold}: expected 0 to 16 bits; beyond that strangers look alike")
+
+    # What the sets share, and what looks alike, up to some bits above the threshold.
+    sets, images = overlap.read(options.sets)
+    kinds, close = overlap.evidence(images, options.threshold)
     shared = overlap.nearest(sets, kinds)
-    found = overlap.matches(images, overlap.once(shared), given.threshold)
-    alike = overlap.matches(images, overlap.once(overlap.nearest(sets, [close])), given.threshold)
+    matches = overlap.matches(images, overlap.once(shared), options.threshold)
+    alike = overlap.matches(images, overlap.once(overlap.nearest(sets, [close])), options.threshold)
     alike = [match for match in alike if "sha256" not in match.kinds]  # of equal bytes there is nothing to judge
-    given.out.mkdir(parents=True, exist_ok=True)
-    ends = [
-        (one.name, one.root, path) for one in sets for path in images["path"].slice(one.first, one.images).to_pylist()
-    ]
+
+    # The table, on the screen.
+    options.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, markup=False)
     console.print(_table(sets, shared))
-    _write(given.out / "pairs.csv", ends, found)
-    console.print(f"{given.out / 'pairs.csv'}: {len(found):,} pairs, nearest first", soft_wrap=True)
-    path = given.out / "sheet.png"
+
+    # Every pair, as a CSV.
+    ends = [(of.name, of.root, path) for of in sets for path in images["path"].slice(of.first, of.images).to_pylist()]
+    _write_pairs(options.out / "pairs.csv", ends, matches)
+    console.print(f"{options.out / 'pairs.csv'}: {len(matches):,} pairs, nearest first", soft_wrap=True)
+
+    # The contact sheet.
+    path = options.out / "sheet.png"
     path.unlink(missing_ok=True)  # of an earlier call
     if alike:
-        pairs = choose([_pair(ends[match.one], ends[match.other], match.far) for match in alike])
-        draw(path, pairs, given.threshold)
+        pairs = choose([_pair(ends[match.first], ends[match.second], match.distance) for match in alike])
+        draw_sheet(path, pairs, options.threshold)
         console.print(f"{path}: {len(pairs)} of {len(alike):,} pairs that look alike, nearest first", soft_wrap=True)
     else:
         console.print("no sheet: no two images look alike, except where their bytes are equal", soft_wrap=True)
@@ -66,14 +72,12 @@ def main(arguments: list[str]) -> int:
 def _table(sets: Sequence[Set], shared: Shared) -> Table:
     """How much of each set another one has too, by each kind of evidence and by any."""
     table = Table("A", "B", "evidence", "images of A", "of B", "conversations of A", "of B")
-    for one, other in combinations(range(len(sets)), 2):
-        sides = [
-            overlap.shared(sets[own], sets[theirs], shared[theirs, own]) for own, theirs in ((one, other), (other, one))
-        ]
+    for a, b in combinations(range(len(sets)), 2):
+        sides = [overlap.shared(sets[own], sets[theirs], shared[theirs, own]) for own, theirs in ((a, b), (b, a))]
         names = [kind for kind in sides[0] if any(side[kind][1].any() for side in sides)]
         for kind in names if len(names) > 2 else names[:1] or ["any"]:
-            cells = [_cell(side[kind][place]) for place in (0, 1) for side in sides]
-            table.add_row(sets[one].name, sets[other].name, kind if names else "none", *cells)
+            cells = [_cell(side[kind][unit]) for unit in (0, 1) for side in sides]  # images, then conversations
+            table.add_row(sets[a].name, sets[b].name, kind if names else "none", *cells)
         table.add_section()
     return table
 
@@ -82,18 +86,18 @@ def _cell(mask: Mask) -> str:
     return f"{int(mask.sum()):,} of {len(mask):,}"
 
 
-def _write(path: Path, ends: Sequence[End], found: Iterable[ImageMatch]) -> None:
+def _write_pairs(path: Path, ends: Sequence[End], matches: Iterable[ImageMatch]) -> None:
+    """Writes a row for each pair of images; the distance is empty where one of the two has no hash."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["set a", "image a", "set b", "image b", "kind", "distance"])
-        for match in found:
-            (one, _, left), (other, _, right) = ends[match.one], ends[match.other]
-            writer.writerow([one, left, other, right, "+".join(match.kinds), "" if match.far > 64 else match.far])
+        for match in matches:
+            (set_a, _, image_a), (set_b, _, image_b) = ends[match.first], ends[match.second]
+            distance = "" if match.distance > 64 else match.distance
+            writer.writerow([set_a, image_a, set_b, image_b, "+".join(match.kinds), distance])
 
 
-def _pair(one: End, other: End, far: int) -> ImagePair:
-    return ImagePair(far, (f"{one[0]} {one[2]}", f"{other[0]} {other[2]}"), (one[1] / one[2], other[1] / other[2]))
-
+# The contact sheet: pairs that look alike, side by side, to judge the threshold by eye.
 
 SIDE = 176  # pixels of an image's longer side
 GAP = 8
@@ -113,6 +117,10 @@ class ImagePair:
     files: tuple[Path, Path]
 
 
+def _pair(a: End, b: End, distance: int) -> ImagePair:
+    return ImagePair(distance, (f"{a[0]} {a[2]}", f"{b[0]} {b[2]}"), (a[1] / a[2], b[1] / b[2]))
+
+
 def choose(pairs: Sequence[ImagePair], most: int = MOST) -> list[ImagePair]:
     """At most so many pairs, of every distance as many as of any other where there are enough, nearest first."""
     seen: Counter[int] = Counter()
@@ -120,12 +128,12 @@ def choose(pairs: Sequence[ImagePair], most: int = MOST) -> list[ImagePair]:
     for pair in pairs:
         ranks.append(seen[pair.distance])
         seen[pair.distance] += 1
-    order = sorted(range(len(pairs)), key=lambda place: (ranks[place], pairs[place].distance))
-    return sorted((pairs[place] for place in order[:most]), key=lambda pair: pair.distance)
+    order = sorted(range(len(pairs)), key=lambda number: (ranks[number], pairs[number].distance))
+    return sorted((pairs[number] for number in order[:most]), key=lambda pair: pair.distance)
 
 
-def draw(path: Path, pairs: Sequence[ImagePair], threshold: int) -> None:
-    """Nothing; the PNG holds the pairs side by side, each with its distance and names above.
+def draw_sheet(path: Path, pairs: Sequence[ImagePair], threshold: int) -> None:
+    """Writes a PNG of the pairs side by side, each with its distance and names above.
 
     Pairs up to the threshold are labelled in green as one image, the others in red as two.
     """
@@ -134,10 +142,10 @@ def draw(path: Path, pairs: Sequence[ImagePair], threshold: int) -> None:
     sheet = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for number, pair in enumerate(pairs):
-        left, top = place(number)
+        left, top = cell_corner(number)
         linked = pair.distance <= threshold
-        said = f"{pair.distance} bits: {'one image' if linked else 'two images'} at threshold {threshold}"
-        pen.text((left, top), said, LINKED if linked else APART, font)
+        verdict = f"{pair.distance} bits: {'one image' if linked else 'two images'} at threshold {threshold}"
+        pen.text((left, top), verdict, LINKED if linked else APART, font)
         for line, name in enumerate(pair.names, start=1):
             pen.text((left, top + line * LINE), _short(name, font), INK, font)
         for side, file in enumerate(pair.files):
@@ -145,7 +153,7 @@ def draw(path: Path, pairs: Sequence[ImagePair], threshold: int) -> None:
     sheet.save(path)
 
 
-def place(number: int) -> tuple[int, int]:
+def cell_corner(number: int) -> tuple[int, int]:
     """The upper left corner, (x, y) in pixels, of a pair's cell; its images lie below three lines of text."""
     row, column = divmod(number, COLUMNS)
     return GAP + column * (CELL[0] + 3 * GAP), GAP + row * (CELL[1] + 2 * GAP)

@@ -87,12 +87,12 @@ def load(data: Data) -> Sets:
     evaluation = dict(zip(labels, map(rows, data.eval), strict=True))
     if not train:
         raise ValueError("data.train: the sources hold no conversation; nothing can be trained")
-    found = leaks(train, evaluation)
+    leaking = leaks(train, evaluation)
     if data.allow_leak:
-        return Sets(train, evaluation, leaking=len(found))
-    fixed = {root for root in {leak.row.root for leak in found} if read_card(root).get("split") != "group"}
-    _refuse([leak for leak in found if leak.row.root in fixed])
-    return _moved(data, Sets(train, evaluation), found)
+        return Sets(train, evaluation, leaking=len(leaking))
+    fixed = {root for root in {leak.row.root for leak in leaking} if read_card(root).get("split") != "group"}
+    _refuse([leak for leak in leaking if leak.row.root in fixed])
+    return _moved(data, Sets(train, evaluation), leaking)
 
 
 def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
@@ -103,15 +103,18 @@ def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
     sets: dict[tuple[Path, int], dict[tuple[str, ...], None]] = {}
     for row in rows:
         sets.setdefault((row.root, len(row.example.images)), {})[row.example.images] = None
+
+    # Each shows what comes before it in a shuffled circle, so that none shows its own where there are two.
     other: dict[tuple[Path, tuple[str, ...]], tuple[str, ...]] = {}
-    for (root, _), some in sets.items():
-        pool = list(some)
+    for (root, _), distinct in sets.items():
+        pool = list(distinct)
         generator.shuffle(pool)
         other |= {(root, images): pool[position - 1] for position, images in enumerate(pool)}
-    images = [other[row.root, row.example.images] for row in rows]
+
+    new_images = [other[row.root, row.example.images] for row in rows]
     return [
-        None if row.example.images == some else replace(row, example=replace(row.example, images=some))
-        for row, some in zip(rows, images, strict=True)
+        None if row.example.images == others else replace(row, example=replace(row.example, images=others))
+        for row, others in zip(rows, new_images, strict=True)
     ]
 
 
@@ -122,99 +125,109 @@ def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list
     its perceptual hash.
 
     Raises:
-        FileNotFoundError, ValueError: see `fingerprints.used`.
+        FileNotFoundError, ValueError: see `source.used_images`.
     """
-    names = [name for name, some in evaluation.items() for _ in some]
-    every = [*train, *(row for some in evaluation.values() for row in some)]
-    if not names:
+    set_names = [name for name, rows in evaluation.items() for _ in rows]
+    every = [*train, *(row for rows in evaluation.values() for row in rows)]
+    if not set_names:
         return []
+
+    # A graph of groups and images, its edges from each group to the images that its rows show.
     images, shown, group = _nodes(every)
     groups = int(group.max()) + 1
     base = np.stack([group[shown[:, 0]], groups + shown[:, 1]], axis=1)
     links = {kind: fingerprints.shared(images, kind) + groups for kind in KINDS}
 
-    def reached(*some: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        cluster = fingerprints.clusters(groups + len(images), np.concatenate([base, *some]))[group]
+    def reached(*linked: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """bool, which eval rows stand in a cluster with a train row, and the cluster of every row."""
+        cluster = fingerprints.clusters(groups + len(images), np.concatenate([base, *linked]))[group]
         return np.isin(cluster[len(train) :], cluster[: len(train)]), cluster
 
-    leaking, cluster = reached(*links.values())
-    if not leaking.any():
+    is_leaking, cluster = reached(*links.values())
+    if not is_leaking.any():
         return []
-    alone = {"group": np.isin(group[len(train) :], group[: len(train)])}
-    alone |= {kind: reached(pairs)[0] for kind, pairs in links.items()}
+
+    # Each with the first train row of its cluster, and the first kind of evidence that joins the two by itself.
+    by_one_kind = {"group": np.isin(group[len(train) :], group[: len(train)])}
+    by_one_kind |= {kind: reached(pairs)[0] for kind, pairs in links.items()}
     twin = dict(zip(cluster[: len(train)][::-1].tolist(), train[::-1], strict=True))
-    found = []
-    for place in np.flatnonzero(leaking).tolist():
-        kind = next((kind for kind, mask in alone.items() if mask[place]), "chain")
-        index = len(train) + place
-        found.append(Leak(names[place], every[index], twin[int(cluster[index])], kind))
-    return found
+    leaked = []
+    for position in np.flatnonzero(is_leaking).tolist():
+        kind = next((kind for kind, mask in by_one_kind.items() if mask[position]), "chain")
+        index = len(train) + position
+        leaked.append(Leak(set_names[position], every[index], twin[int(cluster[index])], kind))
+    return leaked
 
 
 def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
-    """The images of N rows as a table, int64[P, 2] (row, its image's place there), and int64[N] group of each row."""
+    """The images of N rows as a table, int64[P, 2] (row, its image's row there), and int64[N] group of each row."""
     group: dict[tuple[str, str], int] = {}
     groups = [group.setdefault((row.example.source, row.example.group), len(group)) for row in every]
+
+    # Source by source, as each has a table of its images.
     roots: dict[Path, list[int]] = defaultdict(list)
     for index, row in enumerate(every):
         roots[row.root].append(index)
     tables, shown, count = [IMAGES_SCHEMA.empty_table()], [np.empty((0, 2), np.int64)], 0
     for root, indices in roots.items():
-        places = [index for index in indices for _ in every[index].example.images]
+        row_numbers = [index for index in indices for _ in every[index].example.images]
         paths = [path for index in indices for path in every[index].example.images]
-        images, place = used_images(root, pa.array(paths, pa.string()))
-        shown.append(np.stack([np.array(places, np.int64), place + count], axis=1))
+        images, image_numbers = used_images(root, pa.array(paths, pa.string()))
+        shown.append(np.stack([np.array(row_numbers, np.int64), image_numbers + count], axis=1))
         tables.append(images)
         count += len(images)
     return pa.concat_tables(tables), np.concatenate(shown), np.array(groups, np.int64)
 
 
-def _refuse(found: Sequence[Leak]) -> None:
-    """Nothing, if no official eval set leaks.
+def _refuse(leaking: Sequence[Leak]) -> None:
+    """Refuses to go on where an official eval set leaks.
 
     Raises:
-        LeakError: one does.
+        LeakError: one does; with counts, examples and what to do.
     """
-    if not found:
+    if not leaking:
         return
-    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(leak.kind for leak in found).most_common())
-    names = ", ".join(dict.fromkeys(leak.name for leak in found))
-    examples = "; ".join(f"{_id(leak.row)} ~ {_id(leak.twin)} ({leak.kind})" for leak in found[:3])
-    sources = " ".join(dict.fromkeys(str(row.root) for leak in found for row in (leak.row, leak.twin)))
+    counts = ", ".join(f"{kind} {count}" for kind, count in Counter(leak.kind for leak in leaking).most_common())
+    names = ", ".join(dict.fromkeys(leak.name for leak in leaking))
+    examples = "; ".join(f"{_id(leak.row)} ~ {_id(leak.twin)} ({leak.kind})" for leak in leaking[:3])
+    sources = " ".join(dict.fromkeys(str(row.root) for leak in leaking for row in (leak.row, leak.twin)))
     raise LeakError(
-        f"data.eval: {len(found)} eval conversations of {names} share a group or an image with data.train ({counts}; "
+        f"data.eval: {len(leaking)} eval conversations of {names} share a group or an image with data.train ({counts}; "
         f"such as {examples}), and may not move there, as their split was not made by group. "
         f"Look at them with: skinvl leaks {sources}. Then prepare the source with --split group, "
         "leave one of the sources out, or set data.allow_leak=true, which the run records"
     )
 
 
-def _moved(data: Data, sets: Sets, found: Sequence[Leak]) -> Sets:
+def _moved(data: Data, sets: Sets, leaking: Sequence[Leak]) -> Sets:
     """The sets, with every leaking eval conversation in the train set or in neither.
 
     Raises:
         ValueError: an eval set has none left.
     """
     weights = {source_folder(spec.source).resolve(): spec.weight for spec in reversed(data.train)}
-    places = {root: root.resolve() for root in {row.root for row in [*sets.train, *(leak.row for leak in found)]}}
-    trained = {(places[row.root], row.example.id) for row in sets.train}
-    gone = {(leak.name, leak.row.example.id) for leak in found}
+    folders = {root: root.resolve() for root in {row.root for row in [*sets.train, *(leak.row for leak in leaking)]}}
+    trained = {(folders[row.root], row.example.id) for row in sets.train}
+    gone = {(leak.name, leak.row.example.id) for leak in leaking}
+
+    # A row is trained on where its source is a train source and does not show it there already.
     train, moved = list(sets.train), []
-    for leak in found:
-        place = places[leak.row.root]
-        joins = place in weights and (place, leak.row.example.id) not in trained
+    for leak in leaking:
+        folder = folders[leak.row.root]
+        joins = folder in weights and (folder, leak.row.example.id) not in trained
         if joins:
-            train.append(replace(leak.row, weight=weights[place]))
+            train.append(replace(leak.row, weight=weights[folder]))
         rule = "moved-to-train" if joins else "left-out-of-eval"
         detail = f"of {leak.name}: shares its cluster with {_id(leak.twin)} of the train set, by {leak.kind}"
         moved.append(Dropped(_id(leak.row), rule, detail))
+
     evaluation = {
-        name: [row for row in some if (name, row.example.id) not in gone] for name, some in sets.evaluation.items()
+        name: [row for row in rows if (name, row.example.id) not in gone] for name, rows in sets.evaluation.items()
     }
-    for name, some in sets.evaluation.items():
-        if some and not evaluation[name]:
+    for name, rows in sets.evaluation.items():
+        if rows and not evaluation[name]:
             raise ValueError(
-                f"data.eval: all {len(some)} conversations of {name} share a group or an image with data.train; "
+                f"data.eval: all {len(rows)} conversations of {name} share a group or an image with data.train; "
                 "choose another eval set, or leave the source that holds the same images out of data.train"
             )
     return Sets(train, evaluation, moved)

@@ -47,33 +47,39 @@ class Evidence:
     near: Pairs  # [K, 2], pairs of codes
     distance: Ints  # [K], bits
 
-    def nearest(self, one: Set, other: Set) -> Pairs:
-        """int64[P, 2], for each image of `other` that `one` has too: the nearest of `one`, and it."""
-        codes, theirs = (self.code[each.first : each.first + each.images] for each in (one, other))
+    def nearest(self, here: Set, there: Set) -> Pairs:
+        """int64[P, 2], for each image of `there` that `here` has too: the nearest of `here`, and it."""
+        codes_here = self.code[here.first : here.first + here.images]
+        codes_there = self.code[there.first : there.first + there.images]
+
+        # The first image of each code, as the later of two assignments wins.
         count = int(self.code.max(initial=-1)) + 1
-        has = np.full(count, -1)
-        places = np.flatnonzero(codes >= 0)[::-1]
-        has[codes[places]] = places  # the first image of each code
+        first_image = np.full(count, -1)
+        coded = np.flatnonzero(codes_here >= 0)[::-1]
+        first_image[codes_here[coded]] = coded
+
+        # The nearest code that an image of `here` has: itself first, then by distance, so that the nearest comes last.
         all_codes = np.arange(count)
-        edges = np.concatenate([np.stack([all_codes, all_codes], axis=1), self.near, self.near[:, ::-1]])
-        apart = np.concatenate([np.zeros(count, np.int64), self.distance, self.distance])
-        useful = has[edges[:, 0]] >= 0
-        edges, apart = edges[useful], apart[useful]
-        far_first = np.argsort(-apart, kind="stable")
-        best = np.full(count + 1, -1)  # the last entry is for images without a code
-        best[edges[far_first, 1]] = has[edges[far_first, 0]]
-        found = best[theirs]
-        reached = np.flatnonzero(found >= 0)
-        return np.stack([found[reached] + one.first, reached + other.first], axis=1)
+        code_pairs = np.concatenate([np.stack([all_codes, all_codes], axis=1), self.near, self.near[:, ::-1]])
+        bits = np.concatenate([np.zeros(count, np.int64), self.distance, self.distance])
+        useful = first_image[code_pairs[:, 0]] >= 0
+        code_pairs, bits = code_pairs[useful], bits[useful]
+        far_first = np.argsort(-bits, kind="stable")
+        nearest_here = np.full(count + 1, -1)  # the last entry is for images without a code
+        nearest_here[code_pairs[far_first, 1]] = first_image[code_pairs[far_first, 0]]
+
+        partner = nearest_here[codes_there]
+        reached = np.flatnonzero(partner >= 0)
+        return np.stack([partner[reached] + here.first, reached + there.first], axis=1)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImageMatch:
     """Two images, as rows of the table of all images, and what says that they are one."""
 
-    far: int  # bits, 0 of equal bytes and 65 where one of the two is too flat to have a hash
-    one: int
-    other: int
+    distance: int  # bits, 0 of equal bytes and 65 where one of the two is too flat to have a hash
+    first: int
+    second: int
     kinds: tuple[str, ...]
 
 
@@ -83,19 +89,23 @@ def read(names: Sequence[str]) -> tuple[list[Set], pa.Table]:
     Raises:
         FileNotFoundError, ValueError: a set is not there, or there are not two.
     """
-    places = list(dict.fromkeys(place for name in names for place in _splits(name)))
-    if len(places) < 2:
+    chosen = list(dict.fromkeys(source_split for name in names for source_split in _splits(name)))
+    if len(chosen) < 2:
         raise ValueError(f"{', '.join(names)}: one set, with nothing to compare it to; name another source or split")
+
+    # Each set's rows, images and groups, numbered within the set.
     parts, keys, tables = [], [], []
-    for root, split in places:
+    for root, split in chosen:
         rows = pq.read_table(root / f"{split}.parquet", columns=["source", "group", "images"], partitioning=None)
         shown = rows["images"].combine_chunks()
         images, image = used_images(root, pc.struct_field(shown.flatten(), "path"))
         parts.append((f"{root.name}:{split}", root, pc.list_parent_indices(shown).to_numpy(), image))
         keys.append(pc.binary_join_element_wise(rows["source"], rows["group"], "\0").combine_chunks())
         tables.append(images)
-    group = pc.dictionary_encode(pa.concat_arrays(keys)).indices.to_numpy().astype(np.int64)
-    groups = np.split(group, np.cumsum([len(key) for key in keys])[:-1])
+
+    # Numbers that hold over all sets: of a group by source and name, of an image by its row in the joined table.
+    group_codes = pc.dictionary_encode(pa.concat_arrays(keys)).indices.to_numpy().astype(np.int64)
+    groups = np.split(group_codes, np.cumsum([len(key) for key in keys])[:-1])
     firsts = np.cumsum([0, *map(len, tables)]).tolist()
     sets = [
         Set(name, root, first, len(images), row, image, own)
@@ -110,10 +120,10 @@ def _splits(name: str) -> list[tuple[Path, str]]:
     if not root.is_dir() and ":" in name:
         source, _, split = name.rpartition(":")
         root = source_folder(source)
-    found = splits(root)
-    if not found or (split and split not in found):
+    names = splits(root)
+    if not names or (split and split not in names):
         raise FileNotFoundError(f"{name}: no such set in {root}; {have(root)}")
-    return [(root, each) for each in ([split] if split else found)]
+    return [(root, split_name) for split_name in ([split] if split else names)]
 
 
 def evidence(images: pa.Table, threshold: int) -> tuple[list[Evidence], Evidence]:
@@ -126,55 +136,64 @@ def evidence(images: pa.Table, threshold: int) -> tuple[list[Evidence], Evidence
         near = fingerprints.near(hashes, threshold + BEYOND)
         distance = np.bitwise_count(hashes[near[:, 0]] ^ hashes[near[:, 1]]).astype(np.int64)
         kinds.append(Evidence(kind, code, near, distance))
+
+    # The hash is the last kind: what lies beyond the threshold is shown, and does not count.
     close = kinds.pop()
-    one = close.distance <= threshold
-    return [*kinds, Evidence(close.kind, close.code, close.near[one], close.distance[one])], close
+    within = close.distance <= threshold
+    return [*kinds, Evidence(close.kind, close.code, close.near[within], close.distance[within])], close
 
 
 def matches(images: pa.Table, pairs: Pairs, threshold: int) -> list[ImageMatch]:
     """What says that the images of each pair are one, nearest first."""
-    one, other = pairs.T
+    # Bits between the hashes, and whether bytes and archive ids are equal, pair by pair.
+    left, right = pairs.T
     hashes = images["phash"].combine_chunks()
     known = hashes.is_valid().to_numpy(zero_copy_only=False)[pairs].all(axis=1)
     hashed = pc.fill_null(hashes, 0).to_numpy()
-    apart = np.where(known, np.bitwise_count(hashed[one] ^ hashed[other]), 65)
+    apart = np.where(known, np.bitwise_count(hashed[left] ^ hashed[right]), 65)
     columns = [images[kind].combine_chunks() for kind in ("sha256", "archive")]
-    same = [pc.fill_null(pc.equal(each.take(one), each.take(other)), False).to_pylist() for each in columns]
-    found = []
-    for first, second, equal, named, far in zip(one.tolist(), other.tolist(), *same, apart.tolist(), strict=True):
-        holds = (equal, named, far <= threshold)
+    agreeing = [pc.fill_null(pc.equal(column.take(left), column.take(right)), False).to_pylist() for column in columns]
+
+    image_matches = []
+    for first, second, equal, named, bits in zip(left.tolist(), right.tolist(), *agreeing, apart.tolist(), strict=True):
+        holds = (equal, named, bits <= threshold)
         kinds = tuple(kind for kind, yes in zip(KINDS, holds, strict=True) if yes)
-        found.append(ImageMatch(0 if equal else far, first, second, kinds))
-    return sorted(found)
+        image_matches.append(ImageMatch(0 if equal else bits, first, second, kinds))
+    return sorted(image_matches)
 
 
 def nearest(sets: Sequence[Set], kinds: Sequence[Evidence]) -> Shared:
-    """By the places of two sets: for each kind, what `Evidence.nearest` finds of the second in the first."""
+    """By the numbers of two sets: for each kind, what `Evidence.nearest` finds of the second in the first."""
     return {
-        (one, other): {kind.kind: kind.nearest(sets[one], sets[other]) for kind in kinds}
-        for one, other in permutations(range(len(sets)), 2)
+        (left, right): {kind.kind: kind.nearest(sets[left], sets[right]) for kind in kinds}
+        for left, right in permutations(range(len(sets)), 2)
     }
 
 
 def once(shared: Shared) -> Pairs:
     """int64[P, 2], each pair of images once, that of the set named first in front."""
-    some = [
-        found if one < other else found[:, ::-1] for (one, other), each in shared.items() for found in each.values()
+    ordered = [
+        pairs if left < right else pairs[:, ::-1]
+        for (left, right), by_kind in shared.items()
+        for pairs in by_kind.values()
     ]
-    return np.unique(np.concatenate(some), axis=0)
+    return np.unique(np.concatenate(ordered), axis=0)
 
 
 def shared(own: Set, theirs: Set, kinds: Mapping[str, Pairs]) -> dict[str, tuple[Mask, Mask]]:
     """(bool[M] images, bool[N] conversations) of a set that another has too, by kind."""
-    found: dict[str, tuple[Mask, Mask]] = {}
+    masks: dict[str, tuple[Mask, Mask]] = {}
     for kind, pairs in kinds.items():
         images, rows = np.zeros(own.images, bool), np.zeros(len(own.group), bool)
         images[pairs[:, 1] - own.first] = True
         rows[own.row[images[own.image]]] = True
-        found[kind] = images, rows
+        masks[kind] = images, rows
+
+    # By group it is the conversations that are shared, and what they show.
     images, rows = np.zeros(own.images, bool), np.isin(own.group, theirs.group)
     images[own.image[rows[own.row]]] = True
-    found["group"] = images, rows
-    sides = list(zip(*found.values(), strict=True))
-    found["any"] = np.logical_or.reduce(sides[0]), np.logical_or.reduce(sides[1])
-    return found
+    masks["group"] = images, rows
+
+    sides = list(zip(*masks.values(), strict=True))
+    masks["any"] = np.logical_or.reduce(sides[0]), np.logical_or.reduce(sides[1])
+    return masks

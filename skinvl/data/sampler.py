@@ -44,7 +44,7 @@ class MixtureSampler:
         self.length = drawn + self.filling
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing; the next iteration draws the indices of this epoch. Called by the Trainer."""
+        """Has the next iteration draw the indices of this epoch. Called by the Trainer."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -58,10 +58,12 @@ class MixtureSampler:
         generator.shuffle(indices)
         if self.step > 1:
             steps = together(self.alike, indices, self.step)
-            indices = [index for some in steps for block in together(self.alike, some, self.batch) for index in block]
+            blocks = [block for step in steps for block in together(self.alike, step, self.batch)]
+            indices = [index for block in blocks for index in block]
         return iter([*indices, *[NOTHING] * self.filling])
 
     def _draw(self, generator: random.Random) -> list[int]:
+        """The indices of an epoch, source by source: whole copies, and a share of its groups in a drawn order."""
         pools: dict[tuple[str, float], list[int]] = defaultdict(list)
         for index, row in enumerate(self.rows):
             pools[str(row.root), row.weight].append(index)
@@ -78,11 +80,14 @@ class MixtureSampler:
         return drawn
 
     def _balanced(self, indices: list[int], generator: random.Random) -> list[int]:
+        """As many indices, those with a known fact drawn so that each of its values is equally frequent."""
         values: dict[str, list[int]] = defaultdict(list)
         unknown: list[int] = []
         for index in indices:
             value = getattr(self.rows[index].example.facts, str(self.balance))
             (unknown if value is None else values[str(value)]).append(index)
+
+        # A value's pool is shown over and over, each time in another order, until its quota is full.
         known = len(indices) - len(unknown)
         balanced: list[int] = []
         for position, value in enumerate(sorted(values)):
@@ -98,7 +103,9 @@ class MixtureSampler:
 def alike(rows: Sequence[Row]) -> list[int]:
     """A number for each row, the same for those that show the same images; a row without images has its own."""
     numbers: dict[tuple[str | int, ...], int] = {}
-    keys = ((str(row.root), *row.example.images) if row.example.images else (place,) for place, row in enumerate(rows))
+    keys = (
+        (str(row.root), *row.example.images) if row.example.images else (position,) for position, row in enumerate(rows)
+    )
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
@@ -108,25 +115,30 @@ def together(kinds: Sequence[int], indices: Sequence[int], size: int) -> Iterato
     A block takes groups in their order, and where the next does not fit the first of those soon after it that does;
     where none does, that next one is cut. An index that is given twice stands apart from itself.
     """
+    # By kind, and by how often the index came before.
     seen: Counter[int] = Counter()
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for place, index in enumerate(indices):
-        groups[kinds[index], seen[index]].append((index, place))
+    for position, index in enumerate(indices):
+        groups[kinds[index], seen[index]].append((index, position))
         seen[index] += 1
+
     # A group stands where its lowest index does: where its first does, large groups would all come early.
     ordered = sorted(groups.values(), key=lambda group: min(group)[1])
     parts = (group[start : start + size] for group in ordered for start in range(0, len(group), size))
-    left = deque([index for index, _ in part] for part in parts)
+    waiting = deque([index for index, _ in part] for part in parts)
+
     block: list[int] = []
-    while left:
+    while waiting:
         room = size - len(block)
-        fitting = next((place for place in range(min(SOON, len(left))) if len(left[place]) <= room), None)
+        fitting = next(
+            (position for position in range(min(SOON, len(waiting))) if len(waiting[position]) <= room), None
+        )
         if fitting is None:
-            block += left[0][:room]
-            left[0] = left[0][room:]
+            block += waiting[0][:room]
+            waiting[0] = waiting[0][room:]
         else:
-            block += left[fitting]
-            del left[fitting]
+            block += waiting[fitting]
+            del waiting[fitting]
         if len(block) == size:
             yield block
             block = []

@@ -88,7 +88,7 @@ def test_the_pairs_are_written_nearest_first(pair: tuple[Path, Path], tmp_path: 
 def test_a_pair_that_looks_alike_is_on_the_sheet(pair: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
     leaks.main([*map(str, pair), "--out", str(tmp_path / "out")])
     drawn = Image.open(tmp_path / "out" / "sheet.png").convert("RGB")
-    left, top = leaks.place(0)
+    left, top = leaks.cell_corner(0)
     top += 3 * leaks.LINE
     for side, seed in enumerate((1, 1)):  # b.png and y.jpg; the pair of equal bytes is not shown
         corner = left + side * (leaks.SIDE + leaks.GAP)
@@ -175,8 +175,10 @@ def test_the_threshold_moves_a_pair_to_the_other_side(pair: tuple[Path, Path], t
         sets, images = read([str(one), str(other)])
         linked, close = evidence(images, threshold)
         seen = matches(images, once(nearest(sets, [close])), threshold)
-        assert any(match.far == apart for match in seen)
-        return [match.kinds for match in matches(images, once(nearest(sets, linked)), threshold) if match.far == apart]
+        assert any(match.distance == apart for match in seen)
+        return [
+            match.kinds for match in matches(images, once(nearest(sets, linked)), threshold) if match.distance == apart
+        ]
 
     assert kinds(apart) == [("phash",)]
     assert kinds(apart - 1) == []
@@ -190,9 +192,9 @@ def test_the_sheet_is_spread_over_the_distances_and_names_what_cannot_be_read(tm
     chosen = leaks.choose(pairs)
     assert [[pair.distance for pair in chosen].count(distance) for distance in (0, 2, 4, 8)] == [18, 18, 3, 1]
     assert [pair.distance for pair in chosen] == sorted(pair.distance for pair in chosen)
-    leaks.draw(tmp_path / "sheet.png", chosen, 4)
+    leaks.draw_sheet(tmp_path / "sheet.png", chosen, 4)
     drawn = Image.open(tmp_path / "sheet.png")
-    left, top = leaks.place(39)
+    left, top = leaks.cell_corner(39)
     middle = top + 3 * leaks.LINE + leaks.SIDE // 2
     assert drawn.getpixel((left + leaks.SIDE + leaks.GAP + 80, middle)) == leaks.NOTHING
     label = np.asarray(drawn.crop((left, top, left + 300, top + leaks.LINE)))
