@@ -1,4 +1,4 @@
-"""Worker processes with bounded queues, and how far they are: a bar on a terminal, else a line now and then."""
+"""Worker processes with bounded queues, which show together how far they are."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from multiprocessing.sharedctypes import Synchronized
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from skinvl.data.progress import Progress
 
 T = TypeVar("T")
 QUEUED = 4  # tasks for each worker that wait or run
-LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 _advance: Callable[[int], None] = lambda count: None  # noqa: E731
 
 
 def advance(count: int) -> None:
-    """Nothing; so many more units are done. Called by the functions that Workers run."""
+    """Counts so many more units as done. Called by the functions that Workers run."""
     _advance(count)
 
 
@@ -60,22 +57,22 @@ class Workers:
         Raises:
             ValueError: a worker process died; what the function raises is raised as it is.
         """
-        with _Bar(title, total) as bar:
+        with Progress(title, total) as progress:
             if self.workers == 1:
-                yield from self._here(bar, function, tasks)
+                yield from self._here(progress, function, tasks)
             else:
-                yield from self._there(bar, function, tasks)
+                yield from self._there(progress, function, tasks)
 
-    def _here(self, bar: _Bar, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    def _here(self, progress: Progress, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
         global _advance
-        before, _advance = _advance, bar.advance
+        before, _advance = _advance, progress.advance
         try:
             for task in tasks:
                 yield function(*task)
         finally:
             _advance = before
 
-    def _there(self, bar: _Bar, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    def _there(self, progress: Progress, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
         pool, done = self._started()
         done.value = 0
         rest = iter(tasks)
@@ -87,15 +84,15 @@ class Workers:
                 if not running:
                     break
                 ended, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.show(done.value)
+                progress.show(done.value)
                 for future in ended:
                     yield future.result()
         except BrokenProcessPool as error:
             raise ValueError(
-                f"{bar.title}: a worker process died, most often for want of memory; "
+                f"{progress.title}: a worker process died, most often for want of memory; "
                 "run the same command again to go on, with fewer --workers"
             ) from error
-        bar.show(done.value)
+        progress.show(done.value)
 
     def _started(self) -> tuple[ProcessPoolExecutor, Synchronized[int]]:
         if self._pool is None or self._done is None:
@@ -122,41 +119,3 @@ def _begin(done: Synchronized[int]) -> None:
     _advance = count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-
-class _Bar:
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total = title, total
-        console = Console(stderr=True, highlight=False)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(title, total=total)
-        self._console = None if console.is_terminal else console
-        self._count = 0
-        self._begun = self._said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def advance(self, count: int) -> None:
-        self.show(self._count + count)
-
-    def show(self, count: int) -> None:
-        self._count = count
-        self._bar.update(self._task, completed=count)
-        now = time.monotonic()
-        if self._console and now - self._said > LINE_EVERY:
-            self._said = now
-            rate = count / (now - self._begun)
-            self._console.print(f"{self.title}: {count:,} of {self.total:,}, {rate:,.0f}/s", highlight=False)

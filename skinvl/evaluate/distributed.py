@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import track
 
+from skinvl.data.progress import Progress, share
 from skinvl.score.predictions import PredictionJournal
 
 
@@ -52,8 +52,11 @@ def predict(
     if done and left:
         say.print(f"{journal.path}: {len(done):,} of {len(items):,} were answered before")
     mine = cut(left)[state.process_index :: state.num_processes]
-    for rows in track(told(mine), journal.path.stem, len(mine), console=say, disable=not mine):
-        journal.write(rows, state.process_index)
+    title = share(f"{journal.path.parent.name}/{journal.path.stem}", state.process_index, state.num_processes)
+    with Progress(title, sum(map(len, mine)), say) as progress:
+        for rows in told(mine):
+            journal.write(rows, state.process_index)
+            progress.advance(len(rows))
     state.wait_for_everyone()
     if state.is_main_process and not journal.path.is_file():
         journal.finish([item.key for item in items])

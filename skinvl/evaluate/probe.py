@@ -22,7 +22,6 @@ import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -34,6 +33,7 @@ from skinvl.data import fingerprints, mixture
 from skinvl.data.example import splits
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import ImageError, upright
+from skinvl.data.progress import Progress
 from skinvl.data.source import source_folder
 from skinvl.evaluate import benchmarks, distributed
 from skinvl.evaluate.benchmarks import Sample, Task
@@ -155,15 +155,15 @@ def look(
     reading: Any = _Reading(base.chat)  # of one path, where a batch would be a list
     loader: Any = DataLoader(paths, batch_size=None, collate_fn=reading, num_workers=workers)
     found = {}
-    for path, picture, pixels, sha256, detail in track(
-        loader, "vision features", len(paths), console=say, disable=not paths
-    ):
-        features = None
-        if picture is not None:
-            with torch.no_grad(), bf16:
-                whole = family.encode(tower, picture, pixels).float()
-            features = pooled(whole, picture).cpu().numpy()
-        found[path] = Seen(features, sha256, detail)
+    with Progress("vision features", len(paths), say) as progress:
+        for path, picture, pixels, sha256, detail in loader:
+            features = None
+            if picture is not None:
+                with torch.no_grad(), bf16:
+                    whole = family.encode(tower, picture, pixels).float()
+                features = pooled(whole, picture).cpu().numpy()
+            found[path] = Seen(features, sha256, detail)
+            progress.advance(1)
     return found, {**base.facts, "device": state.device.type}
 
 
@@ -218,7 +218,9 @@ def probe(
     asked = [case for case in test.cases if not _refusal(case, seen)]
     features = _features(asked, seen)
     for share, some in zip(SHARES, shares(learned), strict=True):
-        fitted = fit(_features(some, seen), some, test.classes)
+        with Progress(f"{name}: fit to {share} % of the labels", 1, say) as progress:
+            fitted = fit(_features(some, seen), some, test.classes)
+            progress.advance(1)
         scores = iter(fitted.scores(features))
         refusals = [_refusal(case, seen) for case in test.cases]
         rows = [case.record(None if why else next(scores), why) for case, why in zip(test.cases, refusals, strict=True)]

@@ -18,13 +18,13 @@ import xxhash
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset
 from transformers import PretrainedConfig
 
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import upright
+from skinvl.data.progress import Progress, share
 from skinvl.model.base import attention_kernel, base_dtype, blank_model, count_parameters, load_tower, tower_names
 from skinvl.model.chat import Chat
 from skinvl.model.families import Family, Picture
@@ -184,13 +184,16 @@ def _fill(cache: Cache, pictures: dict[Path, Picture], recipe: Recipe, base: Pat
     loader = DataLoader(_Pixels(cache, chat, mine), batch_size=None, num_workers=workers)
     tower, computed = None, 0
     bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
-    for path, pixels in track(loader, "vision features", len(mine), console=say, disable=say.quiet):
-        if pixels is None:
-            continue
-        if tower is None:
-            tower = load_tower(base, chat.family, recipe).to(state.device)
-        with torch.no_grad(), bf16:  # as within a step
-            cache.write(path, chat.family.encode(tower, pictures[path], pixels))
-        computed += 1
+    title = share("vision features", state.process_index, state.num_processes)
+    with Progress(title, len(mine), say) as progress:
+        for path, pixels in loader:
+            progress.advance(1)
+            if pixels is None:
+                continue
+            if tower is None:
+                tower = load_tower(base, chat.family, recipe).to(state.device)
+            with torch.no_grad(), bf16:  # as within a step
+                cache.write(path, chat.family.encode(tower, pictures[path], pixels))
+            computed += 1
     state.wait_for_everyone()
     return computed
