@@ -12,6 +12,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from skinvl.recipe import silence
+
 # Every verb is the file of its name in a wing, and has `main(words)`.
 WINGS = {
     "sources": {
@@ -90,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"skinvl {verb}: no such verb; {hint}", file=sys.stderr)
         return 2
     try:
-        code: int = importlib.import_module(f"skinvl.{WING_OF[verb]}.{verb}").main(words)
+        silence.messages()
+        module = importlib.import_module(f"skinvl.{WING_OF[verb]}.{verb}")
+        silence.bars()
+        code: int = module.main(words)
         return code
     except KeyboardInterrupt:
         return 130
