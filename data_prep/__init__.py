@@ -116,14 +116,14 @@ def find(raw: Path, name: str, card: Card) -> Path:
     Raises:
         PrepError: no such file, several, or a pointer.
     """
-    found = sorted(raw.rglob(name))
-    if not found:
+    paths = sorted(raw.rglob(name))
+    if not paths:
         raise PrepError(f"{raw}: no file {name} in it or below it. How to get {card.title}: {card.obtain}")
-    if len(found) > 1:
-        listed = ", ".join(str(path.relative_to(raw)) for path in found)
-        raise PrepError(f"{raw}: {len(found)} files are called {name} ({listed}); leave one or give a narrower RAW")
-    refuse_pointer(found[0])
-    return found[0]
+    if len(paths) > 1:
+        listed = ", ".join(str(path.relative_to(raw)) for path in paths)
+        raise PrepError(f"{raw}: {len(paths)} files are called {name} ({listed}); leave one or give a narrower RAW")
+    refuse_pointer(paths[0])
+    return paths[0]
 
 
 def is_pointer(path: Path) -> bool:
@@ -133,7 +133,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Nothing, if the file has its content.
+    """Refuses a file without its content.
 
     Raises:
         PrepError: it is a Git LFS pointer.
@@ -209,17 +209,17 @@ def is_text(value: str) -> bool:
 
 def photos(raw: Path) -> dict[str, list[str]]:
     """The paths in RAW of the image files at any depth, by their names without the ending."""
-    found: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
     for path in sorted(raw.rglob("*")):
         # No table in UTF-8 can name a file whose name is not.
         if path.suffix.lower() in SUFFIXES and is_text(str(path)):
-            found.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
-    return found
+            paths.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
+    return paths
 
 
-def photo(name: str, found: Mapping[str, Sequence[str]]) -> str:
+def photo(name: str, paths: Mapping[str, Sequence[str]]) -> str:
     """The path of an image: the very name where it lies in RAW, else one that only ends otherwise, else the name."""
-    same_stem = found.get(Path(name).stem, [])
+    same_stem = paths.get(Path(name).stem, [])
     return next((path for path in same_stem if Path(path).name == Path(name).name), same_stem[0] if same_stem else name)
 
 
@@ -231,14 +231,14 @@ def lookup(
     Raises:
         PrepError: a value that is neither; the message names it.
     """
-    found = row[column]
-    if found in unknown:
-        return Missing(f"{column} is {found!r}")
-    if found not in values:
+    field = row[column]
+    if field in unknown:
+        return Missing(f"{column} is {field!r}")
+    if field not in values:
         expected = sorted({*values, *unknown}, key=lambda value: (not value, value))
         listed = choices([value or "nothing" for value in expected])
-        raise PrepError(f"{where} {column}: found {found!r}; expected {listed}")
-    return values[found]
+        raise PrepError(f"{where} {column}: found {field!r}; expected {listed}")
+    return values[field]
 
 
 def known(value: str | Missing) -> str | None:

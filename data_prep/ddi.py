@@ -53,11 +53,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> made[0].id, made[0].images, made[0].group, made[0].facts.diagnosis, made[0].facts.skin_type
     ('000001-diagnosis', ('000001.png',), '000001.png', 'melanoma', 'V-VI')
     """
-    return questions.converse("ddi", KINDS, _cases(raw, shard))
+    return questions.converse("ddi", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         disease = diagnosis(row["disease"].replace("-", " "))
         answers = {
@@ -78,5 +78,5 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             skin_type=known(answers["skin_type"]),
         )
         name = row["DDI_file"]
-        image = photo(name, found)
+        image = photo(name, paths)
         yield DatasetRecord(where, Path(name).stem, (image,), name, split_of(name), CARD.licence, facts, answers)

@@ -106,11 +106,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     """
     if part == "archive":
         return questions.converse("derm12345", isic.KINDS, _archive(raw, shard))
-    return questions.converse("derm12345", KINDS, _cases(raw, shard))
+    return questions.converse("derm12345", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     for path in [find(raw, name, CARD) for name in FILES]:
         for where, row in read_csv(path, COLUMNS, shard):
             code = row["label"].strip()
@@ -119,7 +119,7 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             behavior = row["malignancy"].strip().casefold()
             group = f"{row['super_class'].strip().casefold()} {behavior}".strip()
             main = row["main_class_1"].strip()
-            said = {
+            values = {
                 "diagnosis": name,
                 "class": MAIN_CLASSES.get(main) or _plain(main),
                 "category": SUPERCLASSES.get(group, ""),
@@ -127,7 +127,7 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
                 "modality": PICTURES["dermoscopy"],
             }
             answers = {
-                kind: said[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
+                kind: values[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
             }
             danger = labels.malignancy(diagnosis) if labels.is_known(diagnosis) else None
             facts = Facts(
@@ -137,7 +137,7 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             )
             identity, patient = row["image_id"], row["patient_id"]
             split = known(lookup(where, row, "split", SPLITS, ())) or ""
-            image = photo(f"{identity}.jpg", found)
+            image = photo(f"{identity}.jpg", paths)
             yield DatasetRecord(where, identity, (image,), patient, split, CARD.licence, facts, answers)
 
 
@@ -148,23 +148,23 @@ def _plain(value: str) -> str:
 
 def _archive(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     split = _supplement(raw.parent if raw.is_file() else raw)
-    for case in isic.cases(raw, "archive", shard):
-        if split and case.id and case.id not in split:
+    for record in isic.records(raw, "archive", shard):
+        if split and record.id and record.id not in split:
             raise PrepError(
-                f"{case.where}: image {case.id!r} has no row in the supplement; expected one for each image; "
+                f"{record.where}: image {record.id!r} has no row in the supplement; expected one for each image; "
                 "download both again, or take the supplement out of RAW"
             )
-        yield replace(case, split=split[case.id]) if case.id in split else case
+        yield replace(record, split=split[record.id]) if record.id in split else record
 
 
 def _supplement(folder: Path) -> Mapping[str, str]:
     """The split of each image by its id, nothing where there is no supplement."""
-    found = sorted(folder.rglob("*supplement*.csv"))
-    if len(found) > 1:
-        listed = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise PrepError(f"{folder}: found {len(found)} supplements ({listed}); expected one; leave one of them")
+    paths = sorted(folder.rglob("*supplement*.csv"))
+    if len(paths) > 1:
+        listed = ", ".join(str(path.relative_to(folder)) for path in paths)
+        raise PrepError(f"{folder}: found {len(paths)} supplements ({listed}); expected one; leave one of them")
     splits: dict[str, str] = {}
-    for path in found:
+    for path in paths:
         for where, row in read_csv(path, ("isic_id", "split")):
             plain = {"split": row["split"].strip().casefold()}
             splits[row["isic_id"]] = known(lookup(where, plain, "split", SPLITS, ())) or ""

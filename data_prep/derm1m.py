@@ -94,12 +94,12 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     ...     row = 'edu/a.jpg,A red patch.,Tinea corporis,"infectious, fungal, Tinea corporis",No visual concepts'
     ...     table = ",".join(COLUMNS) + f"\\n{row},arm,No age information,female\\n"
     ...     _ = (Path(folder) / "Derm1M_v2_pretrain.csv").write_text(table)
-    ...     one, two = (next(convert(Path(folder), part)) for part in ("hierarchy", "concept"))
-    >>> one.id, one.group, one.facts.diagnosis, one.facts.site, one.facts.sex, one.facts.age
+    ...     row, dropped = (next(convert(Path(folder), part)) for part in ("hierarchy", "concept"))
+    >>> row.id, row.group, row.facts.diagnosis, row.facts.site, row.facts.sex, row.facts.age
     ('hierarchy-b141f29a226069d3', 'edu/a.jpg', 'tinea corporis', 'arm', 'female', None)
-    >>> [turn["content"][-1]["text"] for turn in one.messages][1::2]
+    >>> [turn["content"][-1]["text"] for turn in row.messages][1::2]
     ['It is infectious.', 'fungal.', 'The diagnosis is Tinea corporis.']
-    >>> two
+    >>> dropped
     Dropped(row='Derm1M_v2_pretrain.csv:2', rule='sentinel', detail="skin_concept is 'No visual concepts'")
     """
     tables = _files(raw)
@@ -108,12 +108,12 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
         split = "validation" if "validation" in path.stem.casefold() else "train"
         for where, row in read_csv(path, COLUMNS, shard):
             file = row["filename"].strip()
-            said = _said(part, row, beside[path.parent]) if file else Missing("no filename", "empty")
-            if isinstance(said, Missing):
-                yield Dropped(where, said.rule, said.detail)
+            values = _values(part, row, beside[path.parent]) if file else Missing("no filename", "empty")
+            if isinstance(values, Missing):
+                yield Dropped(where, values.rule, values.detail)
                 continue
-            name = f"{part}-{digest(file, *said)}"
-            turns = _turns(part, said, seeded("derm1m", name))
+            name = f"{part}-{digest(file, *values)}"
+            turns = _turns(part, values, seeded("derm1m", name))
             frame = FRAME.fullmatch(file)
             yield Example(
                 id=name,
@@ -129,12 +129,12 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 def _files(raw: Path) -> list[Path]:
     """The tables, in the order of their paths; each has its content."""
-    found = sorted(raw.rglob("Derm1M_*.csv"))
-    if not found:
+    paths = sorted(raw.rglob("Derm1M_*.csv"))
+    if not paths:
         raise PrepError(f"{raw}: no file Derm1M_*.csv in it or below it. How to get {CARD.title}: {CARD.obtain}")
-    for path in found:
+    for path in paths:
         refuse_pointer(path)
-    return found
+    return paths
 
 
 def _beside(folder: Path, part: str) -> Mapping[str, Sequence[str]]:
@@ -161,14 +161,14 @@ def _ontology(path: Path) -> Mapping[str, Sequence[str]]:
 
 
 def _concepts(path: Path) -> Mapping[str, Sequence[str]]:
-    found: dict[str, tuple[str]] = {}
+    concepts: dict[str, tuple[str]] = {}
     same: dict[tuple[str], tuple[str]] = {}  # most images share their features with others: one tuple each saves memory
     for _, row in read_csv(path, ("disease_label", "skin_concept")):
         file, value = next(iter(row.values())).strip(), _known(row, "skin_concept")
         if not isinstance(value, Missing):
-            whole = (f"{found[file][0]}, {value}",) if file in found else (value,)
-            found[file] = same.setdefault(whole, whole)
-    return found
+            whole = (f"{concepts[file][0]}, {value}",) if file in concepts else (value,)
+            concepts[file] = same.setdefault(whole, whole)
+    return concepts
 
 
 def _known(row: Mapping[str, str], column: str) -> str | Missing:
@@ -180,19 +180,19 @@ def _known(row: Mapping[str, str], column: str) -> str | Missing:
     return value
 
 
-def _said(part: str, row: Mapping[str, str], beside: Mapping[str, Sequence[str]]) -> Sequence[str] | Missing:
+def _values(part: str, row: Mapping[str, str], beside: Mapping[str, Sequence[str]]) -> Sequence[str] | Missing:
     """What there is to say, level by level in a hierarchy, or why there is nothing."""
     value = _known(row, PARTS[part][0])
-    said = _levels(value, row) if part == "hierarchy" else value if isinstance(value, Missing) else [value]
-    if isinstance(said, Missing):
+    values = _levels(value, row) if part == "hierarchy" else value if isinstance(value, Missing) else [value]
+    if isinstance(values, Missing):
         disease = row["disease_label"].strip()
         if part == "concept":
-            said = beside.get(row["filename"].strip(), said)
+            values = beside.get(row["filename"].strip(), values)
         elif len(way := beside.get(disease) or beside.get(disease.casefold()) or ()) > 1:
-            said = [*way[:-1], disease]
-    if not isinstance(said, Missing) and (token := next((one for one in SPECIAL if any(one in it for it in said)), "")):
+            values = [*way[:-1], disease]
+    if not isinstance(values, Missing) and (token := next((mark for mark in SPECIAL if mark in "\n".join(values)), "")):
         return Missing(f"{PARTS[part][0]} holds {token}", "special-token")
-    return said
+    return values
 
 
 def _levels(value: str | Missing, row: Mapping[str, str]) -> Sequence[str] | Missing:
@@ -208,8 +208,8 @@ def _levels(value: str | Missing, row: Mapping[str, str]) -> Sequence[str] | Mis
     return [*levels, disease] if levels else Missing(f"{value!r:.200} has one level only", "no-hierarchy")
 
 
-def _turns(part: str, said: Sequence[str], draw: Random) -> list[tuple[Role, str]]:
-    value = said[-1]
+def _turns(part: str, values: Sequence[str], draw: Random) -> list[tuple[Role, str]]:
+    value = values[-1]
     if part == "diagnosis":
         question, answer = questions.ask(DIAGNOSIS, value, draw)
     elif part == "concept":
@@ -219,7 +219,7 @@ def _turns(part: str, said: Sequence[str], draw: Random) -> list[tuple[Role, str
         question, answer = draw.choice(CONCEPT), draw.choice(CONCEPT_ANSWERS).format(value=named)
     elif part == "hierarchy":
         turns: list[tuple[Role, str]] = []
-        for number, level in enumerate(said[:-1]):
+        for number, level in enumerate(values[:-1]):
             turns.append(("user", draw.choice(FINER if number else GENERAL)))
             turns.append(("assistant", draw.choice(LEVEL_ANSWERS).format(value=level)))
         return [*turns, ("user", draw.choice(LAST)), ("assistant", draw.choice(LAST_ANSWERS).format(value=value))]
@@ -230,14 +230,14 @@ def _turns(part: str, said: Sequence[str], draw: Random) -> list[tuple[Role, str
 
 def _facts(row: Mapping[str, str], kind: str) -> Facts:
     age, sex = person(row["age"], row["gender"])
-    label, place = _known(row, "disease_label"), _known(row, "body_location")
+    label, site = _known(row, "disease_label"), _known(row, "body_location")
     disease = None if isinstance(label, Missing) else diagnosis(label)
     return Facts(
         diagnosis=disease,
         malignancy=malignancy(disease) if disease and is_known(disease) else None,
         age=age,
         sex=sex,
-        site=None if isinstance(place, Missing) else place.casefold(),
+        site=None if isinstance(site, Missing) else site.casefold(),
         kind=kind,
     )
 

@@ -60,7 +60,7 @@ Fault = tuple[str, str]  # the rule that drops a row, and what was found
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Exchange:
     """A question and its answer; `key` tells it from the others of its part."""
 
     key: tuple[str, ...]
@@ -98,16 +98,16 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     """
     images = photos(raw) if part in ("response", "vqa") else {}
     types = _types(raw) if part == "response" else {}
-    for where, pair in _pairs(raw, part, types, shard or Shard()):
-        if isinstance(pair, Turn) and not (pair.question and pair.answer):
-            pair = "empty", "no question" if pair.answer else "no answer"
-        if isinstance(pair, tuple):
-            yield Dropped(where, *pair)
+    for where, exchange in _exchanges(raw, part, types, shard or Shard()):
+        if isinstance(exchange, Exchange) and not (exchange.question and exchange.answer):
+            exchange = "empty", "no question" if exchange.answer else "no answer"
+        if isinstance(exchange, tuple):
+            yield Dropped(where, *exchange)
             continue
-        name = f"{part}-{digest(*pair.key)}"
-        shown = (pair.image if part == "eval1" else _placed(pair.image, images),) if pair.image else ()
-        turns = text("user", pair.question, images=len(shown)), text("assistant", pair.answer)
-        yield Example(name, "dermasynth", shown, turns, pair.group, pair.split, CARD.licence, pair.facts)
+        name = f"{part}-{digest(*exchange.key)}"
+        shown = (exchange.image if part == "eval1" else _placed(exchange.image, images),) if exchange.image else ()
+        messages = text("user", exchange.question, images=len(shown)), text("assistant", exchange.answer)
+        yield Example(name, "dermasynth", shown, messages, exchange.group, exchange.split, CARD.licence, exchange.facts)
 
 
 def _files(raw: Path, part: str) -> list[Path]:
@@ -117,13 +117,13 @@ def _files(raw: Path, part: str) -> list[Path]:
         raise PrepError(f"{raw}: no folder {part}; found {', '.join(folders)}. How to get {CARD.title}: {CARD.obtain}")
     endings = ENDINGS.get(part, (".json", ".jsonl", ".parquet"))
     within = sorted((raw / part if folders else raw).rglob("*"))
-    found = [path for path in within if path.suffix in endings and not path.name.startswith(REQUESTS)]
-    if not found:
+    files = [path for path in within if path.suffix in endings and not path.name.startswith(REQUESTS)]
+    if not files:
         raise PrepError(f"{raw}: no {' or '.join(endings)} file of {part}. How to get them: {CARD.obtain}")
-    return found
+    return files
 
 
-def _pairs(raw: Path, part: str, types: Mapping[Any, str], shard: Shard) -> Iterator[tuple[str, Turn | Fault]]:
+def _exchanges(raw: Path, part: str, types: Mapping[Any, str], shard: Shard) -> Iterator[tuple[str, Exchange | Fault]]:
     """(where, what was read there) of the records that the shard takes."""
     if part in ("response", "vqa"):
         for path in taken(_files(raw, part), shard):
@@ -131,26 +131,26 @@ def _pairs(raw: Path, part: str, types: Mapping[Any, str], shard: Shard) -> Iter
             if part == "response":
                 yield from ((f"{where} {prefix}", _response(entry, prefix, types)) for prefix in SLOTS)
             else:
-                yield from ((f"{where} {number}", pair) for number, pair in enumerate(_figure(entry), start=1))
+                yield from ((f"{where} {number}", exchange) for number, exchange in enumerate(_figure(entry), start=1))
         return
     expected = frozenset(COLUMNS[part])
     for path in _files(raw, part):
         refuse_pointer(path)
         before = shard.record + 1
-        for place, record in llava.entries(path, shard):
+        for where, record in llava.entries(path, shard):
             if not isinstance(record, dict) or not expected <= record.keys():
-                raise _no_record(place, record, COLUMNS[part])
+                raise _no_record(where, record, COLUMNS[part])
             if part == "eval1":
-                yield place, _pictured(record, f"{path.relative_to(raw).as_posix()}#{shard.record - before}")
+                yield where, _pictured(record, f"{path.relative_to(raw).as_posix()}#{shard.record - before}")
             else:
-                yield place, TOLD[part](record)
+                yield where, READERS[part](record)
 
 
-def _no_record(place: str, record: object, columns: Sequence[str]) -> PrepError:
-    found = list(record) if isinstance(record, dict) else []
-    missing = ", ".join(name for name in columns if name not in found)
-    listed = ", ".join(name if name.isprintable() else ascii(name) for name in found) or f"{record!r:.60}"
-    return PrepError(f"{place}: no {missing}; found {listed}; expected {', '.join(columns)}")
+def _no_record(where: str, record: object, columns: Sequence[str]) -> PrepError:
+    keys = list(record) if isinstance(record, dict) else []
+    missing = ", ".join(name for name in columns if name not in keys)
+    listed = ", ".join(name if name.isprintable() else ascii(name) for name in keys) or f"{record!r:.60}"
+    return PrepError(f"{where}: no {missing}; found {listed}; expected {', '.join(columns)}")
 
 
 def _object(path: Path) -> Mapping[str, Any] | Fault:
@@ -170,31 +170,33 @@ def _text(value: object) -> str:
     return value.strip() if isinstance(value, str) and is_text(value) else ""
 
 
-def _reply(said: object) -> Mapping[str, Any]:
+def _reply(response: object) -> Mapping[str, Any]:
     """What a model answered as JSON, fenced or not; empty where that cannot be read."""
-    if isinstance(said, str):
-        fenced = FENCED.search(said)
+    if isinstance(response, str):
+        fenced = FENCED.search(response)
         try:
-            said = json.loads(fenced[1] if fenced else said, strict=False)  # models leave line breaks in strings
+            response = json.loads(
+                fenced[1] if fenced else response, strict=False
+            )  # models leave line breaks in strings
         except (ValueError, RecursionError):
             return {}
-    return said if isinstance(said, dict) else {}
+    return response if isinstance(response, dict) else {}
 
 
-def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any, str]) -> Turn | Fault:
+def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any, str]) -> Exchange | Fault:
     if isinstance(entry, tuple):
         return entry
-    stored, prompt, said = (entry.get(f"{prefix}_{name}") for name in ("question", "prompt", "response"))
-    reply = _reply(said)
+    stored, prompt, response = (entry.get(f"{prefix}_{name}") for name in ("question", "prompt", "response"))
+    reply = _reply(response)
     if not (answer := _text(reply.get("answer"))):
-        return "unparsable-answer", f"no JSON object with an answer: {said!r:.120}"
+        return "unparsable-answer", f"no JSON object with an answer: {response!r:.120}"
     image, question = entry["image_id"].strip(), _text(stored)
     kind = types.get((image, prefix, question)) or ("creativity" if ASKS_FOR_QUESTION in _text(prompt) else "open")
     if kind == "creativity" or (kind == "open" and not prompt and "question" in reply):
         question = _text(reply.get("question"))
         if not question:
             return "unparsable-answer", "a question of the type Creativity was asked for, and none was given"
-    return Turn((image, prefix, question), question, answer, image, entry["image_path"], facts=Facts(kind=kind))
+    return Exchange((image, prefix, question), question, answer, image, entry["image_path"], facts=Facts(kind=kind))
 
 
 def _types(raw: Path) -> dict[tuple[str, str, str], str]:
@@ -215,8 +217,8 @@ def _types(raw: Path) -> dict[tuple[str, str, str], str]:
     return types
 
 
-def _figure(entry: Mapping[str, Any] | Fault) -> list[Turn | Fault]:
-    """The pairs of a figure, at least one or the reason why there is none."""
+def _figure(entry: Mapping[str, Any] | Fault) -> list[Exchange | Fault]:
+    """What was asked about a figure, at least one exchange or the reason why there is none."""
     if isinstance(entry, tuple):
         return [entry]
     reply = _reply(entry.get("api_response"))
@@ -227,15 +229,15 @@ def _figure(entry: Mapping[str, Any] | Fault) -> list[Turn | Fault]:
     return [("unparsable-answer", f"neither qa_pairs nor qa_pair: {entry.get('api_response')!r:.120}")]
 
 
-def _numbered(entry: Mapping[str, Any], pair: object) -> Turn | Fault:
-    found = pair if isinstance(pair, dict) else {}
-    keys = sorted(key for key in found if re.fullmatch(r"(question|answer)(_\d+)?", key))
+def _numbered(entry: Mapping[str, Any], pair: object) -> Exchange | Fault:
+    fields = pair if isinstance(pair, dict) else {}
+    keys = sorted(key for key in fields if re.fullmatch(r"(question|answer)(_\d+)?", key))
     if [key.partition("_")[0] for key in keys] != ["answer", "question"] or keys[0][6:] != keys[1][8:]:
         return "malformed", f"{pair!r:.120}; expected question_1 and answer_1, or another number"
-    return _of_figure(entry, found[keys[1]], found[keys[0]], "open", "train")
+    return _of_figure(entry, fields[keys[1]], fields[keys[0]], "open", "train")
 
 
-def _benchmark(entry: Mapping[str, Any], pair: Mapping[str, Any]) -> Turn | Fault:
+def _benchmark(entry: Mapping[str, Any], pair: Mapping[str, Any]) -> Exchange | Fault:
     if (options := pair.get("options")) is None:
         return _of_figure(entry, pair.get("question"), pair.get("answer"), "open", "test")
     if (answer := _lettered(options, pair.get("correct_answer"))) is None:
@@ -249,32 +251,35 @@ def _listed(question: object, choices: str) -> str:
 
 def _lettered(choices: object, answer: object) -> tuple[str, str] | None:
     """The choices as lines `A. text`, and that of the answer, which is a letter, a text, both, or a number from 0."""
+    # Every choice with its letter, which it may also hold itself.
     if isinstance(choices, list) and len(choices) <= len(ascii_uppercase):
         choices = dict(zip(ascii_uppercase, choices, strict=False))
     # Parquet gives every record the keys of all records.
-    given = {key: option for key, option in choices.items() if option is not None} if isinstance(choices, dict) else {}
-    options = {str(key).strip(" ().:").upper(): _text(option) for key, option in given.items()}
-    if not 2 <= len(options) == len(given) or not all(options) or not all(options.values()):
+    filled = {key: option for key, option in choices.items() if option is not None} if isinstance(choices, dict) else {}
+    options = {str(key).strip(" ().:").upper(): _text(option) for key, option in filled.items()}
+    if not 2 <= len(options) == len(filled) or not all(options) or not all(options.values()):
         return None
     marks = {key: LETTERED.match(option) for key, option in options.items()}
     if all(mark and mark[1] == key for key, mark in marks.items()):  # all of them: one alone may be "C. albicans"
         options = {key: LETTERED.sub("", option, count=1) for key, option in options.items()}
     lines = [f"{key}. {option}" for key, option in options.items()]
-    said = str(answer) if isinstance(answer, int) else _text(answer)
-    forms = {said.casefold(), LETTERED.sub(r"\1. ", said, count=1).casefold()}
-    found = [
+
+    # The one line that the answer means.
+    answer_text = str(answer) if isinstance(answer, int) else _text(answer)
+    forms = {answer_text.casefold(), LETTERED.sub(r"\1. ", answer_text, count=1).casefold()}
+    matches = [
         line
         for line, (key, option) in zip(lines, options.items(), strict=True)
-        if forms & {line.casefold(), option.casefold()} or said.strip(" ().:").upper() == key
+        if forms & {line.casefold(), option.casefold()} or answer_text.strip(" ().:").upper() == key
     ]
-    if not found and re.fullmatch("[0-9]{1,2}", said):
-        found = lines[int(said) :][:1]
-    return ("\n".join(lines), found[0]) if len(found) == 1 else None
+    if not matches and re.fullmatch("[0-9]{1,2}", answer_text):
+        matches = lines[int(answer_text) :][:1]
+    return ("\n".join(lines), matches[0]) if len(matches) == 1 else None
 
 
-def _of_figure(entry: Mapping[str, Any], question: object, answer: object, kind: str, split: str) -> Turn:
+def _of_figure(entry: Mapping[str, Any], question: object, answer: object, kind: str, split: str) -> Exchange:
     image, asked = entry["image_id"].strip(), _text(question)
-    return Turn((image, asked), asked, _text(answer), image, entry["image_path"], split, Facts(kind=kind))
+    return Exchange((image, asked), asked, _text(answer), image, entry["image_path"], split, Facts(kind=kind))
 
 
 @lru_cache(maxsize=4096)
@@ -282,43 +287,45 @@ def _about(disease: str) -> Facts:
     return Facts(diagnosis=diagnosis(disease) or None, kind="open")
 
 
-def _fact(record: Mapping[str, Any]) -> Turn:
+def _fact(record: Mapping[str, Any]) -> Exchange:
     question, facts = _text(record["question"]), _about(_text(record["disease_name"]))
-    return Turn((question,), question, _text(record["answer"]), f"knowledge {question}", facts=facts)
+    return Exchange((question,), question, _text(record["answer"]), f"knowledge {question}", facts=facts)
 
 
-def _task(record: Mapping[str, Any]) -> Turn:
-    task, given = _text(record["instruction"]), _text(record["input"])
-    question = task if given.casefold() in NO_INPUT else f"{task}\n\n{given}"
+def _task(record: Mapping[str, Any]) -> Exchange:
+    task, input_text = _text(record["instruction"]), _text(record["input"])
+    question = task if input_text.casefold() in NO_INPUT else f"{task}\n\n{input_text}"
     facts = CLOSED if str(record["is_classification"]).casefold() == "true" else OPEN
-    return Turn((question,), question if task else "", _text(record["output"]), f"self_instruct {task}", facts=facts)
+    return Exchange(
+        (question,), question if task else "", _text(record["output"]), f"self_instruct {task}", facts=facts
+    )
 
 
-def _choice(record: Mapping[str, Any]) -> Turn | Fault:
+def _choice(record: Mapping[str, Any]) -> Exchange | Fault:
     if (answer := _lettered(record["choices"], record["answer"])) is None:
-        found = f"choices {record['choices']!r:.200} and answer {record['answer']!r:.80}"
-        return "unparsable-answer", f"{found}; expected two or more texts, and the letter, number or text of one"
+        detail = f"choices {record['choices']!r:.200} and answer {record['answer']!r:.80}"
+        return "unparsable-answer", f"{detail}; expected two or more texts, and the letter, number or text of one"
     question = _listed(record["question"], answer[0])
-    return Turn((question,), question, answer[1], f"mcq {_text(record['question'])}", split="test", facts=CLOSED)
+    return Exchange((question,), question, answer[1], f"mcq {_text(record['question'])}", split="test", facts=CLOSED)
 
 
-def _pictured(record: Mapping[str, Any], image: str) -> Turn | Fault:
-    """The pair of a record that holds an image; equal images are one group."""
-    found = record["img_path"]
-    data = found.get("bytes") if isinstance(found, dict) else None
+def _pictured(record: Mapping[str, Any], image: str) -> Exchange | Fault:
+    """What was asked in a record that holds an image; equal images are one group."""
+    cell = record["img_path"]
+    data = cell.get("bytes") if isinstance(cell, dict) else None
     if not data or not isinstance(data, bytes):
         return "missing-image", f"{image} holds no bytes of an image"
     group, question = hashlib.sha256(data).hexdigest(), _text(record["question"])
-    return Turn((group, question), question, _text(record["answer"]), group, image, "test", OPEN)
+    return Exchange((group, question), question, _text(record["answer"]), group, image, "test", OPEN)
 
 
 def _placed(path: str, images: Mapping[str, Sequence[str]]) -> str:
-    """The image in RAW whose path ends most like the given one, which comes from another machine; else that one."""
-    given = path.strip().replace("\\", "/").lstrip("/")
-    parts = given.split("/")[::-1]
-    same = [each for each in images.get(PurePosixPath(given).stem, ()) if each.split("/")[-1] == parts[0]]
-    return max(same, key=lambda each: [*map(eq, each.split("/")[::-1], parts)], default=given)
+    """The image in RAW whose path ends most like the original one, which comes from another machine; else that one."""
+    original = path.strip().replace("\\", "/").lstrip("/")
+    parts = original.split("/")[::-1]
+    same = [each for each in images.get(PurePosixPath(original).stem, ()) if each.split("/")[-1] == parts[0]]
+    return max(same, key=lambda each: [*map(eq, each.split("/")[::-1], parts)], default=original)
 
 
-TOLD: Mapping[str, Callable[[Mapping[str, Any]], Turn | Fault]]
-TOLD = {"self_instruct": _task, "knowledge": _fact, "mcq": _choice}
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Exchange | Fault]]
+READERS = {"self_instruct": _task, "knowledge": _fact, "mcq": _choice}

@@ -62,7 +62,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> row.id, row.split, row.messages[1]["content"][0]["text"]
     ('b139c5d20c2594c3-category', 'test', 'The photo belongs to the class Urticaria Hives.')
     """
-    return questions.converse("dermnet", KINDS, _cases(raw, shard))
+    return questions.converse("dermnet", KINDS, _records(raw, shard))
 
 
 def _classes(raw: Path) -> list[Path]:
@@ -81,7 +81,7 @@ def _photos(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     for path in taken(chain.from_iterable(map(_photos, _classes(raw))), shard):
         folder = path.parent
         label = " ".join(folder.name.split())

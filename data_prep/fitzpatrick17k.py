@@ -73,11 +73,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> made[4]
     Dropped(row='fitzpatrick17k.csv:2 skin_type', rule='unknown-value', detail="fitzpatrick_scale is '-1'")
     """
-    return questions.converse("fitzpatrick17k", KINDS, _cases(raw, shard))
+    return questions.converse("fitzpatrick17k", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         label = row["label"].strip()
         answers = {
@@ -100,5 +100,5 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             skin_type=known(answers["skin_type"]),
         )
         name = row["md5hash"]
-        image = photo(f"{name}.jpg", found)
+        image = photo(f"{name}.jpg", paths)
         yield DatasetRecord(where, name, (image,), name, split_of(name), CARD.licence, facts, answers)

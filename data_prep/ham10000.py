@@ -62,11 +62,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> made[3]
     Dropped(row='HAM10000_metadata.csv:2 site', rule='unknown-value', detail="localization is 'unknown'")
     """
-    return questions.converse("ham10000", KINDS, _cases(raw, shard))
+    return questions.converse("ham10000", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
             name: lookup(where, row, kind.column, kind.values, UNKNOWN) if kind.column else PICTURES["dermoscopy"]
@@ -82,5 +82,5 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             site=known(answers["site"]),
         )
         name, group = row["image_id"], row["lesion_id"]
-        image = photo(f"{name}.jpg", found)
+        image = photo(f"{name}.jpg", paths)
         yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)

@@ -96,24 +96,24 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> made[3]
     Dropped(row='metadata.csv:2 site', rule='unknown-value', detail="anatom_site_general is ''")
     """
-    return questions.converse("isic", {name: KINDS[name] for name in PARTS[part]}, cases(raw, part, shard))
+    return questions.converse("isic", {name: KINDS[name] for name in PARTS[part]}, records(raw, part, shard))
 
 
 def _file(raw: Path) -> Path:
     if raw.is_file():
         refuse_pointer(raw)
         return raw
-    found = sorted(path for path in raw.rglob("*") if path.suffix in (".json", ".jsonl"))
-    found += [path for path in sorted(raw.rglob("*.csv")) if _is_metadata(path)]
-    if len(found) != 1:
-        listed = ", ".join(str(path.relative_to(raw)) for path in found) or "none"
+    paths = sorted(path for path in raw.rglob("*") if path.suffix in (".json", ".jsonl"))
+    paths += [path for path in sorted(raw.rglob("*.csv")) if _is_metadata(path)]
+    if len(paths) != 1:
+        listed = ", ".join(str(path.relative_to(raw)) for path in paths) or "none"
         raise PrepError(
             f"{raw}: expected one metadata file, a CSV with the columns isic_id and diagnosis or diagnosis_1, "
             f"or JSON records; found {listed}. "
             f"Give the file itself as RAW, or see how to get it: {CARD.obtain}"
         )
-    refuse_pointer(found[0])
-    return found[0]
+    refuse_pointer(paths[0])
+    return paths[0]
 
 
 def _is_metadata(path: Path) -> bool:
@@ -192,17 +192,17 @@ def _challenge(raw: Path, shard: Shard | None) -> Iterator[tuple[str, dict[str, 
 
 def _diagnosis(row: Mapping[str, str]) -> str:
     """The finest diagnosis that has a canonical name, else the finest one, else nothing."""
-    given = [value for level in LEVELS if (value := row.get(level, "").strip())]
-    best = next((value for value in given if labels.is_known(value)), given[0] if given else "")
+    named = [value for level in LEVELS if (value := row.get(level, "").strip())]
+    best = next((value for value in named if labels.is_known(value)), named[0] if named else "")
     return labels.diagnosis(best)
 
 
-def cases(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
+def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
     """What the metadata say about each image; the group is its patient, else its lesion, else itself."""
-    found = photos(raw.parent if raw.is_file() else raw)
-    records = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
-    for where, record in records:
-        row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **record}
+    paths = photos(raw.parent if raw.is_file() else raw)
+    entries = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
+    for where, entry in entries:
+        row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **entry}
         name = _diagnosis(row)
         flag = (row["benign_malignant"] or row.get("diagnosis_1", "")).casefold()
         if flag not in ("benign", "malignant"):
@@ -222,12 +222,12 @@ def cases(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
         )
         # Among its classes the challenge calls this one so; the canonical name is narrower.
         spoken = row["diagnosis"] if row["diagnosis"] in ISIC_2019_CODES.values() else name
-        said = {"diagnosis": spoken, "malignancy": flag, "modality": view and PICTURES[view]}
-        said |= {"site": facts.site, "skin_type": tone}
+        values = {"diagnosis": spoken, "malignancy": flag, "modality": view and PICTURES[view]}
+        values |= {"site": facts.site, "skin_type": tone}
         answers = {
-            kind: said[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
+            kind: values[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
         }
         group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
-        image = photo(f"{row['isic_id']}.jpg", found)
+        image = photo(f"{row['isic_id']}.jpg", paths)
         yield DatasetRecord(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)

@@ -89,14 +89,14 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _file(raw: Path) -> Path:
-    found = [raw] if raw.is_file() else sorted([*raw.rglob("*.json"), *raw.rglob("*.jsonl")])
-    if len(found) != 1:
-        listed = ", ".join(str(path.relative_to(raw)) for path in found[:5]) or "none"
+    paths = [raw] if raw.is_file() else sorted([*raw.rglob("*.json"), *raw.rglob("*.jsonl")])
+    if len(paths) != 1:
+        listed = ", ".join(str(path.relative_to(raw)) for path in paths[:5]) or "none"
         raise PrepError(
-            f"{raw}: found {len(found)} .json or .jsonl files ({listed}); expected exactly one: name the file as RAW"
+            f"{raw}: found {len(paths)} .json or .jsonl files ({listed}); expected exactly one: name the file as RAW"
         )
-    refuse_pointer(found[0])
-    return found[0]
+    refuse_pointer(paths[0])
+    return paths[0]
 
 
 def entries(path: Path, shard: Shard | None = None) -> Iterator[tuple[str, Any]]:
@@ -212,9 +212,9 @@ class _Window:
     def skip(self, start: int) -> int:
         """The position of the next character that is not blank, or the end of the text where the file ends."""
         while True:
-            found = FILLED.search(self.text, start)
-            if found or self.ended:
-                return found.start() if found else len(self.text)
+            match = FILLED.search(self.text, start)
+            if match or self.ended:
+                return match.start() if match else len(self.text)
             start = self._read(len(self.text))
 
     def decode(self, start: int) -> tuple[Any, int]:
@@ -232,11 +232,13 @@ class _Window:
                 raise self.fault(str(error), start) from error
             start = self._read(start)
 
-    def fault(self, found: str, position: int) -> PrepError:
+    def fault(self, message: str, position: int) -> PrepError:
         """The error that names the place."""
         lines, last = self.text.count("\n", 0, position), self.text.rfind("\n", 0, position)
         column = position - last if lines else self._column + position + 1
-        return PrepError(f"{self.path}:{self._lines + lines + 1}: not JSON ({found}, column {column}); repair it there")
+        return PrepError(
+            f"{self.path}:{self._lines + lines + 1}: not JSON ({message}, column {column}); repair it there"
+        )
 
     def _read(self, start: int) -> int:
         """The new position of `start`, before which the text is dropped; after it the text at least doubles."""
@@ -257,12 +259,16 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
     """The entry's images and turns, or the rule and the detail of why it has none that could be trained on."""
     if not isinstance(entry, dict) or not isinstance(turns := entry.get("conversations"), list) or not turns:
         return "malformed", "no list of turns under 'conversations'"
-    image, given = entry.get("image"), entry.get("id")
+
+    # The images, none, one or a list of them.
+    image, identity = entry.get("image"), entry.get("id")
     images = [image] if isinstance(image, str) else image or []
     if not isinstance(images, list) or (images and not all(isinstance(path, str) and path for path in images)):
         return "malformed", f"image is {image!r:.120}; expected a path or a list of paths"
-    name = str(given) if given else None
+    name = str(identity) if identity else None
     texts: list[str] = [*images, name or ""]
+
+    # The turns, with an image part for each placeholder.
     messages: list[Message] = []
     placeholders = 0
     for number, turn in enumerate(turns, start=1):
@@ -280,6 +286,8 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
         messages.append({"role": ROLES[speaker], "content": content})
     if not (all(map(str.isascii, texts)) or is_text("".join(texts))):
         return "malformed", "half of a surrogate pair, which no text file can hold"
+
+    # Whoever asks is answered, and images without a placeholder stand before the first question.
     spoken = [message["role"] for message in messages]
     asked = spoken[1:] if spoken[0] == "system" else spoken
     if not asked or asked != ["user", "assistant"] * (len(asked) // 2):

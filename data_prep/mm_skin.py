@@ -100,12 +100,12 @@ def _files(raw: Path, part: str) -> list[Path]:
     """The part's files, in the order of their paths; each has its content."""
     if "*" not in FILES[part]:
         return [find(raw, FILES[part], CARD)]
-    found = sorted(raw.rglob(FILES[part]))
-    if not found:
+    paths = sorted(raw.rglob(FILES[part]))
+    if not paths:
         raise PrepError(f"{raw}: no file {FILES[part]} in it or below it. How to get {CARD.title}: {CARD.obtain}")
-    for path in found:
+    for path in paths:
         refuse_pointer(path)
-    return found
+    return paths
 
 
 def _known(raw: Path) -> dict[str, Facts]:
@@ -168,11 +168,12 @@ def _classes(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) 
         raise PrepError(f"{path} categories: only the class {options[0]!r} occurs; expected two or more to choose from")
     kind = "malignancy" if all(option.casefold() in GRADES for option in options) else "diagnosis"
     modality = SET_MODALITIES.get(path.stem.split("_")[0].casefold())
+
     for where, row in read_csv(path, columns, shard):
         label = _label(row["categories"])
-        image, given = row["image"].strip(), row.get("set", "test")
-        if given.strip().casefold() not in SETS:
-            raise PrepError(f"{where} set: found {given!r}; expected {choices(sorted(SETS))}, in any case")
+        image, subset = row["image"].strip(), row.get("set", "test")
+        if subset.strip().casefold() not in SETS:
+            raise PrepError(f"{where} set: found {subset!r}; expected {choices(sorted(SETS))}, in any case")
         if isinstance(label, tuple) or not image:
             yield where, label if isinstance(label, tuple) else ("empty", "no image")
             continue
@@ -182,22 +183,22 @@ def _classes(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) 
         plain = diagnosis(label)
         grade = malignancy(plain) if is_known(plain) else GRADES.get(plain)
         facts = Facts(modality=modality, diagnosis=plain if is_known(plain) else None, malignancy=grade, kind=kind)
-        split = SETS[given.strip().casefold()]
+        split = SETS[subset.strip().casefold()]
         yield where, _example(bare, name, (image,), _asked(question, label), split, facts)
 
 
 def _label(categories: str) -> str | tuple[str, str]:
     """The one class of a field such as `['melanoma']`, or the rule and the detail of why there is none."""
-    found = _parsed(categories) if len(categories) <= LONGEST_LIST else None
-    if not isinstance(found, list) or not all(
-        isinstance(label, str) and label.strip() and label.isprintable() for label in found
+    labels = _parsed(categories) if len(categories) <= LONGEST_LIST else None
+    if not isinstance(labels, list) or not all(
+        isinstance(label, str) and label.strip() and label.isprintable() for label in labels
     ):
         return "malformed", f"categories is {categories!r:.120}; expected a list of one class"
-    if not found:
+    if not labels:
         return "unknown-value", "categories is an empty list"
-    if len(found) > 1:
+    if len(labels) > 1:
         return "several-classes", f"categories is {categories!r:.120}; one answer is expected"
-    return " ".join(found[0].split())
+    return " ".join(labels[0].split())
 
 
 @lru_cache(maxsize=1024)

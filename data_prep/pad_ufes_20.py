@@ -109,11 +109,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> made[4]
     Dropped(row='metadata.csv:2 grew', rule='unknown-value', detail="grew is 'UNK'")
     """
-    return questions.converse("pad_ufes_20", KINDS, _cases(raw, shard))
+    return questions.converse("pad_ufes_20", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS, shard):
         answers = {name: lookup(where, row, kind.column, kind.values, UNKNOWN) for name, kind in KINDS.items()}
         facts = Facts(
@@ -126,6 +126,6 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             site=known(answers["site"]),
         )
         group = row["patient_id"]
-        image = photo(row["img_id"], found)
+        image = photo(row["img_id"], paths)
         name = Path(row["img_id"]).stem
         yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)

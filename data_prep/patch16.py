@@ -94,11 +94,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> row.id, row.group, row.split, row.facts.diagnosis, row.facts.malignancy
     ('tumor_ws_44_1-tissue', 'tumor_ws_44', 'test', 'basal cell carcinoma', 'malignant')
     """
-    return questions.converse("patch16", KINDS, _cases(raw, shard))
+    return questions.converse("patch16", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
             "tissue": lookup(where, row, "class", TISSUES),
@@ -115,6 +115,6 @@ def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             malignancy=malignancy(tissue) if is_known(tissue) else None,
         )
         name = PurePosixPath(row["file"])
-        image = photo(row["file"], found)
+        image = photo(row["file"], paths)
         group = name.stem.rpartition("_")[0] or name.stem
         yield DatasetRecord(where, name.stem, (image,), group, split, CARD.licence, facts, answers)

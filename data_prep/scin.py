@@ -117,16 +117,16 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> made[3]
     Dropped(row='scin_cases.csv:2 skin_type', rule='unknown-value', detail="fitzpatrick_skin_type is ''")
     """
-    return questions.converse("scin", KINDS, _cases(raw, shard))
+    return questions.converse("scin", KINDS, _records(raw, shard))
 
 
-def _cases(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    found = photos(raw)
+def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
+    paths = photos(raw)
     named = {
         row["case_id"]: row for _, row in read_csv(find(raw, LABELS, CARD), ("case_id", KINDS["diagnosis"].column))
     }
     for where, row in read_csv(find(raw, CASES, CARD), COLUMNS, shard):
-        images = tuple(photo(row[column], found) for column in IMAGES if row[column])
+        images = tuple(photo(row[column], paths) for column in IMAGES if row[column])
         answers: dict[str, str | Missing] = {
             "diagnosis": _heaviest(named.get(row["case_id"], {}).get(KINDS["diagnosis"].column, "")),
             "modality": PICTURES["clinical"],
