@@ -86,11 +86,11 @@ def main() -> None:
         raise SystemExit(f"{SHARED} is absent: this benchmark needs the published tokenizer")
     torch.set_num_threads(THREADS)
     family = families.load("qwen2_vl")
-    roles = {f"{role}_token": token for role, token in family.roles.items()}
+    roles = {f"{role}_token": token for role, token in family.tiny.roles.items()}
     file = SHARED / "tokenizers" / "derived" / "tokenizer.qwen2-vl.json"
     template = SHARED / "chat_templates" / "qwen2_vl_and_qwen2_5_vl" / "chat_template.jinja"
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **roles)
-    chat = Chat(family.tiny_processor(tokenizer, template.read_text(encoding="utf-8")), family, TOKENS, 4096)
+    chat = Chat(family.tiny.processor(tokenizer, template.read_text(encoding="utf-8")), family, TOKENS, 4096)
     model = model_of(chat, LARGE)
     folder = Path(tempfile.mkdtemp())
     Image.effect_mandelbrot((SIDE, SIDE), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(folder / "one.png")

@@ -37,10 +37,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from skinvl.model import tiny
-from skinvl.model.families.qwen2_vl import FAMILY
+from skinvl.model.families.qwen2_vl import FAMILY, TinyQwen2VL
 from skinvl.sources.prepare.steps import prepare
 
 THREADS, SEED = 2, 42
+TWIN = TinyQwen2VL()
 SIDE = 336  # pixels: 144 image tokens
 LEARNED = 690  # tokens of the tokenizer: so few that a word of a list this short is 1.2 of them, as in any English text
 BATCH, LONGEST = 8, 1024  # conversations, tokens; no conversation comes near it
@@ -209,12 +210,12 @@ def build(folder: Path, texts: Iterable[str], dtype: str) -> int:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=LEARNED, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens(list(FAMILY.tokens))
+    backend.add_special_tokens(list(TWIN.tokens))
     backend.save(str(file := folder.with_name("tokenizer.json")))
     tiny.build("qwen2_vl", folder, tokenizer_json=file)  # for processor and template: its model is too small
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = {**FAMILY.tiny_text(tokenizer), **TEXT}
-    ids = FAMILY.token_ids(tokenizer)
+    text = {**TWIN.text(tokenizer), **TEXT}
+    ids = TWIN.token_ids(tokenizer)
     torch.manual_seed(SEED)
     model = Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(text_config=text, vision_config=VISION, tie_word_embeddings=True, **ids)

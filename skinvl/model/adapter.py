@@ -190,10 +190,9 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
             lora[family.part_of(plain)][plain.rpartition(".")[2]] += 1
         elif isinstance(module, ModulesToSaveWrapper):
             full[family.part_of(plain)] += 1
-        elif type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        elif type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not family.quantises(plain):
             part = "lm_head" if plain == "lm_head" else family.part_of(plain)
-            if part != "language":
-                raise AdapterError(f"{plain}: quantised, but {part} must not be")
+            raise AdapterError(f"{plain}: quantised, but {part} must not be")
     trainable: Counter[str] = Counter()
     every: Counter[str] = Counter()
     for name, parameter in model.named_parameters():

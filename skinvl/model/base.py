@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -82,6 +82,14 @@ def base_dtype(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if recipe.bf16 else torch.float32
 
 
+def quantization(recipe: Recipe, family: Family) -> BitsAndBytesConfig | None:
+    """How a recipe's base is quantised as it is loaded; None where it is not."""
+    if recipe.quantization is None:
+        return None
+    settings = {"bnb_4bit_compute_dtype": base_dtype(recipe), **recipe.quantization}
+    return BitsAndBytesConfig(**settings, llm_int8_skip_modules=family.unquantised)
+
+
 def load_base(
     path: Path,
     family: Family,
@@ -92,8 +100,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The base of a recipe with its weights, in bf16 (fp32 with `train.bf16: false`) or 4-bit.
 
-    The vision tower, the projector and lm_head stay unquantised: they are named in full, since a bare suffix would
-    leave some of them quantised. Its language layers attend over spans, which every batch must bring.
+    The vision tower, the projector and lm_head stay unquantised. Its language layers attend over spans, which every
+    batch must bring.
 
     Args:
         config: one with fewer layers than the base's own, whose other weights are then not read.
@@ -105,15 +113,9 @@ def load_base(
         import deepspeed
 
         deepspeed.init_distributed()
-    quantization = None
-    if recipe.quantization is not None:
-        keep = [*family.parts["vision"], *family.parts["projector"], "lm_head"]
-        quantization = BitsAndBytesConfig(
-            **{"bnb_4bit_compute_dtype": base_dtype(recipe), **recipe.quantization, "llm_int8_skip_modules": keep}
-        )
     kernel = attention_kernel(recipe.attention, family)
     settings: dict[str, Any] = {
-        "quantization_config": quantization,
+        "quantization_config": quantization(recipe, family),
         "attn_implementation": kernel,
         "device_map": device_map,
         "config": config,

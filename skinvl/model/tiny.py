@@ -56,7 +56,7 @@ def build(
         )
     backend = _train(family, texts or ()) if tokenizer_json is None else Tokenizer.from_file(str(tokenizer_json))
     tokenizer = _tokenizer(family, backend)
-    config = family.tiny(tokenizer)
+    config = family.tiny.config(tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir()
@@ -64,7 +64,7 @@ def build(
         model = _model(family, config, seed)
         model.generation_config = _generation(tokenizer)
         model.save_pretrained(partial)
-        family.tiny_processor(tokenizer, chat_template or family.tiny_template).save_pretrained(partial)
+        family.tiny.processor(tokenizer, chat_template or family.tiny.template).save_pretrained(partial)
         if out.is_dir():
             out.rmdir()
         partial.replace(out)
@@ -89,8 +89,8 @@ def ensure(recipe: Recipe) -> Path:
 def texts(sources: Iterable[Path]) -> Iterator[str]:
     """Every turn of the train splits of some prepared sources."""
     for source in sources:
-        for one in example.read(source, "train"):
-            for message in one.messages:
+        for conversation in example.read(source, "train"):
+            for message in conversation.messages:
                 yield example.words(message)
 
 
@@ -103,20 +103,20 @@ def _train(family: Family, texts: Iterable[str]) -> Tokenizer:
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     # Every byte is a token, so that any text can be written; the control tokens come last, as in the real vocabularies.
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(family.tokens),
+        vocab_size=VOCABULARY - len(family.tiny.tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens(list(family.tokens))
+    tokenizer.add_special_tokens(list(family.tiny.tokens))
     return tokenizer
 
 
 def _tokenizer(family: Family, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    missing = [token for token in family.tokens if backend.token_to_id(token) is None]
+    missing = [token for token in family.tiny.tokens if backend.token_to_id(token) is None]
     if missing:
         raise ValueError(f"the tokenizer has no {', '.join(missing)}; expected one made for {family.model_type}")
-    roles = {f"{role}_token": token for role, token in family.roles.items()}
+    roles = {f"{role}_token": token for role, token in family.tiny.roles.items()}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=8192, **roles)
 
 
@@ -136,9 +136,9 @@ def _model(family: Family, config: PretrainedConfig, seed: int) -> PreTrainedMod
         for name, module in model.named_modules():
             in_tower = isinstance(module, torch.nn.Linear) and family.part_of(name) == "vision"
             _initialise(module, gain=0.4 if in_tower else 1.0)
-        family.prepare_tiny(model)
-    made: PreTrainedModel = model.to(torch.bfloat16)
-    return made
+        family.tiny.prepare(model)
+    rounded: PreTrainedModel = model.to(torch.bfloat16)
+    return rounded
 
 
 def _initialise(module: Any, gain: float) -> None:

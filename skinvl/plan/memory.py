@@ -177,13 +177,12 @@ def checkpoint(recipe: Recipe, held: ParameterBytes) -> float:
 
 
 def _four_bit(peft_model: Any, stage: MetaStep) -> dict[str, int]:
-    """Bytes of each weight that is loaded in 4 bits: of the language's linear layers, lm_head excepted."""
-    head = peft_model.get_output_embeddings()
-    found = {}
+    """Bytes of each weight that is loaded in 4 bits."""
+    sizes = {}
     for name, module in peft_model.named_modules():
         plain = name.removeprefix(WRAPPER).removesuffix(".base_layer")
-        if not isinstance(module, nn.Linear) or module is head or "lora_" in name or module.weight.requires_grad:
+        if not isinstance(module, nn.Linear) or "lora_" in name or module.weight.requires_grad:
             continue
-        if stage.family.part_of(plain) == "language":
-            found[f"{name}.weight"] = quantised(module.weight.numel(), stage.recipe.quantization or {})
-    return found
+        if stage.family.quantises(plain):
+            sizes[f"{name}.weight"] = quantised(module.weight.numel(), stage.recipe.quantization or {})
+    return sizes

@@ -17,13 +17,13 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from skinvl.model import adapter
-from skinvl.model.base import base_dtype, blank_model, read_config
+from skinvl.model.base import base_dtype, blank_model, quantization, read_config
 from skinvl.model.families import Family
 from skinvl.recipe.recipe import Recipe
 
@@ -261,12 +261,8 @@ def _parameters(names: list[str], blank: PreTrainedModel) -> dict[str, str]:
 
 def _quantised(found: PretrainedConfig, family: Family, recipe: Recipe) -> dict[str, Any]:
     """The layers that training quantised, as they are before they have a weight; none without quantization."""
-    if recipe.quantization is None:
+    if (config := quantization(recipe, family)) is None:
         return {}
-    keep = [*family.parts["vision"], *family.parts["projector"], "lm_head"]
-    config = BitsAndBytesConfig(
-        **{"bnb_4bit_compute_dtype": base_dtype(recipe), **recipe.quantization, "llm_int8_skip_modules": keep}
-    )
     blank = blank_model(found)
     AutoHfQuantizer.from_config(config, pre_quantized=False).preprocess_model(model=blank, device_map=None)
     return {name: layer for name, layer in blank.named_modules() if isinstance(layer, Linear4bit)}

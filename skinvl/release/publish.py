@@ -215,8 +215,7 @@ def _as_trained(found: Record) -> tuple[dict[str, Any], dict[str, Any] | None]:
     images = family.image_arguments(processor, found.recipe.data.image_tokens)
     if found.recipe.quantization is None:
         return images, None
-    keep = [*family.parts["vision"], *family.parts["projector"], "lm_head"]
-    return images, {**found.recipe.quantization, "llm_int8_skip_modules": keep}
+    return images, {**found.recipe.quantization, "llm_int8_skip_modules": family.unquantised}
 
 
 def _settle(folder: Path, found: Record, base: Base | None, images: Mapping[str, Any]) -> list[Finding]:

@@ -76,17 +76,17 @@ def real_processor(shared: Path, family: str, template: str | None = None) -> Pr
 
     The tokenizer is that of its tiny base, where no published one is at hand.
     """
-    made: Any = processor(family).tokenizer
+    tokenizer: Any = processor(family).tokenizer
     if family in TOKENIZERS:
-        made = copy(_real_tokenizer(shared, family))  # a Chat pins its template in the tokenizer
+        tokenizer = copy(_real_tokenizer(shared, family))  # a Chat pins its template in the tokenizer
     text = (shared / "chat_templates" / (template or TEMPLATES[family])).read_text(encoding="utf-8")
-    return families.load(family).tiny_processor(made, text)
+    return families.load(family).tiny.processor(tokenizer, text)
 
 
 @cache
 def _real_tokenizer(shared: Path, family: str) -> PreTrainedTokenizerFast:
     path = shared / "tokenizers" / "derived" / f"tokenizer.{TOKENIZERS[family]}.json"
-    roles = {f"{role}_token": token for role, token in families.load(family).roles.items()}
+    roles = {f"{role}_token": token for role, token in families.load(family).tiny.roles.items()}
     return PreTrainedTokenizerFast(tokenizer_file=str(path), **roles)
 
 

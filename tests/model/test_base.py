@@ -29,5 +29,5 @@ def test_a_kernel_that_is_not_there_is_refused(wanted: str) -> None:
 
 def test_a_family_without_a_file_says_which_to_write(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava_next"}')
-    with pytest.raises(ValueError, match=r"write skinvl/families/llava_next\.py"):
+    with pytest.raises(ValueError, match=r"write skinvl/model/families/llava_next\.py"):
         read_config(tmp_path)

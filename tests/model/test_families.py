@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from helpers import tiny
 from skinvl.model import families
+from skinvl.model.base import blank_model
 from skinvl.model.families import Family, ShapeError
 from skinvl.model.families.mllama import Mllama
 
@@ -37,7 +40,7 @@ def real_image_processor(family: str, tile: int = 560) -> Any:
     if family in ("gemma3", "llava"):
         return tiny.processor(family)
     kind = families.load(family)
-    made: Any = kind.tiny_processor(tiny.processor(family).tokenizer, "x").image_processor
+    made: Any = kind.tiny.processor(tiny.processor(family).tokenizer, "x").image_processor
     if family == "mllama":
         made = type(made)(size={"height": tile, "width": tile}, max_image_tiles=4)
     return SimpleNamespace(image_processor=made, tokenizer=tiny.processor(family).tokenizer)
@@ -66,15 +69,41 @@ def test_every_parameter_of_a_real_base_belongs_to_one_part(shared: Path, name: 
 
 
 def test_a_name_of_no_part_is_refused() -> None:
-    with pytest.raises(KeyError, match=r"no part of skinvl/families/mllama\.py claims 'model\.visual\.x'"):
+    with pytest.raises(KeyError, match=r"no part of skinvl/model/families/mllama\.py claims 'model\.visual\.x'"):
         families.load("mllama").part_of("model.visual.x")
     with pytest.raises(KeyError):
         families.load("qwen2_vl").part_of("model.visually")
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_in_a_family_file_the_architecture_stands_above_its_tiny_twin_and_alone(family: str) -> None:
+    kind = families.load(family)
+    tree = ast.parse(Path(inspect.getfile(type(kind))).read_text(encoding="utf-8"))
+    defined = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    twins = [node.name.startswith("Tiny") for node in defined]
+    assert twins == sorted(twins)
+    assert set(twins) == {False, True}
+    for node in defined[: twins.index(True)]:
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        assert not any(name.startswith("Tiny") for name in names), node.name
+        assert "tiny" not in {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}, node.name
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_only_linear_layers_of_the_language_are_quantised_and_lm_head_never(family: str) -> None:
+    kind = families.load(family)
+    bare = blank_model(AutoConfig.from_pretrained(tiny.base(family)))
+    linear = [name for name, module in bare.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert {name for name in linear if kind.quantises(name)} == {
+        name for name in linear if kind.part_of(name) == "language" and name != "lm_head"
+    }
+    assert all(bare.get_submodule(name) is not None for name in kind.unquantised)
+    assert kind.quantises("model.language_model.lm_heads")  # a name that only begins so
+
+
 def test_a_model_type_without_a_file_says_which_to_write() -> None:
     assert families.names() == list(tiny.FAMILIES)
-    with pytest.raises(ValueError, match=r"'idefics3'.*write skinvl/families/idefics3\.py"):
+    with pytest.raises(ValueError, match=r"'idefics3'.*write skinvl/model/families/idefics3\.py"):
         families.load("idefics3")
 
 

@@ -108,13 +108,13 @@ def test_a_budget_that_an_image_exceeds_is_said(family: str) -> None:
 
 
 def test_llavas_template_shows_images_and_begins_the_text_itself() -> None:
-    assert LLAVA.template(MISTRALS) == LLAVA.tiny_template  # which shows no image
+    assert LLAVA.template(MISTRALS) == LLAVA.tiny.template  # which shows no image
     made = LLAVA.template(PUBLISHED)
     assert LLAVA.template(made) == made != PUBLISHED
-    assert LLAVA.template(LLAVA.tiny_template) == LLAVA.tiny_template
+    assert LLAVA.template(LLAVA.tiny.template) == LLAVA.tiny.template
     shown = "<s>[INST] <image>\nQuestion 0? [/INST] Brown.</s>[INST] Question 1? [/INST] No.</s>"
     turns = [text("system", "Be brief."), *conversation("Brown.", "No.").messages]
-    for template, after in ((PUBLISHED, "</s> "), (LLAVA.tiny_template, "</s>")):
+    for template, after in ((PUBLISHED, "</s> "), (LLAVA.tiny.template, "</s>")):
         processor = tiny.processor("llava")
         processor.chat_template = template
         chat = Chat(processor, LLAVA, 16, 512)

@@ -117,7 +117,7 @@ def test_a_real_tokenizer_keeps_its_ids(family: str, tmp_path: Path, shared: Pat
 
 def test_what_cannot_be_built_is_said(tmp_path: Path, shared: Path) -> None:
     qwen = shared / "tokenizers" / "derived" / "tokenizer.qwen2-vl.json"
-    with pytest.raises(ValueError, match=r"no such family; skinvl has .*mllama, .*skinvl/families/idefics\.py"):
+    with pytest.raises(ValueError, match=r"no such family; skinvl has .*mllama, .*skinvl/model/families/idefics\.py"):
         make("idefics", tmp_path / "a", texts=tiny.TEXTS)
     with pytest.raises(ValueError, match="exactly one of the two"):
         make("mllama", tmp_path / "a")

@@ -1,4 +1,7 @@
-"""What is peculiar to one architecture: one module per Hugging Face `model_type`, each with one `FAMILY`."""
+"""What is peculiar to one architecture: one module per Hugging Face `model_type`, each with one `FAMILY`.
+
+A family's file is the real architecture; apart from it, below, stands its tiny twin: what only a random base needs.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,25 @@ class Picture:
     vision_tokens: int  # positions that the vision tower computes
 
 
+class TinyTwin(ABC):
+    """The tiny random base of an architecture, its tokenizer trained on the spot: what no published base needs."""
+
+    tokens: tuple[str, ...]  # the control tokens of the published tokenizers
+    roles: ClassVar[dict[str, str]]  # which of them is "bos", "eos" and "pad", where the family has one
+    template: str  # its turns in our own words, since there is no published template to follow
+
+    @abstractmethod
+    def config(self, tokenizer: Any) -> PretrainedConfig:
+        """A config of a few million parameters in which every special path of the architecture exists."""
+
+    @abstractmethod
+    def processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+        """The processor beside the config; 16 image tokens are a picture of about 112 x 112 px."""
+
+    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
+        """Opens what starts shut in a new model of the architecture, so that a random one reads its images."""
+
+
 class Family(ABC):
     """One architecture; `parts` maps each part of the model to the prefixes of its module names (longest wins)."""
 
@@ -50,12 +72,12 @@ class Family(ABC):
     recurrent: bool = False  # whether layers carry a state along the row: what they remember of a row includes padding
     caches: bool = True  # whether reading an image's features is cheaper than computing them, so that it is the default
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
-    tokens: tuple[str, ...]  # the control tokens a tokenizer of the family must have
-    roles: ClassVar[dict[str, str]]  # which of them is "bos", "eos" and "pad", where the family has one
     trims: bool = False  # whether the chat template trims what a turn says
     prefix_space: bool = False  # whether its tokenizer puts a space before any text, as SentencePiece's does
-    tiny_template: str  # its turns in our own words, for bases that have no published template to follow
     parts: ClassVar[dict[str, tuple[str, ...]]]
+
+    def __init__(self, tiny: TinyTwin) -> None:
+        self.tiny = tiny
 
     def template(self, published: str) -> str:
         """The chat template to use: the published one, with what it leaves to its caller settled where need be.
@@ -65,7 +87,7 @@ class Family(ABC):
         return published
 
     def prepare_processor(self, processor: ProcessorMixin) -> None:  # noqa: B027 - most families need nothing
-        """Set what a published processor leaves out, or would do to images otherwise than the base was trained with."""
+        """Sets what a published processor leaves out, or would do to images otherwise than in the base's training."""
 
     def spelled(self, text: str) -> str:
         """The text that the processor tokenises, with one token for each image, made of what the template writes."""
@@ -119,9 +141,9 @@ class Family(ABC):
     ) -> dict[str, torch.Tensor]:
         """The `inputs` of rows with these RGB PIL images."""
         pictures = [
-            [self.picture(processor, (one.height, one.width), image_arguments) for one in row] for row in images
+            [self.picture(processor, (image.height, image.width), image_arguments) for image in row] for row in images
         ]
-        tensors = [[self.pixels(processor, one, image_arguments) for one in row] for row in images]
+        tensors = [[self.pixels(processor, image, image_arguments) for image in row] for row in images]
         return self.inputs(processor, ids, pictures, tensors)
 
     @abstractmethod
@@ -155,28 +177,32 @@ class Family(ABC):
         return {}
 
     def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
-        """Hook up whatever a loaded model needs so that the rows of a mixed batch do not touch one another.
+        """Hooks up whatever a loaded model needs so that the rows of a mixed batch do not touch one another.
 
         Called once, right after loading. It adds no parameter, and a single row runs as in the bare model.
         """
 
-    @abstractmethod
-    def tiny(self, tokenizer: Any) -> PretrainedConfig:
-        """A config of a few million parameters in which every special path of the architecture exists."""
-
-    @abstractmethod
-    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
-        """The processor beside `tiny`; 16 image tokens are a picture of about 112 x 112 px."""
-
-    def prepare_tiny(self, model: PreTrainedModel) -> None:  # noqa: B027 - most families need nothing
-        """Open what starts shut in a new model of the architecture, so that a random one reads its images."""
-
     def within(self, tower: torch.nn.Module) -> list[torch.nn.Module]:
         """The modules of the projector that lie within the vision tower, those of a list one by one."""
-        (name,) = self.parts["vision"]
-        inner = [one.removeprefix(name + ".") for one in self.parts["projector"] if one.startswith(name + ".")]
-        modules = [tower.get_submodule(one) for one in inner]
-        return [one for module in modules for one in (module if isinstance(module, torch.nn.ModuleList) else [module])]
+        (vision,) = self.parts["vision"]
+        inner = [name.removeprefix(vision + ".") for name in self.parts["projector"] if name.startswith(vision + ".")]
+        modules: list[torch.nn.Module] = []
+        for name in inner:
+            module = tower.get_submodule(name)
+            modules += module if isinstance(module, torch.nn.ModuleList) else [module]
+        return modules
+
+    @property
+    def unquantised(self) -> list[str]:
+        """The modules that stay as they are in a base that is loaded in 4 bits; all other linear layers do not.
+
+        They are named in full: a bare suffix would leave some of their layers quantised.
+        """
+        return [*self.parts["vision"], *self.parts["projector"], "lm_head"]
+
+    def quantises(self, name: str) -> bool:
+        """Whether a linear layer of this name becomes one of 4 bits, where the base is loaded so."""
+        return not any(name == module or name.startswith(module + ".") for module in self.unquantised)
 
     def part_of(self, name: str) -> str:
         """The part that a parameter or module name belongs to.
@@ -194,7 +220,7 @@ class Family(ABC):
             default=None,
         )
         if best is None:
-            raise KeyError(f"{self.model_type}: no part of skinvl/families/{self.model_type}.py claims {name!r}")
+            raise KeyError(f"{self.model_type}: no part of skinvl/model/families/{self.model_type}.py claims {name!r}")
         return best[1]
 
 
@@ -212,7 +238,7 @@ def load(model_type: str) -> Family:
     if model_type not in names():
         raise ValueError(
             f"model type {model_type!r}: no such family; skinvl has {', '.join(names())}. "
-            f"To add it write skinvl/families/{model_type}.py with one FAMILY (see CONTRIBUTING.md)"
+            f"To add it write skinvl/model/families/{model_type}.py with one FAMILY (see CONTRIBUTING.md)"
         )
     family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
     return family

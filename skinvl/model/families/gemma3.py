@@ -17,10 +17,75 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model.families import Picture, Size
+from skinvl.model.families import Picture, Size, TinyTwin
 from skinvl.model.families.llava import OneSize
 
 PATCH = 14  # px; the processor does not know it, and every released tower has it
+
+
+class Gemma3(OneSize):
+    """Gemma 3."""
+
+    model_type = "gemma3"
+    image_token = "<start_of_image>"
+    soft_token = "<image_soft_token>"
+    turn_open = "<start_of_turn>model\n"
+    turn_close = "<end_of_turn>"
+    # An image lies within the prefix that is shared, whole, and no token of it sees a question: sharing is exact.
+    looks_ahead = True
+    flash_attention = False  # its kernels are causal
+    trims = True
+
+    def spelled(self, text: str) -> str:
+        return text.replace(self.image_token, f"\n\n{self.image_token}{self.soft_token}<end_of_image>\n\n")
+
+    def tokens_of(self, processor: ProcessorMixin) -> int:
+        gemma: Any = processor
+        tokens: int = gemma.image_seq_length
+        return tokens
+
+    def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:
+        # Pan and scan would show further views of an elongated image.
+        return {**super().image_arguments(processor, image_tokens), "do_pan_and_scan": False}
+
+    def picture(self, processor: ProcessorMixin, size: Size, image_arguments: dict[str, Any]) -> Picture:
+        gemma: Any = processor
+        side = gemma.image_processor.size["height"] // PATCH
+        return Picture(grid=(side, side), text_tokens=self.tokens_of(processor), vision_tokens=side**2)
+
+    def inputs(
+        self,
+        processor: ProcessorMixin,
+        ids: torch.Tensor,
+        pictures: Sequence[Sequence[Picture]],
+        tensors: Sequence[Sequence[torch.Tensor]],
+    ) -> dict[str, torch.Tensor]:
+        inputs = super().inputs(processor, ids, pictures, tensors)
+        image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.soft_token)
+        return {**inputs, "token_type_ids": image_positions.long()} if inputs else {}
+
+    def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
+        return (picture.text_tokens, config.vision_config.hidden_size)
+
+    def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        states = tower(pixels[None].to(tower.device, tower.dtype)).last_hidden_state[0]
+        patches = states.T.reshape(-1, *picture.grid)  # [W, rows, columns]
+        size = picture.grid[0] // round(picture.text_tokens**0.5)
+        pooled: torch.Tensor = torch.nn.functional.avg_pool2d(patches, size)  # as the projector begins
+        return pooled.flatten(1).T
+
+    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
+        config: Any = tower.config
+        side = round(features.shape[1] ** 0.5)
+        size = config.image_size // config.patch_size // side
+        # Each soft token's features at all of its patches, whose mean the projector takes again.
+        grid = features.reshape(len(features), side, side, -1)
+        grid = grid.repeat_interleave(size, 1).repeat_interleave(size, 2)
+        return BaseModelOutputWithPooling(last_hidden_state=grid.flatten(1, 2))
+
+
+# The tiny twin: what only a random base needs.
+
 
 TURNS = """\
 {{- bos_token -}}
@@ -28,8 +93,8 @@ TURNS = """\
 {%- set opening = '' -%}
 {%- if messages[0].role == 'system' -%}
 {%- set rest = messages[1:] -%}
-{%- set said = messages[0].content -%}
-{%- set opening = (said if said is string else said[0].text) + '\\n\\n' -%}
+{%- set system = messages[0].content -%}
+{%- set opening = (system if system is string else system[0].text) + '\\n\\n' -%}
 {%- endif -%}
 {%- for message in rest -%}
 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\\n' -}}
@@ -47,18 +112,9 @@ TURNS = """\
 """
 
 
-class Gemma3(OneSize):
-    """Gemma 3."""
+class TinyGemma3(TinyTwin):
+    """A tower of 8 x 8 patches; most language layers see a window of 24 tokens."""
 
-    model_type = "gemma3"
-    image_token = "<start_of_image>"
-    soft_token = "<image_soft_token>"
-    turn_open = "<start_of_turn>model\n"
-    turn_close = "<end_of_turn>"
-    # An image lies within the prefix that is shared, whole, and no token of it sees a question: sharing is exact.
-    looks_ahead = True
-    flash_attention = False  # its kernels are causal
-    trims = True
     tokens = (
         "<pad>",
         "<eos>",
@@ -77,56 +133,9 @@ class Gemma3(OneSize):
         "eoi": "<end_of_image>",
         "image": "<image_soft_token>",
     }
-    tiny_template = TURNS
+    template = TURNS
 
-    def spelled(self, text: str) -> str:
-        return text.replace(self.image_token, f"\n\n{self.image_token}{self.soft_token}<end_of_image>\n\n")
-
-    def tokens_of(self, processor: ProcessorMixin) -> int:
-        made: Any = processor
-        tokens: int = made.image_seq_length
-        return tokens
-
-    def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:
-        # Pan and scan would show further views of an elongated image.
-        return {**super().image_arguments(processor, image_tokens), "do_pan_and_scan": False}
-
-    def picture(self, processor: ProcessorMixin, size: Size, image_arguments: dict[str, Any]) -> Picture:
-        made: Any = processor
-        side = made.image_processor.size["height"] // PATCH
-        return Picture(grid=(side, side), text_tokens=self.tokens_of(processor), vision_tokens=side**2)
-
-    def inputs(
-        self,
-        processor: ProcessorMixin,
-        ids: torch.Tensor,
-        pictures: Sequence[Sequence[Picture]],
-        tensors: Sequence[Sequence[torch.Tensor]],
-    ) -> dict[str, torch.Tensor]:
-        found = super().inputs(processor, ids, pictures, tensors)
-        image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.soft_token)
-        return {**found, "token_type_ids": image_positions.long()} if found else {}
-
-    def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
-        return (picture.text_tokens, config.vision_config.hidden_size)
-
-    def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
-        found = tower(pixels[None].to(tower.device, tower.dtype)).last_hidden_state[0]
-        patches = found.T.reshape(-1, *picture.grid)  # [W, rows, columns]
-        size = picture.grid[0] // round(picture.text_tokens**0.5)
-        pooled: torch.Tensor = torch.nn.functional.avg_pool2d(patches, size)  # as the projector begins
-        return pooled.flatten(1).T
-
-    def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
-        config: Any = tower.config
-        side = round(features.shape[1] ** 0.5)
-        size = config.image_size // config.patch_size // side
-        # Each soft token's features at all of its patches, whose mean the projector takes again.
-        grid = features.reshape(len(features), side, side, -1)
-        grid = grid.repeat_interleave(size, 1).repeat_interleave(size, 2)
-        return BaseModelOutputWithPooling(last_hidden_state=grid.flatten(1, 2))
-
-    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+    def config(self, tokenizer: Any) -> PretrainedConfig:
         named = {name: tokenizer.convert_tokens_to_ids(self.roles[name]) for name in ("boi", "eoi", "image")}
         return Gemma3Config(
             text_config={
@@ -163,7 +172,7 @@ class Gemma3(OneSize):
             tie_word_embeddings=True,
         )
 
-    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+    def processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
         side = 8 * PATCH
         return Gemma3Processor(
             image_processor=Gemma3ImageProcessor(size={"height": side, "width": side}),
@@ -172,7 +181,7 @@ class Gemma3(OneSize):
             chat_template=chat_template,
         )
 
-    def prepare_tiny(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("mm_input_projection_weight"):
                 torch.nn.init.normal_(parameter, std=parameter.shape[0] ** -0.5)
@@ -180,4 +189,4 @@ class Gemma3(OneSize):
                 torch.nn.init.constant_(parameter, 3.0)  # or a token's own embedding drowns what layers say
 
 
-FAMILY = Gemma3()
+FAMILY = Gemma3(TinyGemma3())

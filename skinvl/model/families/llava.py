@@ -20,7 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model.families import Family, Picture, Size
+from skinvl.model.families import Family, Picture, Size, TinyTwin
 
 PATCH = 14  # px; older processors do not know it, and every released tower has it
 LAYER = -2  # the hidden states of the tower that its projector reads, without the class token
@@ -76,9 +76,9 @@ class OneSize(Family):
         return torch.arange(len(ids))
 
     def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
-        made: Any = processor.image_processor
-        found: torch.Tensor = made(images=[image], return_tensors="pt", **image_arguments)["pixel_values"]
-        return found[0]
+        image_processor: Any = processor.image_processor
+        pixels: torch.Tensor = image_processor(images=[image], return_tensors="pt", **image_arguments)["pixel_values"]
+        return pixels[0]
 
     def inputs(
         self,
@@ -88,16 +88,17 @@ class OneSize(Family):
         tensors: Sequence[Sequence[torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
         image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.soft_token or self.image_token)
-        found, counts = image_positions.sum(-1).tolist(), [sum(one.text_tokens for one in row) for row in pictures]
-        if found != counts:
-            raise ValueError(f"image tokens per row: {found}; expected {counts} for the rows' images")
+        counts = image_positions.sum(-1).tolist()
+        expected = [sum(picture.text_tokens for picture in row) for row in pictures]
+        if counts != expected:
+            raise ValueError(f"image tokens per row: {counts}; expected {expected} for the rows' images")
         flat = [tensor for row in tensors for tensor in row]
         return {"pixel_values": torch.stack(flat)} if flat else {}
 
     def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
-        found = copy.deepcopy(config)
-        found.vision_config.num_hidden_layers = 0
-        return found
+        config = copy.deepcopy(config)
+        config.vision_config.num_hidden_layers = 0
+        return config
 
 
 class Llava(OneSize):
@@ -109,9 +110,6 @@ class Llava(OneSize):
     turn_close = "</s>"
     flash_attention = True
     prefix_space = True
-    tokens = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-    roles: ClassVar = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
-    tiny_template = INSTRUCTIONS
 
     def template(self, published: str) -> str:
         # That of a language model alone, which conversions leave beside the weights, shows no image.
@@ -125,11 +123,11 @@ class Llava(OneSize):
         return published if "bos_token" in published else "{{- bos_token -}}\n" + published
 
     def prepare_processor(self, processor: ProcessorMixin) -> None:
-        made: Any = processor
-        images = made.image_processor
+        llava: Any = processor
+        images = llava.image_processor
         side = images.crop_size["height"]
         # Trained on images padded to a square; the published processor cuts the ends off instead.
-        made.image_processor = LlavaImageProcessor(
+        llava.image_processor = LlavaImageProcessor(
             do_pad=True,
             size={"shortest_edge": side},
             crop_size={"height": side, "width": side},
@@ -137,12 +135,12 @@ class Llava(OneSize):
             image_mean=images.image_mean,
             image_std=images.image_std,
         )
-        made.patch_size = made.patch_size or PATCH
-        made.num_additional_image_tokens, made.vision_feature_select_strategy = 1, "default"
+        llava.patch_size = llava.patch_size or PATCH
+        llava.num_additional_image_tokens, llava.vision_feature_select_strategy = 1, "default"
 
     def tokens_of(self, processor: ProcessorMixin) -> int:
-        made: Any = processor
-        tokens: int = (made.image_processor.crop_size["height"] // made.patch_size) ** 2
+        llava: Any = processor
+        tokens: int = (llava.image_processor.crop_size["height"] // llava.patch_size) ** 2
         return tokens
 
     def picture(self, processor: ProcessorMixin, size: Size, image_arguments: dict[str, Any]) -> Picture:
@@ -151,12 +149,12 @@ class Llava(OneSize):
         return Picture(grid=(side, side), text_tokens=tokens, vision_tokens=tokens + 1)
 
     def features(self, config: PretrainedConfig, picture: Picture) -> tuple[int, ...]:
-        self._known(config)
+        self._require_known(config)
         return (picture.text_tokens, config.vision_config.hidden_size)
 
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
-        found = tower(pixels[None].to(tower.device, tower.dtype), output_hidden_states=LAYER)
-        states: torch.Tensor = found.hidden_states[LAYER][0, 1:]
+        outputs = tower(pixels[None].to(tower.device, tower.dtype), output_hidden_states=LAYER)
+        states: torch.Tensor = outputs.hidden_states[LAYER][0, 1:]
         return states
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
@@ -164,26 +162,37 @@ class Llava(OneSize):
         return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=(states,) * -LAYER)
 
     def prepare(self, model: PreTrainedModel) -> None:
-        self._known(model.config)
+        self._require_known(model.config)
 
-    def _known(self, config: PretrainedConfig) -> None:
-        """Nothing, if the model is one of those that this file is about.
+    def _require_known(self, config: PretrainedConfig) -> None:
+        """Refuses a model that is none of those that this file is about.
 
         Raises:
             ValueError: it reads other layers of its tower, or speaks another language model's turns.
         """
-        for name, found, expected in (
+        for name, value, expected in (
             ("text_config.model_type", config.text_config.model_type, "mistral"),
             ("vision_feature_layer", config.vision_feature_layer, LAYER),
             ("vision_feature_select_strategy", config.vision_feature_select_strategy, "default"),
         ):
-            if found != expected:
+            if value != expected:
                 raise ValueError(
-                    f"a llava base with {name} {found!r}; skinvl/families/llava.py knows those with {expected!r}, such "
-                    "as LLaVA-Med v1.5"
+                    f"a llava base with {name} {value!r}; skinvl/model/families/llava.py knows those with "
+                    f"{expected!r}, such as LLaVA-Med v1.5"
                 )
 
-    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+
+# The tiny twin: what only a random base needs.
+
+
+class TinyLlava(TinyTwin):
+    """A CLIP tower of 4 x 4 patches and a small Mistral."""
+
+    tokens = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+    roles: ClassVar = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+    template = INSTRUCTIONS
+
+    def config(self, tokenizer: Any) -> PretrainedConfig:
         return LlavaConfig(
             text_config={
                 "model_type": "mistral",
@@ -210,14 +219,14 @@ class Llava(OneSize):
                 "image_size": 4 * PATCH,
                 "patch_size": PATCH,
             },
-            image_token_index=tokenizer.convert_tokens_to_ids(self.image_token),
+            image_token_index=tokenizer.convert_tokens_to_ids(Llava.image_token),
             vision_feature_layer=LAYER,
             vision_feature_select_strategy="default",
             image_seq_length=16,
             tie_word_embeddings=False,
         )
 
-    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+    def processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
         side = 4 * PATCH
         return LlavaProcessor(
             image_processor=LlavaImageProcessor(
@@ -231,4 +240,4 @@ class Llava(OneSize):
         )
 
 
-FAMILY = Llava()
+FAMILY = Llava(TinyLlava())

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 from transformers.vision_utils import get_vision_window_index
 
-from skinvl.model.families.qwen2_vl import QwenVL
+from skinvl.model.families.qwen2_vl import QwenVL, TinyQwenVL
 
 
 class Qwen25VL(QwenVL):
@@ -39,9 +39,16 @@ class Qwen25VL(QwenVL):
         # The tower leaves its patches in the order of its windows.
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=merger(features)[index.argsort()])
 
-    def tiny(self, tokenizer: Any) -> PretrainedConfig:
+
+# The tiny twin: what only a random base needs.
+
+
+class TinyQwen25VL(TinyQwenVL):
+    """Four windows of the tower to an image, and whole-image attention in every second of its layers."""
+
+    def config(self, tokenizer: Any) -> PretrainedConfig:
         return Qwen2_5_VLConfig(
-            text_config=self.tiny_text(tokenizer),
+            text_config=self.text(tokenizer),
             vision_config={
                 "depth": 4,
                 "hidden_size": 96,
@@ -56,7 +63,7 @@ class Qwen25VL(QwenVL):
             **self.token_ids(tokenizer),
         )
 
-    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+    def processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
         return Qwen2_5_VLProcessor(
             image_processor=Qwen2VLImageProcessor(),
             tokenizer=tokenizer,
@@ -65,4 +72,4 @@ class Qwen25VL(QwenVL):
         )
 
 
-FAMILY = Qwen25VL()
+FAMILY = Qwen25VL(TinyQwen25VL())

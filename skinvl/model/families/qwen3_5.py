@@ -5,10 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin, Qwen3_5Config
+from transformers import PretrainedConfig, PreTrainedModel, Qwen3_5Config
 
-from skinvl.model.families import qwen3_vl
 from skinvl.model.families.qwen2_vl import QwenVL
+from skinvl.model.families.qwen3_vl import TinyQwen3VL
+
+
+class Qwen35(QwenVL):
+    """Qwen3.5, and Qwen3.6, which has the same model type."""
+
+    model_type = "qwen3_5"
+    # An answer without a thought: the published templates write this block where thinking is switched off.
+    turn_open = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    shares = False
+    one_row = False
+    recurrent = True
+    trims = True
+
+    def template(self, published: str) -> str:
+        # Published, the generation prompt may open a thought, and only answers after the last question keep their
+        # (empty) one: what an earlier answer is trained on would not be what its question is asked with.
+        pin = "{%- set enable_thinking = false -%}\n{%- set preserve_thinking = true -%}\n"
+        if "enable_thinking" not in published or published.startswith(pin):
+            return published
+        return pin + published.replace("{%- if loop.index0 > ns.last_query_index %}", "{%- if true %}")
+
+    def width(self, vision: PretrainedConfig) -> int:
+        width: int = vision.hidden_size
+        return width
+
+
+# The tiny twin: what only a random base needs.
+
 
 # As the published ones write a conversation without thoughts, once `template` has settled them.
 THINKING = """\
@@ -30,33 +58,14 @@ THINKING = """\
 """
 
 
-class Qwen35(QwenVL):
-    """Qwen3.5, and Qwen3.6, which has the same model type."""
+class TinyQwen35(TinyQwen3VL):
+    """Every second language layer attends; the others carry a state, which outlives a hundred tokens."""
 
-    model_type = "qwen3_5"
-    # An answer without a thought: the published templates write this block where thinking is switched off.
-    turn_open = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    shares = False
-    one_row = False
-    recurrent = True
-    trims = True
-    tiny_template = THINKING
-    tokens = (*QwenVL.tokens, "<think>", "</think>")
+    tokens = (*TinyQwen3VL.tokens, "<think>", "</think>")
+    template = THINKING
 
-    def template(self, published: str) -> str:
-        # Published, the generation prompt may open a thought, and only answers after the last question keep their
-        # (empty) one: what an earlier answer is trained on would not be what its question is asked with.
-        pin = "{%- set enable_thinking = false -%}\n{%- set preserve_thinking = true -%}\n"
-        if "enable_thinking" not in published or published.startswith(pin):
-            return published
-        return pin + published.replace("{%- if loop.index0 > ns.last_query_index %}", "{%- if true %}")
-
-    def width(self, vision: PretrainedConfig) -> int:
-        width: int = vision.hidden_size
-        return width
-
-    def tiny(self, tokenizer: Any) -> PretrainedConfig:
-        text = self.tiny_text(tokenizer)
+    def config(self, tokenizer: Any) -> PretrainedConfig:
+        text = self.text(tokenizer)
         text |= {
             "layer_types": ["linear_attention", "full_attention"] * 2,
             "head_dim": 64,
@@ -86,10 +95,7 @@ class Qwen35(QwenVL):
             **self.token_ids(tokenizer),
         )
 
-    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
-        return qwen3_vl.FAMILY.tiny_processor(tokenizer, chat_template)
-
-    def prepare_tiny(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
         # A new model forgets within a few tokens, and what it reads of its state is scaled to one size however little
         # that is: rounding decides. Here the heads remember from one token to a hundred, and find what they look for.
         config = model.config.get_text_config()
@@ -105,4 +111,4 @@ class Qwen35(QwenVL):
                 values[size : 2 * size] = values[:size] + 0.5 * values[size : 2 * size]
 
 
-FAMILY = Qwen35()
+FAMILY = Qwen35(TinyQwen35())

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model.families.qwen2_vl import QwenVL
+from skinvl.model.families.qwen2_vl import QwenVL, TinyQwenVL
 
 
 class Qwen3VL(QwenVL):
@@ -35,11 +35,18 @@ class Qwen3VL(QwenVL):
         *early, last = features.chunk(len(mergers) + 1, -1)
         return BaseModelOutputWithDeepstackFeatures(
             **super().read(tower, last),
-            deepstack_features=[merger(one.contiguous()) for merger, one in zip(mergers, early, strict=True)],
+            deepstack_features=[merger(part.contiguous()) for merger, part in zip(mergers, early, strict=True)],
         )
 
-    def tiny(self, tokenizer: Any) -> PretrainedConfig:
-        text = self.tiny_text(tokenizer)
+
+# The tiny twin: what only a random base needs.
+
+
+class TinyQwen3VL(TinyQwenVL):
+    """Two tower layers whose features go to the first two language layers."""
+
+    def config(self, tokenizer: Any) -> PretrainedConfig:
+        text = self.text(tokenizer)
         text["head_dim"] = 48
         text["rope_parameters"] |= {"mrope_section": [8, 8, 8], "mrope_interleaved": True}
         return Qwen3VLConfig(
@@ -58,7 +65,7 @@ class Qwen3VL(QwenVL):
             **self.token_ids(tokenizer),
         )
 
-    def tiny_processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+    def processor(self, tokenizer: Any, chat_template: str) -> ProcessorMixin:
         middle = [0.5, 0.5, 0.5]
         return Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor(
@@ -73,4 +80,4 @@ class Qwen3VL(QwenVL):
         )
 
 
-FAMILY = Qwen3VL()
+FAMILY = Qwen3VL(TinyQwen3VL())
