@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from skinvl.data.example import Example, Facts
+from skinvl.recipe.files import read_json, read_json_lines, whole_file, write_json
 
 FOLDERS = ("answers", "permuted", "classes")  # of RUN/eval/: what there may be for a set
 
@@ -78,22 +79,20 @@ def read(path: Path, kind: type[T]) -> tuple[dict[str, Any], list[T]]:
     settings = path.with_suffix(".json")
     if not path.is_file():
         raise PredictionError(f"{path}: no predictions; make them with skinvl {_verb(kind)}")
+    again = f"make them again with skinvl {_verb(kind)}"
     try:
-        rows = [_row(json.loads(line), kind) for line in path.read_bytes().splitlines()]
-        found: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        rows = [_row(row, kind) for row in read_json_lines(path, again, PredictionError)]
+    except (KeyError, TypeError) as error:
         raise PredictionError(
-            f"{path}: not a file of predictions ({type(error).__name__}: {error}); make them again with "
-            f"skinvl {_verb(kind)}"
+            f"{path}: not a file of predictions ({type(error).__name__}: {error}); {again}"
         ) from error
-    return found, rows
+    return read_json(settings, again, PredictionError), rows
 
 
 def begun(path: Path) -> dict[str, Any] | None:
     """The settings of predictions that were begun earlier; None where none were."""
     beside = path.with_suffix(".json")
-    found: dict[str, Any] | None = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
-    return found
+    return read_json(beside, f"remove {path.parent} to predict anew", PredictionError) if beside.is_file() else None
 
 
 class PredictionJournal:
@@ -122,9 +121,7 @@ class PredictionJournal:
     def begin(self) -> None:
         """Nothing; the settings lie beside the place of the predictions. Called by one process, before any writes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.path.with_suffix(".json"))
+        write_json(self.path.with_suffix(".json"), self.settings)
 
     def done(self) -> dict[str, Any]:
         """The rows that were already predicted, by key; a line that a kill cut short is none."""
@@ -151,11 +148,9 @@ class PredictionJournal:
         found = self.done()
         if missing := [name for name in order if name not in found]:
             raise PredictionError(f"{self.path}: {len(missing)} of {len(order)} rows were not predicted ({missing[0]})")
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with whole_file(self.path) as partial, partial.open("w", encoding="utf-8") as file:
             for name in order:
                 file.write(json.dumps(asdict(found[name]), ensure_ascii=False) + "\n")
-        partial.replace(self.path)
         for part in self._parts():
             part.unlink()
 
@@ -163,9 +158,9 @@ class PredictionJournal:
         return sorted(self.path.parent.glob(f".{self.path.stem}.rank*.jsonl"))
 
     def _whole(self, file: Path) -> Iterator[Any]:
-        for line in file.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                yield _row(json.loads(line), self.kind)
+        hint = f"remove {self.path.parent} to predict anew"
+        for row in read_json_lines(file, hint, PredictionError, unfinished=True):
+            yield _row(row, self.kind)
 
 
 def _row(plain: dict[str, Any], kind: Any) -> Any:

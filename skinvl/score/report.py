@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import jinja2
 from rich.console import Console
 
+from skinvl.recipe.files import read_json, read_json_lines, write_bytes
 from skinvl.score import charts, samples
 from skinvl.score.samples import short
 
@@ -51,9 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     run: Path = parser.parse_args(list(arguments)).run
     data = page(run).encode("utf-8", "replace")
     path = run / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_bytes(path, data)
     Console(highlight=False, markup=False).print(f"{path}: {len(data) / 2**20:,.1f} MiB, one file", soft_wrap=True)
     return 0
 
@@ -106,29 +105,13 @@ def _scores(run: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in the file; an empty one where there is no file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ReportError(f"{path}: not JSON ({error}); make it again with the verb that wrote it") from error
-    if not isinstance(found, dict):
-        raise ReportError(f"{path}: holds a {type(found).__name__}; expected an object")
-    return found
+    return read_json(path, "make it again with the verb that wrote it", ReportError) if path.is_file() else {}
 
 
 def _lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines; none where there is no file. A killed run may leave half a line."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if line.endswith(b"\n"):
-            try:
-                found = json.loads(line)
-            except ValueError as error:
-                raise ReportError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
-            if not isinstance(found, dict) or not found.keys() >= set(keys):
-                raise ReportError(
-                    f"{path}:{number}: expected an object with {', '.join(keys)}; mend or remove the line"
-                )
-            yield found
+    if path.is_file():
+        yield from read_json_lines(path, "mend or remove the line", ReportError, keys, unfinished=True)
 
 
 def _template() -> jinja2.Template:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from skinvl.data.workers import Workers
 from skinvl.recipe import strict
-from skinvl.recipe.files import write_text
+from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.recipe import Evaluate
 from skinvl.score import answers, class_report, classification, compare, metrics, tables
 from skinvl.score.compare import Resampling
@@ -78,7 +77,7 @@ def main(words: Sequence[str]) -> int:
             "tests": _compare(runs[0], ours, given.against, theirs, drawing),
         }
     found = _rounded(found)
-    write_text(runs[0] / "scores.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(runs[0] / "scores.json", found, indent=1, allow_nan=False)
     write_text(runs[0] / "scores.md", tables.markdown(found))
     tables.show(Console(highlight=False, markup=False), found)
     return 0
