@@ -19,8 +19,9 @@ import pytest
 
 from helpers import faulty
 from helpers.faulty import KEY, Asked, Faulty, Said, completion, failure
-from skinvl.sources.asking import endpoint, wire
-from skinvl.sources.asking.endpoint import Busy, Check, Endpoint, EndpointError, Refused, Settings, Trouble
+from skinvl.sources.asking import endpoint, refusals, wire
+from skinvl.sources.asking.endpoint import Check, Endpoint, Settings
+from skinvl.sources.asking.refusals import Busy, EndpointError, Refused, Trouble
 from skinvl.sources.asking.request import Reply, Request
 
 NOW = 1_790_000_000.0  # seconds since 1970
@@ -347,8 +348,8 @@ def test_nobody_listens(server: Faulty) -> None:
 def test_how_long_a_server_asks_to_wait(
     headers: dict[str, str], wait: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "time", SimpleNamespace(time=lambda: NOW))
-    assert endpoint._wait(httpx2.Headers(headers)) == wait
+    monkeypatch.setattr(refusals, "time", SimpleNamespace(time=lambda: NOW))
+    assert refusals.wait(httpx2.Headers(headers)) == wait
 
 
 # Embeddings

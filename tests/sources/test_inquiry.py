@@ -25,11 +25,12 @@ from helpers import faulty
 from helpers.faulty import KEY, Asked, Faulty, Said, answer, completion, failure
 from skinvl.sources.asking import inquiry
 from skinvl.sources.asking.budget import Budget, BudgetError
-from skinvl.sources.asking.endpoint import Busy, Check, Endpoint, EndpointError, Settings
+from skinvl.sources.asking.endpoint import Check, Endpoint, Settings
 from skinvl.sources.asking.inquiry import AHEAD, Counts, ask_all
 from skinvl.sources.asking.journal import Journal, JournalError, Spent, read
 from skinvl.sources.asking.payload import Payloads
 from skinvl.sources.asking.pool import Pool, RetryPolicy
+from skinvl.sources.asking.refusals import Busy, EndpointError
 from skinvl.sources.asking.request import Failure, Outcome, Reply, Request
 
 QUICK = RetryPolicy(attempts=3, first=0.01, longest=0.04, patience=20.0)
@@ -52,7 +53,7 @@ def ask(
     key: str | None = None,
     timeout: float = 5.0,
     concurrency: int = 8,
-    pace: RetryPolicy = QUICK,
+    retry: RetryPolicy = QUICK,
     **more: Any,
 ) -> Counts:
     """What became of the requests, with the folder as the source and its journals in `journal`."""
@@ -63,7 +64,7 @@ def ask(
         with Journal(folder / "journal" / "0-of-1.jsonl") as journal, Payloads(folder) as payloads:
             try:
                 return await ask_all(
-                    iter(asked), endpoints, journal, payloads, concurrency=concurrency, pace=pace, **more
+                    iter(asked), endpoints, journal, payloads, concurrency=concurrency, retry=retry, **more
                 )
             finally:
                 for one in endpoints:
@@ -271,9 +272,9 @@ def test_no_server(tmp_path: Path) -> None:
 
 def test_where_all_fails_nothing_new_is_begun(tmp_path: Path) -> None:
     with faulty.running(lambda asked: failure(500, "broke") if int(asked.key, 16) else answer(asked)) as server:
-        pace = RetryPolicy(attempts=1_000, first=0.01, longest=0.01, patience=1.0)
+        retry = RetryPolicy(attempts=1_000, first=0.01, longest=0.01, patience=1.0)
         with pytest.raises(EndpointError, match="no answer to any request"):
-            ask(tmp_path, server, requests(range(300)), pace=pace)
+            ask(tmp_path, server, requests(range(300)), retry=retry)
     assert len(server.asked) <= 1 + 8 + 8  # those that wait, and those under way when they were so many
 
 
@@ -302,8 +303,8 @@ def test_patience_begins_anew_with_every_answer(tmp_path: Path) -> None:
         return failure(500, "broke") if int(asked.key, 16) == 39 else Said(answer(asked).body, delay=0.02)
 
     with faulty.running(plan) as server:  # .8 s in all
-        pace = RetryPolicy(attempts=2, first=0.01, longest=0.01, patience=0.4)
-        counts = ask(tmp_path, server, requests(range(40)), concurrency=1, pace=pace)
+        retry = RetryPolicy(attempts=2, first=0.01, longest=0.01, patience=0.4)
+        counts = ask(tmp_path, server, requests(range(40)), concurrency=1, retry=retry)
     assert (counts.answered, counts.failed) == (39, 1)
 
 
@@ -316,9 +317,9 @@ def test_patience_ends(tmp_path: Path) -> None:
     with faulty.running(plan) as server:
         ask(tmp_path, server, requests(range(5)))
         broken = True
-        pace = RetryPolicy(attempts=2, first=0.01, longest=0.01, patience=0.5)
+        retry = RetryPolicy(attempts=2, first=0.01, longest=0.01, patience=0.5)
         with pytest.raises(EndpointError, match=r"no answer to any request for \d s, the last time: .*: broke. Later"):
-            ask(tmp_path, server, requests(range(100_000)), pace=pace)
+            ask(tmp_path, server, requests(range(100_000)), retry=retry)
         assert len(outcomes(tmp_path)) == 5  # what failed may be no fault of its own
         broken = False
         assert ask(tmp_path, server, requests(range(60))).answered == 55
@@ -439,12 +440,12 @@ def test_one_server_goes_on_where_another_pauses(tmp_path: Path) -> None:
 
 
 def test_how_long_to_wait() -> None:
-    pace, draw = RetryPolicy(first=1.0, longest=20.0), random.Random(3)
-    waits = [[pace.wait(before, draw) for _ in range(200)] for before in (1, 2, 3, 9)]
+    retry, draw = RetryPolicy(first=1.0, longest=20.0), random.Random(3)
+    waits = [[retry.wait(before, draw) for _ in range(200)] for before in (1, 2, 3, 9)]
     for some, most in zip(waits, (1, 2, 4, 20), strict=True):
         assert most / 2 <= min(some) < 0.6 * most
         assert 0.9 * most < max(some) <= most
-    assert [pace.wait(1, random.Random(3)) for _ in range(3)] == [pace.wait(1, random.Random(3)) for _ in range(3)]
+    assert [retry.wait(1, random.Random(3)) for _ in range(3)] == [retry.wait(1, random.Random(3)) for _ in range(3)]
 
 
 def test_a_window_opens_narrows_and_widens() -> None:
@@ -530,9 +531,9 @@ def test_a_budget_that_cannot_be_kept(tmp_path: Path) -> None:
 
 def test_what_was_spent_in_words() -> None:
     spent = Spent(1_000, 2_000_000, 100_000, 9, 9)
-    assert Budget().told(spent) == "1,000 requests, 2,100,000 tokens"
+    assert Budget().in_words(spent) == "1,000 requests, 2,100,000 tokens"
     priced = Budget(prompt_price=1.5, completion_price=6.0)
-    assert priced.told(spent) == "1,000 requests, 2,100,000 tokens, 3.60 in money"
+    assert priced.in_words(spent) == "1,000 requests, 2,100,000 tokens, 3.60 in money"
     assert priced.cost(priced.forecast(spent, 5_000)) == pytest.approx(18.0)
     assert priced.forecast(Spent(), 5_000).tokens == 0
 
@@ -623,7 +624,7 @@ def test_an_error_of_the_requests_themselves_loses_no_answer(tmp_path: Path) -> 
 
 
 def test_only_what_is_on_the_disk_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inquiry, "TOLD", 0.0)
+    monkeypatch.setattr(inquiry, "REPORTED", 0.0)
     sync, kept, told = Journal.sync, [0], []
 
     def slow(self: Journal) -> None:
@@ -684,7 +685,7 @@ async def go():
     folder = Path({folder!r})
     with Journal(folder / "journal" / "0-of-1.jsonl") as journal, Payloads(folder) as payloads:
         print("asking", flush=True)
-        counts = await ask_all(requests(range({count})), [endpoint], journal, payloads, concurrency=16, pace=QUICK)
+        counts = await ask_all(requests(range({count})), [endpoint], journal, payloads, concurrency=16, retry=QUICK)
     print(counts.before, counts.answered, counts.failed, flush=True)
 
 asyncio.run(go())

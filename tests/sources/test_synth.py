@@ -18,10 +18,10 @@ from helpers.synthesised import SAID, prepared
 from skinvl.data.example import Example, Facts, read, splits, text, write
 from skinvl.sources import synth
 from skinvl.sources.asking.budget import Budget
-from skinvl.sources.asking.endpoint import EndpointError
 from skinvl.sources.asking.inquiry import Counts
 from skinvl.sources.asking.journal import Journal, Spent
 from skinvl.sources.asking.progress import Progress
+from skinvl.sources.asking.refusals import EndpointError
 from skinvl.sources.asking.request import Reply
 from skinvl.sources.reading import embedding
 

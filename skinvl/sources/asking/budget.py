@@ -64,7 +64,7 @@ class Budget:
             return False
         return self.money is None or self.cost(then) <= self.money
 
-    def told(self, spent: Spent) -> str:
+    def in_words(self, spent: Spent) -> str:
         """What was spent, in words."""
         money = f", {self.cost(spent):.2f} in money" if self.prompt_price or self.completion_price else ""
         return f"{spent.requests:,} requests, {spent.tokens:,} tokens{money}"

@@ -1,4 +1,4 @@
-"""One server that speaks OpenAI's API: what it is asked, what it said, and what its refusals mean.
+"""One server that speaks OpenAI's API: what it is asked, and what it said.
 
 The key goes into the Authorization header and nowhere else: whatever a server says is rid of it before it is shown.
 """
@@ -6,7 +6,6 @@ The key goes into the Authorization header and nowhere else: whatever a server s
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import os
 import re
 import time
@@ -19,6 +18,7 @@ import httpx2
 import orjson
 
 from skinvl.sources.asking import wire
+from skinvl.sources.asking.refusals import Busy, EndpointError, Refused, Trouble, meaning
 from skinvl.sources.asking.request import Reply, Request
 
 SHOWN = 300  # characters of what a server said
@@ -27,36 +27,13 @@ KEYS = {"generativelanguage.googleapis.com": "GEMINI_API_KEY"}  # where the usua
 USUAL_KEY = "OPENAI_API_KEY"
 CHAT, EMBEDDINGS = "chat/completions", "embeddings"
 NEWER_LIMIT = "max_completion_tokens"  # OpenAI's later name of max_tokens, which not every server knows
-NO_MONEY = "insufficient_quota"
 CUT = ("length", "content_filter", "refusal")  # ends after which the same would be said again
 REPAIR = (
     "Your last reply cannot be read: {wrong}. Reply once more with the JSON object alone, without any text around it. "
     "It has to fit this JSON schema: {schema}"
 )
 
-_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
-
 Check = Callable[[Request, str], str | None]  # what is wrong with the form of a reply, or None
-
-
-class EndpointError(ValueError):
-    """What no request to this server will get past: its address, its key, its model, or the account."""
-
-
-class Refused(Exception):
-    """This request will never be answered."""
-
-
-class Trouble(Exception):
-    """No answer this time."""
-
-
-class Busy(Exception):
-    """The server takes no requests now; `wait` is for how many seconds, where it says so."""
-
-    def __init__(self, detail: str, wait: float | None = None, reached: bool = True) -> None:
-        super().__init__(detail)
-        self.wait, self.reached = wait, reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +58,12 @@ def key(address: str, variable: str | None) -> str | None:
     name = variable or KEYS.get(url.host, USUAL_KEY)
     if variable is None and url.scheme == "http":
         return None
-    found = os.environ.get(name, "").strip()
-    if not found:
+    secret = os.environ.get(name, "").strip()
+    if not secret:
         raise EndpointError(f"{address}: no key; set the environment variable {name}, or name another by --key-env")
-    if not re.fullmatch(r"[!-~]+", found):
+    if not re.fullmatch(r"[!-~]+", secret):
         raise EndpointError(f"{name}: holds blanks or letters that no key has; expected the key alone")
-    return found
+    return secret
 
 
 class Endpoint:
@@ -119,14 +96,14 @@ class Endpoint:
         return f"Endpoint({self.address!r}, {self.settings.model!r})"
 
     async def close(self) -> None:
-        """Nothing; its connections are closed."""
+        """Closes its connections."""
         await self._client.close()
 
     async def ask(self, request: Request, image: str | None, check: Check | None = None) -> Reply:
         """What the server says to a request, which carries its id as Idempotency-Key.
 
-        A reply that `check` finds fault with gets one more turn, in which the model is told; where that brings nothing
-        better, the first one stands. Tokens are those of both.
+        A reply that `check` finds fault with gets one more turn, in which the model hears what is wrong; where that
+        brings nothing better, the first one stands. Tokens are those of both.
 
         Args:
             image: data: address of what the request is about.
@@ -136,22 +113,24 @@ class Endpoint:
             EndpointError: there will be none to any request.
         """
         body = self._body(request, image)
-        said = await self._say(request, body)
-        wrong = check(request, said.text) if check and said.finish not in CUT else None
+        first = await self._say(request, body)
+        wrong = check(request, first.text) if check and first.finish not in CUT else None
         if check is None or wrong is None:
-            return said
+            return first
+
+        # One more turn, in which the model hears what is wrong.
         again = REPAIR.format(wrong=wrong, schema=orjson.dumps(request.schema).decode())
-        turns = [{"role": "assistant", "content": said.text}, {"role": "user", "content": again}]
+        turns = [{"role": "assistant", "content": first.text}, {"role": "user", "content": again}]
         body["messages"] += turns
         try:
             second = self._reply(await self._post(f"{request.id}-repair", body))
         except (Refused, Trouble, Busy, EndpointError):
-            return said  # which is paid for; a next request meets the same
-        better = second if check(request, second.text) is None else said
+            return first  # which is paid for; a next request meets the same
+        better = second if check(request, second.text) is None else first
         return replace(
             better,
-            prompt_tokens=said.prompt_tokens + second.prompt_tokens,
-            completion_tokens=said.completion_tokens + second.completion_tokens,
+            prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+            completion_tokens=first.completion_tokens + second.completion_tokens,
             attempts=2,
         )
 
@@ -162,9 +141,9 @@ class Endpoint:
             Refused: it has no such model, or none at all.
             Trouble, Busy, EndpointError: as for `ask`.
         """
-        found = await self._post("", {"model": model, "input": list(texts)}, EMBEDDINGS)
+        answer = await self._post("", {"model": model, "input": list(texts)}, EMBEDDINGS)
         try:
-            rows = sorted(found["data"], key=itemgetter("index"))
+            rows = sorted(answer["data"], key=itemgetter("index"))
             return [row["embedding"] for row in rows]
         except (KeyError, TypeError) as error:
             raise Trouble(f"{self.address}: no embeddings in its answer ({error!r})") from None
@@ -185,16 +164,16 @@ class Endpoint:
             return self._reply(await self._post(request.id, body))
         form = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": request.schema}}
         try:
-            said = self._reply(await self._post(request.id, {**body, "response_format": form}))
+            reply = self._reply(await self._post(request.id, {**body, "response_format": form}))
         except Refused:
             if self._structured.get(schema):
                 raise
-            # Which of the two it refused is told by the request without the schema.
-            said = self._reply(await self._post(request.id, body))
+            # The request without the schema shows which of the two it refused.
+            reply = self._reply(await self._post(request.id, body))
             self._structured[schema] = False
         else:
             self._structured.setdefault(schema, True)
-        return said
+        return reply
 
     async def _post(self, id: str, body: Mapping[str, Any], what: str = CHAT) -> Any:
         limit = self._limit
@@ -215,7 +194,8 @@ class Endpoint:
             if limit == "max_tokens" and error.status_code == 400 and NEWER_LIMIT in error.response.text:
                 self._limit = NEWER_LIMIT
                 return await self._post(id, body, what)
-            raise self._meaning(error.response, what) from None
+            detail = f"{self.address}: {error.status_code}: {self._message(error.response)}"
+            raise meaning(error.response, detail, self.settings.model, what == EMBEDDINGS) from None
         except openai.APIConnectionError as error:
             detail = self._clean(f"{self.address}: {error.__cause__ or error}")
             if isinstance(error.__cause__, httpx2.ConnectError):
@@ -224,23 +204,7 @@ class Endpoint:
         try:
             return orjson.loads(response.content)
         except orjson.JSONDecodeError:
-            raise Trouble(f"{self.address}: its answer is no JSON: {self._said(response)}") from None
-
-    def _meaning(self, response: httpx2.Response, what: str) -> Exception:
-        """What a status other than 200 means for the requests to come."""
-        status, said = response.status_code, self._said(response)
-        detail = f"{self.address}: {status}: {said}"
-        if status == 404 and what == EMBEDDINGS:
-            return Refused(detail)
-        if status in (401, 402, 403):
-            return EndpointError(f"{detail}; see that the key is right and the account may use {self.settings.model}")
-        if status < 400 or status in (404, 405):
-            return EndpointError(f"{detail}; see that the address and the model ({self.settings.model}) are right")
-        if status == 429 and NO_MONEY in response.text:
-            return EndpointError(f"{detail}; the account has nothing left")
-        if status in (429, 503, 529):
-            return Busy(detail, _wait(response.headers))
-        return Trouble(detail) if status in (408, 409, 425) or status >= 500 else Refused(detail)
+            raise Trouble(f"{self.address}: its answer is no JSON: {self._message(response)}") from None
 
     def _reply(self, answer: Any) -> Reply:
         """The reply in a chat completion."""
@@ -259,7 +223,7 @@ class Endpoint:
             shown = self._clean(orjson.dumps(answer).decode())
             raise Trouble(f"{self.address}: its answer is no chat completion: {shown}") from None
 
-    def _said(self, response: httpx2.Response) -> str:
+    def _message(self, response: httpx2.Response) -> str:
         """The message of an error, in one line."""
         try:
             body = orjson.loads(response.content)
@@ -302,17 +266,3 @@ def _url(address: str) -> httpx2.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise EndpointError(f"--endpoint {address}: expected an address such as http://localhost:8000/v1")
     return url.copy_with(path="/v1") if url.path in ("", "/") else url
-
-
-def _wait(headers: httpx2.Headers) -> float | None:
-    """Seconds that a server asks to wait, if it says so in a way that can be read."""
-    milliseconds, seconds = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
-    if _NUMBER.fullmatch(milliseconds):
-        return float(milliseconds) / 1000
-    if _NUMBER.fullmatch(seconds):
-        return float(seconds)
-    try:
-        until = email.utils.parsedate_to_datetime(seconds)
-    except ValueError:
-        return None
-    return max(0.0, until.timestamp() - time.time())

@@ -20,16 +20,17 @@ from itertools import count
 
 from skinvl.data.pixels import ImageError
 from skinvl.sources.asking.budget import Budget
-from skinvl.sources.asking.endpoint import Busy, Check, Endpoint, EndpointError, Refused, Trouble
+from skinvl.sources.asking.endpoint import Check, Endpoint
 from skinvl.sources.asking.journal import Journal, JournalError, Spent
 from skinvl.sources.asking.payload import Payloads
 from skinvl.sources.asking.pool import Lane, Pool, RetryPolicy
+from skinvl.sources.asking.refusals import Busy, EndpointError, Refused, Trouble
 from skinvl.sources.asking.request import Failure, Outcome, Reply, Request
 
 AHEAD = 16  # requests whose images are being made before it is their turn
 GRACE = 20.0  # seconds that what is under way has when all is stopped
 SYNCED = 0.05  # seconds between two calls to the disk
-TOLD = 0.5  # seconds between two words on how far it is
+REPORTED = 0.5  # seconds between two words on how far it is
 SKIPPED = 500  # requests that are looked at before what has arrived meanwhile is seen to
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REFUSED_AT_ONCE = 16  # first requests that a server refuses before it is taken for a fault of the settings
@@ -71,7 +72,7 @@ async def ask_all(
     concurrency: int,
     budget: Budget | None = None,
     check: Check | None = None,
-    pace: RetryPolicy | None = None,
+    retry: RetryPolicy | None = None,
     seed: int = 0,
     say: Callable[[Counts], None] = lambda counts: None,
 ) -> Counts:
@@ -84,7 +85,7 @@ async def ask_all(
         requests: taken as they can be asked, never all at once.
         concurrency: requests under way at once, of all endpoints together.
         check: finds fault with the form of a reply, which then gets one more turn.
-        say: is told every half second or so.
+        say: is called with the counts every half second or so.
 
     Raises:
         EndpointError: an address, key, model or account is wrong, or nothing was answered for too long. All that
@@ -94,7 +95,7 @@ async def ask_all(
     """
     inquiry = _Inquiry(
         requests, Pool(endpoints, concurrency), journal, payloads, concurrency, budget or Budget(), check,
-        pace or RetryPolicy(), random.Random(seed), say,
+        retry or RetryPolicy(), random.Random(seed), say,
     )  # fmt: skip
     with _signals(inquiry.interrupt):
         return await inquiry.run()
@@ -105,11 +106,11 @@ class _Inquiry:
 
     def __init__(
         self, requests: Iterator[Request], pool: Pool, journal: Journal, payloads: Payloads, concurrency: int,
-        budget: Budget, check: Check | None, pace: RetryPolicy, draw: random.Random, say: Callable[[Counts], None],
+        budget: Budget, check: Check | None, retry: RetryPolicy, draw: random.Random, say: Callable[[Counts], None],
     ) -> None:  # fmt: skip
         self.requests, self.pool, self.journal, self.payloads = requests, pool, journal, payloads
-        self.concurrency, self.budget, self.check, self.pace, self.draw = concurrency, budget, check, pace, draw
-        self.say, self.counts, self.said = say, Counts(), 0.0
+        self.concurrency, self.budget, self.check, self.retry, self.draw = concurrency, budget, check, retry, draw
+        self.say, self.counts, self.reported = say, Counts(), 0.0
         self.loop = asyncio.get_running_loop()
         self.changed, self.dirty = asyncio.Event(), asyncio.Event()
         self.ahead: deque[_Task] = deque()
@@ -144,7 +145,7 @@ class _Inquiry:
         return self._counted()
 
     def interrupt(self) -> None:
-        """Nothing; no more is asked, and when called again, what is under way is given up."""
+        """Asks no more; when called again, gives up what is under way."""
         self.hurried = self.stopped
         self._stop(f"stopped; {AGAIN}")
 
@@ -153,7 +154,7 @@ class _Inquiry:
         self.changed.set()
 
     def _start(self, now: float) -> None:
-        """Nothing; as much is asked as servers and budget allow."""
+        """Asks as much as servers and budget allow."""
         self._take()
         while not self.stopped and len(self.running) < self.concurrency and (lane := self.pool.free(now)):
             again = bool(self.waiting) and self.waiting[0].due <= now
@@ -162,18 +163,18 @@ class _Inquiry:
                 return
             if not self.budget.allows(self.journal.spent, len(self.running)):
                 if not self.running:
-                    told = self.budget.told(self.journal.spent)
-                    self._stop(f"the budget is spent ({told}); give a larger one and {AGAIN}")
+                    spent = self.budget.in_words(self.journal.spent)
+                    self._stop(f"the budget is spent ({spent}); give a larger one and {AGAIN}")
                 return
             task = heapq.heappop(self.waiting) if again else self.ahead.popleft()
             lane.running += 1
-            one = self.loop.create_task(self._ask(task, lane))
-            self.running.add(one)
-            one.add_done_callback(self._ended)
+            asking = self.loop.create_task(self._ask(task, lane))
+            self.running.add(asking)
+            asking.add_done_callback(self._ended)
             self._take()
 
     def _take(self) -> None:
-        """Nothing; the next requests are at hand, and their images are being made."""
+        """Takes the next requests from the programme, and has their images made."""
         for _ in range(SKIPPED):
             if self.exhausted or len(self.ahead) >= AHEAD:
                 return
@@ -189,9 +190,9 @@ class _Inquiry:
         self.changed.set()  # to go on soon, when what has arrived meanwhile is seen to
 
     async def _change(self, now: float) -> None:
-        """Nothing, as soon as there may be something to start that there was not at the time `now`."""
+        """Waits until there may be something to start that there was not at the time `now`."""
         times = [self.pool.next_free(now), *(task.due for task in self.waiting[:1])]
-        await self._wait(min((one for one in times if one is not None and one > now), default=None))
+        await self._wait(min((moment for moment in times if moment is not None and moment > now), default=None))
 
     async def _wait(self, until: float | None) -> None:
         await asyncio.sleep(0)  # an event that is set is not waited for
@@ -201,20 +202,20 @@ class _Inquiry:
         self.changed.clear()
 
     async def _drain(self) -> None:
-        """Nothing; what was under way has ended, or is given up after a while."""
+        """Waits for what is under way, and gives it up after a while."""
         end = self.loop.time() + GRACE
         while self.running and not self.hurried and self.loop.time() < end:
             await self._wait(end)
         self.counts.given_up = len(self.running)
         left = list(self.running)
-        for one in left:
-            one.cancel()
+        for asking in left:
+            asking.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    def _ended(self, one: asyncio.Task[None]) -> None:
-        self.running.discard(one)
+    def _ended(self, asking: asyncio.Task[None]) -> None:
+        self.running.discard(asking)
         self.changed.set()
-        if not one.cancelled() and (error := one.exception()):
+        if not asking.cancelled() and (error := asking.exception()):
             self.error = self.error or error
             self._stop("")
             self.hurried = self.hurried or isinstance(self.error, JournalError)  # no answer could be kept
@@ -257,21 +258,21 @@ class _Inquiry:
         task.attempts += 1
         self.counts.note = detail
         self._patience(detail)
-        if task.attempts >= self.pace.attempts:
-            detail = f"{detail} (attempt {task.attempts} of {self.pace.attempts})"
+        if task.attempts >= self.retry.attempts:
+            detail = f"{detail} (attempt {task.attempts} of {self.retry.attempts})"
             self.held.append((task.request.id, Failure("request-failed", detail, task.attempts)))
             return
         self.counts.repeats += 1
-        self._again(task, self.loop.time() + self.pace.wait(task.attempts, self.draw))
+        self._again(task, self.loop.time() + self.retry.wait(task.attempts, self.draw))
 
     def _rest(self, task: _Task, lane: Lane, busy: Busy) -> None:
         now = self.loop.time()
         if not (busy.reached or lane.answered):
             raise EndpointError(f"{busy}; see that the server runs, and that the address is right")
-        if busy.wait is not None and busy.wait > self.pace.patience:
+        if busy.wait is not None and busy.wait > self.retry.patience:
             raise EndpointError(f"{busy}; it asks to wait for {busy.wait:,.0f} s. After that {AGAIN}")
         self._patience(str(busy))
-        wait = lane.rest(busy, now, self.pace, self.draw)
+        wait = lane.rest(busy, now, self.retry, self.draw)
         self.counts.pauses += 1
         self.counts.note = f"{busy}; left alone for {wait:.0f} s"
         self._again(task, now)
@@ -282,13 +283,13 @@ class _Inquiry:
 
     def _patience(self, detail: str) -> None:
         silence = self.loop.time() - self.since
-        if silence > self.pace.patience:
+        if silence > self.retry.patience:
             raise EndpointError(
                 f"no answer to any request for {silence:,.0f} s, the last time: {detail}. Later {AGAIN}"
             )
 
     def _record_held(self) -> None:
-        """Nothing; what failed is recorded, since a server has answered others."""
+        """Records what failed, since a server has answered others."""
         while self.held:
             self._record(*self.held.pop())
 
@@ -302,14 +303,14 @@ class _Inquiry:
         self.dirty.set()
 
     async def _sync_always(self) -> None:
-        """Nothing, ever; what arrived is taken to the disk, and told once it is there."""
+        """Takes what arrives to the disk, without end, and reports it once it is there."""
         while True:
             await self.dirty.wait()
             self.dirty.clear()
             counts = self._counted()
             await asyncio.to_thread(self.journal.sync)
-            if self.loop.time() - self.said > TOLD:
-                self.said = self.loop.time()
+            if self.loop.time() - self.reported > REPORTED:
+                self.reported = self.loop.time()
                 self.say(counts)
             await asyncio.sleep(SYNCED)
 

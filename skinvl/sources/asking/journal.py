@@ -43,7 +43,7 @@ class Spent:
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, reply: Reply) -> None:
-        """Nothing; one more reply is counted."""
+        """Counts one more reply."""
         self.requests += 1
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
@@ -65,12 +65,12 @@ class Ids:
         key = bytes.fromhex(id)
         if key in self._recent:
             return True
-        place = int(np.searchsorted(self._sorted, np.bytes_(key)))
+        index = int(np.searchsorted(self._sorted, np.bytes_(key)))
         # NumPy gives bytes without the zeros at their end; of one width, they stay apart all the same.
-        return place < len(self._sorted) and self._sorted[place] == key.rstrip(b"\0")
+        return index < len(self._sorted) and self._sorted[index] == key.rstrip(b"\0")
 
     def add(self, id: str) -> None:
-        """Nothing; the set holds the id, which it did not hold before."""
+        """Adds an id, which the set does not hold yet."""
         self._recent.add(bytes.fromhex(id))
         if len(self._recent) >= MERGED:
             more = np.array(sorted(self._recent), f"S{WIDTH}")
@@ -116,7 +116,7 @@ class Journal:
         os.close(self._file)
 
     def append(self, id: str, outcome: Outcome) -> None:
-        """Nothing; the outcome outlives this process, and after `sync` the machine.
+        """Writes the outcome, which then outlives this process, and after `sync` the machine.
 
         Raises:
             JournalError: the id has an outcome, or there is no room for the line, of which then nothing is left.
@@ -140,7 +140,7 @@ class Journal:
             self.spent.add(outcome)
 
     def sync(self) -> None:
-        """Nothing; every line so far is on the disk. May run in another thread than `append`.
+        """Takes every line so far to the disk. May run in another thread than `append`.
 
         Raises:
             JournalError: the disk does not take it.
@@ -159,7 +159,7 @@ class Journal:
             ) from None
 
     def _cut(self) -> None:
-        """Nothing; a last line that a killed process left unfinished is gone."""
+        """Cuts off a last line that a killed process left unfinished."""
         size = os.fstat(self._file).st_size
         whole = size
         step = 1 << 16
@@ -208,7 +208,7 @@ def _outcome(line: dict[str, Any]) -> tuple[str, Outcome]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Nothing; the names of its files are on the disk."""
+    """Takes the names of its files to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,7 +16,7 @@ from skinvl.sources.asking.request import Failure, Outcome, Reply
 class Outcomes:
     """What came of requests. A reply outlives a failure, and of several replies the first one counts."""
 
-    def __init__(self, folder: Path, found: Iterable[tuple[str, Outcome]]) -> None:
+    def __init__(self, folder: Path, outcomes: Iterable[tuple[str, Outcome]]) -> None:
         path = folder / f".outcomes-{os.getpid()}"
         path.unlink(missing_ok=True)
         self._database = sqlite3.connect(path, isolation_level=None)
@@ -28,7 +28,7 @@ class Outcomes:
         self._database.executemany(
             "INSERT INTO outcome VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET reply = excluded.reply, "
             "value = excluded.value WHERE reply = 0 AND excluded.reply = 1",
-            ((bytes.fromhex(id), isinstance(one, Reply), json.dumps(asdict(one))) for id, one in found),
+            ((bytes.fromhex(id), isinstance(outcome, Reply), json.dumps(asdict(outcome))) for id, outcome in outcomes),
         )
         self._database.execute("COMMIT")
 
@@ -43,7 +43,7 @@ class Outcomes:
 
     def get(self, id: str) -> Outcome | None:
         """What came of a request; None where nothing has yet."""
-        found = self._database.execute("SELECT reply, value FROM outcome WHERE id = ?", (bytes.fromhex(id),)).fetchone()
-        if found is None:
+        row = self._database.execute("SELECT reply, value FROM outcome WHERE id = ?", (bytes.fromhex(id),)).fetchone()
+        if row is None:
             return None
-        return (Reply if found[0] else Failure)(**json.loads(found[1]))
+        return (Reply if row[0] else Failure)(**json.loads(row[1]))

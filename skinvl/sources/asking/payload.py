@@ -36,20 +36,20 @@ class Payloads:
 
     def start(self, name: str) -> asyncio.Future[str]:
         """What `data_url` gives for an image of the source, which is being made from now on; requests share it."""
-        found = self._made.get(name)
-        if found is None:
+        payload = self._made.get(name)
+        if payload is None:
             loop = asyncio.get_running_loop()
-            found = self._made[name] = loop.run_in_executor(
+            payload = self._made[name] = loop.run_in_executor(
                 self._pool, data_url, self._root / name, self._side, QUALITY
             )
-            found.add_done_callback(_seen)
+            payload.add_done_callback(_seen)
             if len(self._made) > KEPT:
                 self._made.popitem(last=False)
         self._made.move_to_end(name)
-        return found
+        return payload
 
 
 def _seen(made: asyncio.Future[str]) -> None:
-    """Nothing; asyncio need not complain of an error that nobody was left to ask for."""
+    """Looks at an error that nobody was left to ask for, of which asyncio would complain."""
     if not made.cancelled():
         made.exception()

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skinvl.sources.asking.endpoint import Busy, Endpoint
+from skinvl.sources.asking.endpoint import Endpoint
+from skinvl.sources.asking.refusals import Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,16 @@ class Lane:
         return self.running < int(self.window) and self.until <= now
 
     def succeeded(self) -> None:
-        """Nothing; it has answered."""
+        """Widens the window, since the server has answered."""
         self.window = min(self.share, self.window + 1 / self.window) if self.answered else self.share
         self.answered, self.pauses = True, 0
 
-    def rest(self, busy: Busy, now: float, pace: RetryPolicy, draw: random.Random) -> float:
+    def rest(self, busy: Busy, now: float, retry: RetryPolicy, draw: random.Random) -> float:
         """Seconds for which it is left alone."""
         if self.until <= now:  # else this was asked before the pause, and says nothing new
             self.pauses += 1
             self.window = max(1.0, self.window / 2)
-        wait = pace.wait(self.pauses, draw)
+        wait = retry.wait(self.pauses, draw)
         if busy.wait is not None:
             wait = busy.wait + wait * 0.1  # never earlier than it asked for, and not all clients at once
         self.until = max(self.until, now + wait)
@@ -71,8 +72,8 @@ class Pool:
 
     def free(self, now: float) -> Lane | None:
         """The lane to ask next, if there is one."""
-        found = [lane for lane in self.lanes if lane.free(now)]
-        return min(found, key=lambda lane: lane.running / lane.window, default=None)
+        lanes = [lane for lane in self.lanes if lane.free(now)]
+        return min(lanes, key=lambda lane: lane.running / lane.window, default=None)
 
     def next_free(self, now: float) -> float | None:
         """When the first pause ends, if any lane is left alone."""

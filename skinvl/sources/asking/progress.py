@@ -27,7 +27,7 @@ class Progress:
         self._console, self._expected, self._budget = console, expected, budget
         self._stack = ExitStack()
         self._status: Status | None = None
-        self._began = self._said = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._last = Counts()
 
     def __enter__(self) -> Self:
@@ -40,12 +40,12 @@ class Progress:
         self._console.print(self.line(self._last))
 
     def say(self, counts: Counts) -> None:
-        """Nothing; the line says what these are."""
+        """Prints the line of these counts, or changes it."""
         self._last = counts
         if self._status is not None:
             self._status.update(Text(self.line(counts)))  # what a server says is no markup
-        elif time.monotonic() - self._said > LINES:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed > LINES:
+            self._printed = time.monotonic()
             self._console.print(self.line(counts))
 
     def line(self, counts: Counts) -> str:
@@ -58,8 +58,8 @@ class Progress:
         if new:
             words.append(f"{rate:,.1f} a second")
             words += [f"about {left / rate / 60:,.0f} min left"] * bool(left)
-        words.append(f"spent {self._budget.told(counts.spent)}")
+        words.append(f"spent {self._budget.in_words(counts.spent)}")
         if self._expected is not None and left and counts.spent.requests:
-            words.append(f"in all about {self._budget.told(self._budget.forecast(counts.spent, self._expected))}")
+            words.append(f"in all about {self._budget.in_words(self._budget.forecast(counts.spent, self._expected))}")
         words += [f"last trouble: {counts.note}"] * bool(counts.note)
         return "; ".join(words)

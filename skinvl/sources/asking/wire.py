@@ -44,7 +44,7 @@ class Wire(httpx2.AsyncBaseTransport):
         return httpx2.Response(status, headers=headers, content=body, request=request)
 
     async def aclose(self) -> None:
-        """Nothing; the connections are closed."""
+        """Closes the connections."""
         while self._idle:
             self._idle.pop().close()
 
@@ -71,14 +71,14 @@ class Client(httpx2.AsyncClient):
         self._urls: dict[httpx2.URL | str, httpx2.URL] = {}  # the few that there are, since reading one takes a while
         super().__init__(transport=self._wire, trust_env=False)
 
-    def build_request(self, method: str, url: httpx2.URL | str, **given: Any) -> httpx2.Request:
-        """The request with the headers and content that were given, and none besides."""
+    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
+        """The request with the headers and content of the options, and none besides."""
         known = self._urls.get(url)
         if known is None:
             known = self._urls[url] = httpx2.URL(url)
-        return httpx2.Request(method, known, headers=given["headers"], content=given["content"])
+        return httpx2.Request(method, known, headers=options["headers"], content=options["content"])
 
-    async def send(self, request: httpx2.Request, **given: Any) -> httpx2.Response:
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """The whole reply."""
         return await self._wire.handle_async_request(request)
 
@@ -93,7 +93,7 @@ class _Line(asyncio.Protocol):
         self._open = True
         self._reply: asyncio.Future[_Reply] | None = None
         self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
-        self._buffer, self._chunks, self._place = bytearray(), bytearray(), 0
+        self._buffer, self._chunks, self._position = bytearray(), bytearray(), 0
 
     @property
     def reusable(self) -> bool:
@@ -137,12 +137,12 @@ class _Line(asyncio.Protocol):
         assert self._reply is not None
         reply, head = self._reply, self._head
         self._reply = self._head = None
-        self._buffer, self._chunks, self._place = bytearray(), bytearray(), 0
+        self._buffer, self._chunks, self._position = bytearray(), bytearray(), 0
         if not reply.done():
             reply.set_result((*head, body))
 
     def _read(self) -> None:
-        """Nothing; what has arrived is read as far as it goes.
+        """Reads what has arrived as far as it goes.
 
         Raises:
             ValueError: it is no reply, or larger than any should be.
@@ -155,6 +155,7 @@ class _Line(asyncio.Protocol):
                 return
             self._begin(bytes(self._buffer[:end]))
             del self._buffer[: end + 4]
+
         if len(self._buffer) > BODY:
             raise ValueError(f"a body of more than {BODY:,} bytes")
         if self._chunked:
@@ -164,18 +165,21 @@ class _Line(asyncio.Protocol):
 
     def _begin(self, head: bytes) -> None:
         first, *lines = head.split(b"\r\n")
-        found = _STATUS.match(first)
-        if found is None:
+        status_line = _STATUS.match(first)
+        if status_line is None:
             raise ValueError(f"it begins {first[:40]!r}")
-        status = int(found[2])
+        status = int(status_line[2])
         if status < 200:  # an interim reply; the real one follows
             return
+
         headers = []
         for line in lines:
             name, colon, value = line.partition(b":")
             if not colon:
                 raise ValueError(f"header {line[:40]!r}")
             headers.append((name, value.strip()))
+
+        # How the end of the body is known: by chunks, by a length, or when the server closes the connection.
         known = {name.lower(): value.lower() for name, value in headers}
         self._chunked = known.get(b"transfer-encoding", b"identity") != b"identity"
         length = known.get(b"content-length")
@@ -185,12 +189,12 @@ class _Line(asyncio.Protocol):
         if self._length > BODY:
             raise ValueError(f"a body of more than {BODY:,} bytes")
         self._until_end = not self._chunked and length is None and status not in (204, 304)
-        self._last = found[1] == b"0" or known.get(b"connection") == b"close"
+        self._last = status_line[1] == b"0" or known.get(b"connection") == b"close"
         self._head = status, headers
 
     def _read_chunks(self) -> None:
-        while (end := self._buffer.find(b"\r\n", self._place)) >= 0:
-            size_text = bytes(self._buffer[self._place : end]).partition(b";")[0].strip()
+        while (end := self._buffer.find(b"\r\n", self._position)) >= 0:
+            size_text = bytes(self._buffer[self._position : end]).partition(b";")[0].strip()
             if not _SIZE.fullmatch(size_text):
                 raise ValueError(f"a chunk of {size_text[:40]!r} bytes")
             size = int(size_text, 16)
@@ -202,10 +206,10 @@ class _Line(asyncio.Protocol):
             if len(self._buffer) < end + size + 4:
                 return
             self._chunks += self._buffer[end + 2 : end + 2 + size]
-            self._place = end + size + 4
+            self._position = end + size + 4
 
     def _finish(self, read: int, body: bytes) -> None:
-        """Nothing; the reply is whole after so many bytes."""
+        """Gives the reply, which is whole after so many bytes."""
         more = len(self._buffer) > read
         if self._last or more:  # what nobody asked for belongs to no next reply
             self.close()

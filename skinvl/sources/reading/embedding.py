@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from skinvl.sources.asking.endpoint import Busy, Endpoint, EndpointError, Refused, Settings, Trouble, key
+from skinvl.sources.asking.endpoint import Endpoint, Settings, key
+from skinvl.sources.asking.refusals import Busy, EndpointError, Refused, Trouble
 
 BATCH = 64  # texts of one request
 WAITS = (1.0, 4.0, 16.0, 64.0)  # seconds before each further attempt
