@@ -91,7 +91,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_FACTS = [pa.field(one.name, pa.float64() if one.name == "age" else pa.string()) for one in fields(Facts)]
+_FACTS = [pa.field(fact.name, pa.float64() if fact.name == "age" else pa.string()) for fact in fields(Facts)]
 _COLUMNS = {
     "id": pa.string(),
     "source": pa.string(),
@@ -132,7 +132,7 @@ def inside(path: str) -> bool:
 
 
 def validate(example: Example) -> None:
-    """Nothing, if the Example can be trained on.
+    """Checks that the Example can be trained on.
 
     Raises:
         ExampleError: naming the Example, what was found and what was expected.
@@ -141,6 +141,7 @@ def validate(example: Example) -> None:
     def fail(found: str, expected: str) -> None:
         raise ExampleError(f"Example {example.id!r} of {example.source!r}: {found}; expected {expected}")
 
+    # Its names, the paths of its images, and the order of its turns.
     if not (example.id and example.source and example.group and example.split and example.licence):
         empty = next(name for name in ("id", "source", "group", "split", "licence") if not getattr(example, name))
         fail(f"an empty {empty}", "a non-empty string")
@@ -151,20 +152,22 @@ def validate(example: Example) -> None:
     turns = roles[1:] if roles[:1] == ("system",) else roles
     if not turns or turns != ("user", "assistant") * (len(turns) // 2):
         fail(f"roles {list(roles)}", "an optional system turn, then user and assistant in turn")
+
+    # The content of each turn: only the two kinds of part, images in user turns, words in every turn.
     pictures = 0
     for message in example.messages:
         spoken = False
         for part in message["content"]:
             if part.keys() != _PART or part["type"] not in ("image", "text"):
                 fail(f"content part {part!r}", "{'type': 'image' or 'text', 'text': …} and nothing else")
-            said = part["text"]
-            if (said is None) != (part["type"] == "image"):
+            text = part["text"]
+            if (text is None) != (part["type"] == "image"):
                 fail(f"content part {part!r}", "text in a text part, None in an image part")
-            if said is None:
+            if text is None:
                 pictures += 1
                 if message["role"] != "user":
                     fail(f"an image in a {message['role']} turn", "images in user turns")
-            elif said and not said.isspace():
+            elif text and not text.isspace():
                 spoken = True
         if not spoken:
             fail(f"a {message['role']} turn without words", "words in every turn")
@@ -219,8 +222,8 @@ def splits(folder: Path) -> list[str]:
 
 def have(folder: Path) -> str:
     """What a message about a split that is not there says of the source, and how to prepare it."""
-    found = ", ".join(splits(folder))
-    what = f"it has the splits: {found}" if found else "the folder holds no prepared source"
+    names = ", ".join(splits(folder))
+    what = f"it has the splits: {names}" if names else "the folder holds no prepared source"
     return f"{what}. Prepare it with: skinvl prep DATASET RAW {folder} (skinvl prep --list)"
 
 
@@ -237,6 +240,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 def table(rows: Sequence[Example]) -> pa.Table:
     """The Examples as an Arrow table of SCHEMA, built by columns: much faster than row by row."""
+    # The innermost columns first: one value per part of a message, then per message, then per row.
     messages = [message for row in rows for message in row.messages]
     parts = [part for message in messages for part in message["content"]]
     facts = [row.facts for row in rows]
@@ -245,6 +249,7 @@ def table(rows: Sequence[Example]) -> pa.Table:
     pieces = _struct(type=_texts(map(itemgetter("type"), parts)), text=_texts(map(itemgetter("text"), parts)))
     contents = _list((len(message["content"]) for message in messages), pieces)
     turns = _struct(role=_texts(message["role"] for message in messages), content=contents)
+
     columns = {
         **{name: _texts(map(attrgetter(name), rows)) for name in ("id", "source", "group", "split", "licence")},
         "images": _list((len(row.images) for row in rows), pictures),
@@ -280,10 +285,12 @@ def _texts(values: Iterable[str | None]) -> pa.Array:
 
 
 def _facts(rows: Sequence[Facts]) -> pa.StructArray:
+    """The column of the facts; one object in all rows is repeated, which is much faster."""
     if rows and all(facts is rows[0] for facts in rows):  # as where nothing is known
-        values = {one.name: pa.scalar(getattr(rows[0], one.name), one.type) for one in _FACTS}
+        values = {column.name: pa.scalar(getattr(rows[0], column.name), column.type) for column in _FACTS}
         return _struct(**{name: pa.repeat(value, len(rows)) for name, value in values.items()})
-    return _struct(**{one.name: pa.array(list(map(attrgetter(one.name), rows)), one.type) for one in _FACTS})
+    columns = {column.name: list(map(attrgetter(column.name), rows)) for column in _FACTS}
+    return _struct(**{column.name: pa.array(columns[column.name], column.type) for column in _FACTS})
 
 
 def _struct(**columns: pa.Array) -> pa.StructArray:
@@ -295,10 +302,10 @@ def _list(lengths: Iterable[int], values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int32()), values)
 
 
-def _batches(items: Iterable[Example], size: int) -> Iterator[list[Example]]:
+def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
     batch: list[Example] = []
-    for item in items:
-        batch.append(item)
+    for example in examples:
+        batch.append(example)
         if len(batch) == size:
             yield batch
             batch = []

@@ -276,7 +276,7 @@ def canonical(name: str) -> str:
         near = difflib.get_close_matches(plain, [*_MALIGNANCY, *_SYNONYMS], n=3, cutoff=0.5) or sorted(_MALIGNANCY)
         raise ValueError(
             f"diagnosis {name!r}: unknown; the nearest known names are {', '.join(near)}. "
-            "Correct it, or add the name or a synonym to skinvl/labels.py"
+            "Correct it, or add the name or a synonym to skinvl/data/labels.py"
         )
     return plain
 
@@ -311,23 +311,23 @@ def malignant(classes: Sequence[str]) -> tuple[bool, ...] | None:
     >>> malignant(CLASSES["ddi"]), malignant(CLASSES["patch16"])
     ((False, True), None)
     """
-    found = []
+    grades = []
     for name in classes:
         plain = diagnosis(name)
         if plain in _NAMED_GRADES:
-            found.append(_NAMED_GRADES[plain])
+            grades.append(_NAMED_GRADES[plain])
         elif plain in _MALIGNANCY or plain in _MALIGNANT or plain in _DERM12345_OTHERS:
-            found.append(plain in _MALIGNANT or _MALIGNANCY.get(plain) == "malignant")
+            grades.append(plain in _MALIGNANT or _MALIGNANCY.get(plain) == "malignant")
         else:
             return None
-    return tuple(found)
+    return tuple(grades)
 
 
 def spellings(name: str) -> list[str]:
     """What an answer may call a class: its name first, then synonyms, other spellings and abbreviations."""
-    plain, own = diagnosis(name), " ".join(name.casefold().split())
-    same = [other for other, meant in _SYNONYMS.items() if meant == plain]
-    return list(dict.fromkeys((name, plain, *same, *SPELLINGS.get(plain, ()), *SPELLINGS.get(own, ()))))
+    plain, raw = diagnosis(name), " ".join(name.casefold().split())
+    synonyms = [other for other, meant in _SYNONYMS.items() if meant == plain]
+    return list(dict.fromkeys((name, plain, *synonyms, *SPELLINGS.get(plain, ()), *SPELLINGS.get(raw, ()))))
 
 
 def benchmark(name: str, begins: bool = False) -> str | None:
@@ -359,17 +359,19 @@ def ways(below: Mapping[str, Sequence[str]], root: str) -> dict[str, list[str]]:
     >>> ways({"root": ["inflammatory"], "inflammatory": ["infectious"], "infectious": ["Tinea"]}, "root")["tinea"]
     ['inflammatory', 'infectious', 'Tinea']
     """
+    # What stands right above each class, and from there the way up, as long as it is the only one.
     above: dict[str, set[str]] = {}
     for name, children in below.items():
         for child in children:
             above.setdefault(child, set()).add(name)
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     names = {*below, *above} - {root}
     for name in names:
         way = [name]
         while len(parents := above.get(way[0], set()) - {root, way[0]}) == 1 and parents.isdisjoint(way):
             way[:0] = parents
         if not parents:
-            found[name] = way
+            by_name[name] = way
+
     spelt = Counter(map(str.casefold, names))
-    return {name.casefold(): way for name, way in found.items() if spelt[name.casefold()] == 1} | found
+    return {name.casefold(): way for name, way in by_name.items() if spelt[name.casefold()] == 1} | by_name

@@ -56,6 +56,7 @@ def _exif(orientation: int) -> bytes:
 
 
 def _png(data: bytes, orientation: int) -> bytes:
+    """The chunks of `_PNG_KEPT` up to the end of the image; an orientation follows the header."""
     kept = [_PNG]
     for kind, start, end in chunks(BytesIO(data)):
         if kind == b"IEND" or end > len(data):
@@ -73,24 +74,27 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def _jpeg(data: bytes, orientation: int) -> bytes:
     """The segments up to the first end of image; a second one (motion photo, depth map) is not of the picture."""
+    # Segment by segment from behind the start of the image; a scan goes on beyond the length that its header gives.
     kept = []
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
-        marker = data[place + 1]
+    start = 2
+    while (start := data.find(b"\xff", start)) >= 0 and start + 4 <= len(data):
+        marker = data[start + 1]
         if marker == 0xFF:  # a fill byte
-            place += 1
+            start += 1
             continue
         if marker == _END:
             break
         if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # these have no length
-            place += 2
+            start += 2
             continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
         if marker == _SCAN:
             after = _AFTER_SCAN.search(data, end)
             end = after.start() if after else len(data)
-        kept.append(_segment(data[place:end]))
-        place = end
+        kept.append(_segment(data[start:end]))
+        start = end
+
+    # The orientation stands where readers look for it: first, or right behind JFIF's own segment.
     if orientation != 1:
         exif = b"Exif\0\0" + _exif(orientation)
         kept.insert(bool(kept and kept[0][:2] == b"\xff\xe0"), b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif)
@@ -113,8 +117,8 @@ def _segment(segment: bytes) -> bytes:
 
 def _is_bare_webp(data: bytes) -> bool:
     """Whether the file holds one frame, perhaps a colour profile, and nothing before, between or after."""
-    place = 12
-    while place + 8 <= len(data) and data[place : place + 4] in _WEBP_KEPT:
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        place += 8 + size + size % 2
-    return place == len(data) == 8 + int.from_bytes(data[4:8], "little")
+    start = 12
+    while start + 8 <= len(data) and data[start : start + 4] in _WEBP_KEPT:
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + size + size % 2
+    return start == len(data) == 8 + int.from_bytes(data[4:8], "little")

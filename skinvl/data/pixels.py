@@ -83,9 +83,9 @@ def data_url(path: Path, side: int, quality: int) -> str:
     """
     image = upright(path)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    made = io.BytesIO()
-    image.save(made, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(made.getbuffer()).decode()}"
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getbuffer()).decode()}"
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -158,7 +158,7 @@ def orientation(image: Any) -> int:
 
 
 def _late_exif(file: BinaryIO) -> dict[str, bytes]:
-    place = file.tell()
+    position = file.tell()
     try:
         for kind, start, end in metadata.chunks(file):
             if kind == b"eXIf":
@@ -166,7 +166,7 @@ def _late_exif(file: BinaryIO) -> dict[str, bytes]:
                 return {"exif": b"Exif\0\0" + file.read(min(end - start - 12, 2**16))}
         return {}
     finally:
-        file.seek(place)
+        file.seek(position)
 
 
 def decode(image: Any, name: str) -> Image.Image:

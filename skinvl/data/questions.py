@@ -132,29 +132,30 @@ def ask(kind: Kind, value: str, draw: random.Random) -> tuple[str, str]:
     return draw.choice(kind.open), draw.choice(sentences).format(value=value)
 
 
-def converse(source: str, kinds: Mapping[str, Kind], cases: Iterable[DatasetRecord]) -> Iterator[Example | Dropped]:
-    """One Example or Dropped per case and kind, in order; all of a case before the next case is taken.
+def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRecord]) -> Iterator[Example | Dropped]:
+    """One Example or Dropped per record and kind, in order; all of a record before the next is taken.
 
-    A case without an id or a group is `empty`. One whose id came before is said again: the rows then share their ids.
+    A record without an id or a group is `empty`. One whose id came before is asked again: the rows then share their
+    ids.
     """
-    for case in cases:
-        fault = None if case.id and case.group else Missing("no name of the image or its group", "empty")
+    for record in records:
+        fault = None if record.id and record.group else Missing("no name of the image or its group", "empty")
         for name, kind in kinds.items():
-            answer = fault or case.answers[name]
+            answer = fault or record.answers[name]
             if isinstance(answer, Missing):
-                yield Dropped(f"{case.where} {name}", answer.rule, answer.detail)
+                yield Dropped(f"{record.where} {name}", answer.rule, answer.detail)
                 continue
-            identity = f"{case.id}-{name}"
+            identity = f"{record.id}-{name}"
             question, reply = ask(kind, answer, random.Random(f"{source}\n{identity}"))
             yield Example(
                 id=identity,
                 source=source,
-                images=case.images,
-                messages=(text("user", question, images=len(case.images)), text("assistant", reply)),
-                group=case.group,
-                split=case.split,
-                licence=case.licence,
-                facts=_asked(case.facts, kind.fact),
+                images=record.images,
+                messages=(text("user", question, images=len(record.images)), text("assistant", reply)),
+                group=record.group,
+                split=record.split,
+                licence=record.licence,
+                facts=_asked(record.facts, kind.fact),
             )
 
 

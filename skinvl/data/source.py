@@ -76,12 +76,12 @@ def used_images(source: Path, paths: pa.Array) -> tuple[pa.Table, NDArray[np.int
     if len(paths) == 0:
         return IMAGES_SCHEMA.empty_table(), np.empty(0, np.int64)
     images = read_images(source)
-    found = pc.index_in(paths, value_set=images["path"].combine_chunks())
-    if found.null_count:
-        absent = pc.filter(paths, pc.is_null(found))[0].as_py()
+    positions = pc.index_in(paths, value_set=images["path"].combine_chunks())
+    if positions.null_count:
+        absent = pc.filter(paths, pc.is_null(positions))[0].as_py()
         raise ValueError(f"{source / 'images.parquet'}: has no row of {absent}, which a conversation shows. {_AGAIN}")
-    places, inverse = np.unique(found.to_numpy(), return_inverse=True)
-    images = images.take(places)
+    used, inverse = np.unique(positions.to_numpy(), return_inverse=True)
+    images = images.take(used)
     if not read_card(source).get("alike", True):
         images = images.set_column(
             IMAGES_SCHEMA.get_field_index("phash"), IMAGES_SCHEMA.field("phash"), pa.nulls(len(images), pa.uint64())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import pytest
@@ -13,6 +13,7 @@ from helpers import tiny
 from skinvl.data.example import SCHEMA, Dropped, Example, ExampleError, Facts, read, text, validate, write, write_jsonl
 from skinvl.model import families
 from skinvl.model.chat import DATE, Chat
+from skinvl.recipe.recipe import Fact
 
 GOOD = Example(
     id="1",
@@ -110,3 +111,7 @@ def test_a_prepared_source_renders_without_skinvl(tmp_path: Path, shared: Path, 
         shown = plain(row["messages"], chat_template=processor.chat_template, tokenize=False, date_string=DATE)
         assert shown == chat.render(one.messages)
         assert shown.count(families.load(family).image_token) == len(one.images)
+
+
+def test_a_recipe_balances_by_any_fact_of_an_example_and_by_no_other() -> None:
+    assert list(get_args(Fact)) == [fact.name for fact in fields(Facts)]

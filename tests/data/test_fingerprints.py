@@ -1,4 +1,4 @@
-"""Perceptual hashes of real photos, the exact search among them, and what is linked."""
+"""Perceptual hashes of real photos, the exact search among them against brute force, and the clusters of links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from skinvl.data.fingerprints import THRESHOLD, archive_id, near, phash
+from skinvl.data import fingerprints
+from skinvl.data.fingerprints import THRESHOLD, Pairs, archive_id, clusters, links, near, phash
 from skinvl.data.source import IMAGES_SCHEMA, read_images
 
 
@@ -129,3 +130,67 @@ def test_a_source_without_fingerprints_says_what_to_do(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([row], schema=IMAGES_SCHEMA)
     pq.write_table(table, tmp_path / "images.parquet")
     assert read_images(tmp_path).equals(table)
+
+
+def brute_force(hashes: NDArray[np.uint64], threshold: int) -> Pairs:
+    lower, higher = np.nonzero(np.triu(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= threshold, 1))
+    return np.stack([lower, higher], axis=1)
+
+
+@pytest.mark.parametrize("threshold", [0, 3, 4, 9])
+def test_near_is_exact_at_the_threshold_and_over_batches(threshold: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "BATCH", 64)
+    generator = np.random.default_rng(threshold)
+    codes = generator.integers(0, 2**64, 500, dtype=np.uint64)
+    planted = [codes[:40] ^ np.uint64((1 << bits) - 1) for bits in range(1, 12)]  # 1 to 11 bits away
+    codes = generator.permutation(np.concatenate([codes, *planted]))
+    pairs = near(codes, threshold)
+    assert {tuple(pair) for pair in pairs.tolist()} == {tuple(pair) for pair in brute_force(codes, threshold).tolist()}
+    assert len(pairs) == len(brute_force(codes, threshold))
+
+
+def test_equal_hashes_are_a_chain_with_the_same_clusters() -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 2**64, 50, dtype=np.uint64)
+    codes = generator.permutation(np.concatenate([codes, codes[:20], codes[:9], codes[:30] ^ np.uint64(0b1011)]))
+    assert np.array_equal(clusters(len(codes), near(codes)), clusters(len(codes), brute_force(codes, THRESHOLD)))
+    many = np.full(100_000, codes[0])
+    pairs = near(many)
+    assert len(pairs) == len(many) - 1
+    assert not clusters(len(many), pairs).any()
+
+
+def test_nothing_is_near_nothing() -> None:
+    assert near(np.array([], np.uint64)).shape == (0, 2)
+    assert near(np.array([7], np.uint64)).shape == (0, 2)
+    assert clusters(0, np.empty((0, 2), np.int64)).shape == (0,)
+
+
+def test_a_cluster_is_named_by_its_lowest_member() -> None:
+    assert clusters(6, np.array([[1, 0], [5, 4], [4, 2]])).tolist() == [0, 0, 2, 3, 2, 2]
+
+
+def images(*rows: tuple[str, int | None, str | None]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"path": f"images/{n}.png", "sha256": sha, "phash": hash_, "archive": name, "width": 9, "height": 9}
+            for n, (sha, hash_, name) in enumerate(rows)
+        ],
+        schema=IMAGES_SCHEMA,
+    )
+
+
+def test_each_kind_of_evidence_links_its_own_rows_and_nulls_none() -> None:
+    one, other, far = 0xF0F0F0F0F0F0F0F0, 0xF0F0F0F0F0F0F0FF, 0x123456789ABCDEF0
+    table = images(
+        ("a", None, None), ("b", one, "ISIC_1"), ("c", far, None), ("a", None, None), ("d", other, None),
+        ("e", far ^ 0xFFFFFF, "ISIC_1"),
+    )  # fmt: skip
+    assert fingerprints.shared(table, "sha256").tolist() == [[0, 3]]
+    assert fingerprints.shared(table, "archive").tolist() == [[1, 5]]
+    assert fingerprints.shared(table, "phash").tolist() == [[1, 4]]
+    assert fingerprints.shared(table, "phash", 3).tolist() == []
+    assert sorted(links(table).tolist()) == [[0, 3], [1, 4], [1, 5]]
+    assert sorted(links(table, alike=False).tolist()) == [[0, 3], [1, 5]]
+    assert fingerprints.shared(pa.concat_tables([table, table]), "archive").tolist() == [[1, 5], [5, 7], [7, 11]]
+    assert links(images()).shape == (0, 2)
