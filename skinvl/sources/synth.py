@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data.source import read_images, source_folder
+from skinvl.recipe.printing import entry
 from skinvl.sources.asking import journal
 from skinvl.sources.asking.budget import Budget
 from skinvl.sources.asking.endpoint import Endpoint, Settings, key
@@ -37,81 +38,83 @@ def main(words: Sequence[str]) -> int:
         SynthesisError, UnitsError, RecipeError, FileNotFoundError: programme, source or OUT do not allow it.
         EndpointError, BudgetError, JournalError: see `inquiry.ask_all`; what was answered is in the journal.
     """
-    given = _arguments(words)
-    say = Console(highlight=False, markup=False, soft_wrap=True)
-    if given.list:
-        say.print(_programmes(), soft_wrap=False)
+    args = _arguments(words)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if args.list:
+        _programmes(console)
         return 0
-    source = source_folder(given.source)
-    job = _job(given, source)
-    if given.review:
-        say.print(f"{review.write(job.out, source, given.seed)}: open it in a browser")
+    source = source_folder(args.source)
+    job = _job(args, source)
+    if args.review:
+        console.print(f"{review.write(job.out, source, args.seed)}: open it in a browser")
         return 0
     refuse(source, job.out)
-    if given.dry_run:
-        _show(say, job, tally.tally(job))
+    if args.dry_run:
+        _show(console, job, tally.tally(job))
         return 0
     if job.programme.unit == "image":
         read_images(source)  # what misses is said before anything is paid for
     job.journals.mkdir(parents=True, exist_ok=True)
-    if not given.assemble and (stop := _ask(given, job, say)):
+    if not args.assemble and (stop := _ask(args, job, console)):
         print(stop, file=sys.stderr)
         return STOPPED
-    return _make(given, job, say)
+    return _make(args, job, console)
 
 
-def _job(given: argparse.Namespace, source: Path) -> SynthesisJob:
-    index, count = given.shard or (0, 1)
-    warmth = "of the server" if given.temperature is None else f"{given.temperature:g}"
-    settings = [f"{given.max_tokens} tokens", f"temperature {warmth}"]
-    one = programme.load(given.programme)
-    if one.unit == "image":
-        settings.insert(0, f"{given.image_size} px")
-    share = Share(tuple(given.split), given.limit, given.count, index, count)
+def _job(args: argparse.Namespace, source: Path) -> SynthesisJob:
+    index, count = args.shard or (0, 1)
+    warmth = "of the server" if args.temperature is None else f"{args.temperature:g}"
+    settings = [f"{args.max_tokens} tokens", f"temperature {warmth}"]
+    chosen = programme.load(args.programme)
+    if chosen.unit == "image":
+        settings.insert(0, f"{args.image_size} px")
+    share = Share(tuple(args.split), args.limit, args.count, index, count)
     return SynthesisJob(
-        one, source, given.out, share, given.seed, given.model or "", ", ".join(settings), given.terms,
-        given.verify_model,
+        chosen, source, args.out, share, args.seed, args.model or "", ", ".join(settings), args.terms,
+        args.verify_model,
     )  # fmt: skip
 
 
-def _ask(given: argparse.Namespace, job: SynthesisJob, say: Console) -> str:
+def _ask(args: argparse.Namespace, job: SynthesisJob, console: Console) -> str:
     """Why it stopped before all requests of the share had an outcome; empty where it did not."""
     units = total(job.programme, job.source, job.share)
     expected = units * len(job.programme.slots) // job.share.of
-    say.print(f"{job.programme.name} on {units:,} {job.programme.unit}s, by {job.model}: at most {expected:,} requests")
+    console.print(
+        f"{job.programme.name} on {units:,} {job.programme.unit}s, by {job.model}: at most {expected:,} requests"
+    )
     asked = (request for _, requests in job.requests() for request in requests)
-    stop = asyncio.run(_asked(given, job, asked, expected, say))
+    stop = asyncio.run(_asked(args, job, asked, expected, console))
     if stop or job.verifier is None:
         return stop
-    say.print(f"{job.verifier} checks what was answered")
+    console.print(f"{job.verifier} checks what was answered")
     with Outcomes(job.out, journal.read(job.journals)) as outcomes:
-        return asyncio.run(_asked(given, job, output.checks(job, outcomes), None, say, check=True))
+        return asyncio.run(_asked(args, job, output.checks(job, outcomes), None, console, check=True))
 
 
 async def _asked(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     job: SynthesisJob,
     requests: Iterator[Request],
     expected: int | None,
-    say: Console,
+    console: Console,
     check: bool = False,
 ) -> str:
     """Why it stopped before all these requests had an outcome; empty where it did not."""
-    addresses, name, model = given.endpoint, given.key_env, job.model
+    addresses, name, model = args.endpoint, args.key_env, job.model
     if check:
-        addresses, name, model = given.verify_endpoint or addresses, given.verify_key_env or name, given.verify_model
-    settings = Settings(model, given.max_tokens, given.temperature, given.timeout)
-    budget = Budget(given.max_requests, given.max_spent, given.max_cost, given.prompt_price, given.completion_price)
+        addresses, name, model = args.verify_endpoint or addresses, args.verify_key_env or name, args.verify_model
+    settings = Settings(model, args.max_tokens, args.temperature, args.timeout)
+    budget = Budget(args.max_requests, args.max_spent, args.max_cost, args.prompt_price, args.completion_price)
     endpoints = [Endpoint(address, settings, key(address, name)) for address in addresses]
     try:
         with (
             Journal(job.journal) as file,
-            Payloads(job.source, given.image_size) as payloads,
-            Progress(say, expected, budget) as progress,
+            Payloads(job.source, args.image_size) as payloads,
+            Progress(console, expected, budget) as progress,
         ):
             counts = await ask_all(
-                requests, endpoints, file, payloads, concurrency=given.concurrency, budget=budget,
-                check=screening.fault, seed=given.seed, say=progress.say,
+                requests, endpoints, file, payloads, concurrency=args.concurrency, budget=budget,
+                check=screening.fault, seed=args.seed, say=progress.say,
             )  # fmt: skip
     finally:
         for endpoint in endpoints:
@@ -119,25 +122,27 @@ async def _asked(
     return counts.stop
 
 
-def _make(given: argparse.Namespace, job: SynthesisJob, say: Console) -> int:
+def _make(args: argparse.Namespace, job: SynthesisJob, console: Console) -> int:
     with Outcomes(job.out, journal.read(job.journals)) as outcomes:
-        if given.shard and not given.assemble and (left := output.unanswered(job, outcomes)):
-            say.print(f"this shard is done; {left:,} requests of others have no outcome yet, and the last joins all")
+        if args.shard and not args.assemble and (left := output.unanswered(job, outcomes)):
+            console.print(
+                f"this shard is done; {left:,} requests of others have no outcome yet, and the last joins all"
+            )
             return 0
         embed = None
-        if given.embedding_model:
-            if not given.endpoint:
+        if args.embedding_model:
+            if not args.endpoint:
                 raise SynthesisError("--embedding-model: say with --endpoint who has it")
-            embed = embedding.Vectors(job.journals, given.embedding_model, given.endpoint[0], given.key_env, say.print)
-        with say.status(f"making {job.out} of {len(outcomes):,} outcomes"):
+            embed = embedding.Vectors(job.journals, args.embedding_model, args.endpoint[0], args.key_env, console.print)
+        with console.status(f"making {job.out} of {len(outcomes):,} outcomes"):
             account = output.assemble(job, outcomes, embed)
-    _report(say, job, account)
+    _report(console, job, account)
     return 0
 
 
-def _report(say: Console, job: SynthesisJob, account: RequestAccount) -> None:
+def _report(console: Console, job: SynthesisJob, account: RequestAccount) -> None:
     kept, dropped = account.examples.total(), account.ledger.total()
-    say.print(f"{account.requests:,} requests gave {account.rows:,} rows = Examples {kept:,} + ledger {dropped:,}")
+    console.print(f"{account.requests:,} requests gave {account.rows:,} rows = Examples {kept:,} + ledger {dropped:,}")
     table = Table(box=None, show_header=False)
     for split, count in sorted(account.examples.items()):
         table.add_row(f"Examples in {split}", f"{count:,}")
@@ -152,41 +157,43 @@ def _report(say: Console, job: SynthesisJob, account: RequestAccount) -> None:
         table.add_row(f"kept, tagged: {tag}", f"{count:,}")
     for word, count in account.verdicts.most_common():
         table.add_row(f"second model: {word}", f"{count:,}")
-    say.print(table)
+    console.print(table)
     hint = "" if kept else "; no Example is left (ledger.jsonl says why)"
-    say.print(f"{job.out}: made{hint}. To look at it: skinvl synth {job.source} {job.out} --review")
+    console.print(f"{job.out}: made{hint}. To look at it: skinvl synth {job.source} {job.out} --review")
     if job.terms is None:
-        say.print("the model's terms are not stated (--terms): see what they let you do with what it wrote")
+        console.print("the model's terms are not stated (--terms): see what they let you do with what it wrote")
 
 
-def _show(say: Console, job: SynthesisJob, found: tally.Tally) -> None:
+def _show(console: Console, job: SynthesisJob, counts: tally.Tally) -> None:
     share = f", shard {job.share.index} of {job.share.of}" if job.share.of > 1 else ""
-    say.print(f"{job.programme.name} on {found.units:,} {job.programme.unit}s{share}: {found.requests:,} requests")
-    say.print(found.table(), soft_wrap=False)
-    if found.silent:
-        say.print(f"{found.silent:,} {job.programme.unit}s are not asked about: no prompt fits what is known of them")
+    console.print(
+        f"{job.programme.name} on {counts.units:,} {job.programme.unit}s{share}: {counts.requests:,} requests"
+    )
+    console.print(counts.table(), soft_wrap=False)
+    if counts.silent:
+        console.print(
+            f"{counts.silent:,} {job.programme.unit}s are not asked about: no prompt fits what is known of them"
+        )
 
 
-def _programmes() -> Table:
-    table = Table("programme", "asks about", "prompts", "kinds")
-    for one in map(programme.load, programme.programmes()):
-        prompts = [prompt for slot in one.slots for prompt in slot.prompts]
+def _programmes(console: Console) -> None:
+    for shipped in map(programme.load, programme.programmes()):
+        prompts = [prompt for slot in shipped.slots for prompt in slot.prompts]
         kinds = dict.fromkeys(prompt.kind for prompt in prompts)
-        table.add_row(one.name, f"{one.unit}s", str(len(prompts)), ", ".join(kinds))
-    return table
+        entry(console, f"{shipped.name}: about {shipped.unit}s, {len(prompts)} prompts of the kinds", ", ".join(kinds))
 
 
-def _shard(given: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", given)
-    if not found or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{given!r}; expected I/N with I from 0 to N - 1, such as 0/8")
-    return int(found[1]), int(found[2])
+def _shard(text: str) -> tuple[int, int]:
+    share = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not share or int(share[1]) >= int(share[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected I/N with I from 0 to N - 1, such as 0/8")
+    return int(share[1]), int(share[2])
 
 
-def _count(given: str) -> int:
-    if not given.isdecimal() or int(given) < 1:
-        raise argparse.ArgumentTypeError(f"{given!r}; expected a whole number above 0")
-    return int(given)
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number above 0")
+    return int(text)
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -238,12 +245,12 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     also.add_argument("--dry-run", action="store_true", help="count what would be asked")
     also.add_argument("--assemble", action="store_true", help="make OUT of what is answered so far")
     also.add_argument("--review", action="store_true", help="write OUT/review.html, a sample to judge by eye")
-    given = parser.parse_args(list(words))
-    if not given.list and given.out is None:
+    args = parser.parse_args(list(words))
+    if not args.list and args.out is None:
         parser.error("SOURCE and OUT are needed (or --list)")
-    asks = not (given.list or given.dry_run or given.review)
-    if asks and not given.model:
+    asks = not (args.list or args.dry_run or args.review)
+    if asks and not args.model:
         parser.error("--model: say which model is asked, as its server calls it; what was answered is found by it too")
-    if asks and not given.assemble and not given.endpoint:
+    if asks and not args.assemble and not args.endpoint:
         parser.error("--endpoint: say where the model is, such as http://127.0.0.1:8000/v1 (or add --dry-run)")
-    return given
+    return args

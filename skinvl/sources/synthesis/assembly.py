@@ -35,8 +35,8 @@ UNVERIFIED = "unverified"  # the tag of what it did not settle
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedPair:
-    """A pair with the rule that drops it, if one does, and what the second model said, if it was asked."""
+class CheckedPair:
+    """A pair with the rule that drops it, if one does, and the verdict of the second model, if it was asked."""
 
     pair: QAPair
     rule: str | None
@@ -45,18 +45,20 @@ class JudgedPair:
     verdict: Verdict | None = None
 
 
-def judged(job: SynthesisJob, outcomes: Outcomes, unit: Unit, request: Request, reply: Reply) -> Iterator[JudgedPair]:
+def checked_pairs(
+    job: SynthesisJob, outcomes: Outcomes, unit: Unit, request: Request, reply: Reply
+) -> Iterator[CheckedPair]:
     """The pairs of a reply as the rules of `screening` and the second model have it; not yet whether one repeats."""
-    for one in screening.screen(request, reply, unit.facts):
-        rule, detail, tags, said = one.rule, one.detail, one.tags, None
+    for screened in screening.screen(request, reply, unit.facts):
+        rule, detail, tags, opinion = screened.rule, screened.detail, screened.tags, None
         if rule is None and job.verifier is not None:
-            outcome = outcomes.get(verification(request, one.pair, job.verifier).id)
-            said = verdict(outcome) if isinstance(outcome, Reply) else None
-            if said and said.supported == "no":
-                rule, detail, tags = UNSUPPORTED, said.reason[:LONGEST_DETAIL], ()
-            elif said is None or said.supported != "yes":
+            outcome = outcomes.get(verification(request, screened.pair, job.verifier).id)
+            opinion = verdict(outcome) if isinstance(outcome, Reply) else None
+            if opinion and opinion.supported == "no":
+                rule, detail, tags = UNSUPPORTED, opinion.reason[:LONGEST_DETAIL], ()
+            elif opinion is None or opinion.supported != "yes":
                 tags = (*tags, UNVERIFIED)
-        yield JudgedPair(one.pair, rule, detail, tags, said)
+        yield CheckedPair(screened.pair, rule, detail, tags, opinion)
 
 
 class Assembly:
@@ -64,7 +66,7 @@ class Assembly:
 
     Args:
         folder: it holds `images/` and nothing else.
-        twins: for each pair of text alone that is not dropped by `judged`, in order, whether an earlier one is like it.
+        twins: for each pair of text alone that `checked_pairs` does not drop, whether an earlier one is like it.
     """
 
     def __init__(
@@ -78,12 +80,12 @@ class Assembly:
         )
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._batches: dict[str, list[Example]] = {}  # by split
-        self._said: set[int] = set()  # by the kept conversations, as rules.sameness has it
+        self._sameness: set[int] = set()  # by the kept conversations, as rules.sameness has it
         self._shown: list[str] = []  # paths of images
         self._licences: set[str] = set()
 
     def take(self, unit: Unit, request: Request) -> None:
-        """Nothing; the request ended as Examples, or as rows of the ledger.
+        """Makes Examples of what came of the request, or rows of the ledger.
 
         Raises:
             SynthesisError: its image is gone.
@@ -99,8 +101,8 @@ class Assembly:
             self.account.prompt_tokens += outcome.prompt_tokens
             self.account.completion_tokens += outcome.completion_tokens
             several = request.question is None and request.schema["properties"].keys() == {"pairs"}
-            for number, one in enumerate(judged(self._job, self._outcomes, unit, request, outcome), start=1):
-                self._settle(unit, request, outcome, one, f"{request.id}-{number}" if several else request.id)
+            for number, checked in enumerate(checked_pairs(self._job, self._outcomes, unit, request, outcome), start=1):
+                self._settle(unit, request, outcome, checked, f"{request.id}-{number}" if several else request.id)
 
     def finish(self) -> RequestAccount:
         """What became of all that was taken, which is on disk now, with the table of images and the card."""
@@ -116,27 +118,31 @@ class Assembly:
         (self._folder / "card.json").write_text(f"{text}\n", encoding="utf-8")
         return self.account
 
-    def _settle(self, unit: Unit, request: Request, reply: Reply, one: JudgedPair, name: str) -> None:
-        rule, detail = one.rule, one.detail
-        example = _example(self._job, unit, request, one, name)
+    def _settle(self, unit: Unit, request: Request, reply: Reply, checked: CheckedPair, name: str) -> None:
+        rule, detail = checked.rule, checked.detail
+
+        # Whether it repeats is known only now, in the order of the requests.
+        example = _example(self._job, unit, request, checked, name)
         if rule is None and self._repeats(example):
             rule, detail = "near-duplicate", "an earlier one asks and says nearly the same"
         if rule is None:
             self._keep(example)
         else:
             self._drop(Dropped(f"{unit.id} {request.slot} {name}", rule, detail))
-        said = asdict(one.verdict) if one.verdict else None
-        if one.verdict:
-            self.account.verdicts[one.verdict.supported] += 1
-        told = {"id": name, "question": one.pair.question, "answer": one.pair.answer, "verdict": said}
-        self._record(unit, request, reply, {**told, "rule": rule, "detail": detail, "tags": one.tags})
+
+        # Kept or not, the record says how it came about.
+        opinion = asdict(checked.verdict) if checked.verdict else None
+        if checked.verdict:
+            self.account.verdicts[checked.verdict.supported] += 1
+        known = {"id": name, "question": checked.pair.question, "answer": checked.pair.answer, "verdict": opinion}
+        self._record(unit, request, reply, {**known, "rule": rule, "detail": detail, "tags": checked.tags})
 
     def _repeats(self, example: Example) -> bool:
         if not example.images:
             return next(self._twins)
         key = rules.sameness(example)
-        twin = key in self._said
-        self._said.add(key)
+        twin = key in self._sameness
+        self._sameness.add(key)
         return twin
 
     def _keep(self, example: Example) -> None:
@@ -158,8 +164,8 @@ class Assembly:
         self.account.ledger[row.rule] += 1
         self._ledger.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
-    def _record(self, unit: Unit, request: Request, outcome: Outcome, told: Mapping[str, Any]) -> None:
-        """Nothing; all that is known of a pair, or of a failure, is a line of synthesis.jsonl."""
+    def _record(self, unit: Unit, request: Request, outcome: Outcome, known: Mapping[str, Any]) -> None:
+        """Writes all that is known of a pair, or of a failure, as a line of synthesis.jsonl."""
         job, got = self._job, asdict(outcome)
         line = {
             **{"id": None, "request": request.id, "unit": unit.id, "image": request.image, "split": unit.split},
@@ -169,7 +175,7 @@ class Assembly:
             **{"licence": _licence(unit.licence, job.terms)},
             **{"system": request.system, "context": request.context, "prompt": request.prompt},
             **{"question": request.question, "answer": None, "reply": got.pop("text", None), "verdict": None},
-            **{"tags": (), **got, **told},
+            **{"tags": (), **got, **known},
         }
         self._records.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -182,7 +188,7 @@ class Assembly:
 
 
 def take_place(made: Path, out: Path) -> None:
-    """Nothing; OUT holds what was made, and of what it held nothing but its journals. A card says that it is whole."""
+    """Moves what was made into OUT, in place of all but its journals; the card comes last, which says it is whole."""
     for name in ("card.json", *(f"{split}.parquet" for split in splits(out))):
         (out / name).unlink(missing_ok=True)
     for path in sorted(made.iterdir(), key=lambda path: (path.name == "card.json", path.name)):
@@ -192,12 +198,12 @@ def take_place(made: Path, out: Path) -> None:
     made.rmdir()
 
 
-def _example(job: SynthesisJob, unit: Unit, request: Request, one: JudgedPair, name: str) -> Example:
+def _example(job: SynthesisJob, unit: Unit, request: Request, checked: CheckedPair, name: str) -> Example:
     images = (request.image,) if request.image else ()
-    turns = text("user", one.pair.question, images=len(images)), text("assistant", one.pair.answer)
+    turns = text("user", checked.pair.question, images=len(images)), text("assistant", checked.pair.answer)
     source, licence = f"{unit.source}-{job.programme.name}", _licence(unit.licence, job.terms)
     facts = replace(unit.facts, kind=request.kind)
-    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, one.tags)
+    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, checked.tags)
 
 
 def _licence(source: str, terms: str | None) -> str:
@@ -206,13 +212,13 @@ def _licence(source: str, terms: str | None) -> str:
 
 
 def _card(job: SynthesisJob, account: RequestAccount, licences: list[str]) -> dict[str, Any]:
-    found, name = read_card(job.source), job.source.resolve().name
+    card, name = read_card(job.source), job.source.resolve().name
     return {
         "source": f"{name}-{job.programme.name}",
-        "title": f"{found.get('title', name)}, asked by the programme {job.programme.name}",
-        "licence": ", ".join(licences) or _licence(str(found.get("licence", "")), job.terms),
-        **{key: found[key] for key in INHERITED if key in found},
-        "terms": " ".join(filter(None, (found.get("terms"), job.terms and f"Written by {job.model}: {job.terms}."))),
+        "title": f"{card.get('title', name)}, asked by the programme {job.programme.name}",
+        "licence": ", ".join(licences) or _licence(str(card.get("licence", "")), job.terms),
+        **{key: card[key] for key in INHERITED if key in card},
+        "terms": " ".join(filter(None, (card.get("terms"), job.terms and f"Written by {job.model}: {job.terms}."))),
         "parts": [job.programme.name],
         "splits": sorted(account.examples),
         "synthesis": {
@@ -239,7 +245,7 @@ def _card(job: SynthesisJob, account: RequestAccount, licences: list[str]) -> di
 
 
 def _link(image: Path, there: Path) -> None:
-    """Nothing; the image stands there too: as a link where the disk allows it, else as a copy."""
+    """Puts the image there too: as a link where the disk allows it, else as a copy."""
     there.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(image, there)

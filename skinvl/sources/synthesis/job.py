@@ -73,13 +73,13 @@ class RequestAccount:
 
 
 def refuse(source: Path, out: Path) -> None:
-    """Nothing, if OUT can hold what is made of the source.
+    """Refuses an OUT that cannot hold what is made of the source.
 
     Raises:
         SynthesisError: it lies in the source or around it, or holds something else.
     """
-    one, other = source.resolve(), out.resolve()
-    if one == other or one in other.parents or other in one.parents:
+    source_path, out_path = source.resolve(), out.resolve()
+    if source_path == out_path or source_path in out_path.parents or out_path in source_path.parents:
         raise SynthesisError(f"{out}: SOURCE ({source}) and OUT lie in one another; choose an OUT beside SOURCE")
     if out.is_file():
         raise SynthesisError(f"{out}: a file; expected a folder that is new, or an OUT of skinvl synth")

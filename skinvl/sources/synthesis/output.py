@@ -14,7 +14,7 @@ from skinvl.sources.asking.outcomes import Outcomes
 from skinvl.sources.asking.request import Reply, Request
 from skinvl.sources.reading import likeness
 from skinvl.sources.reading.verification import verification
-from skinvl.sources.synthesis.assembly import Assembly, JudgedPair, judged, take_place
+from skinvl.sources.synthesis.assembly import Assembly, CheckedPair, checked_pairs, take_place
 from skinvl.sources.synthesis.job import RequestAccount, SynthesisError, SynthesisJob
 
 # float[N, D] of N texts; None where they can only be compared as spelt
@@ -44,6 +44,8 @@ def assemble(job: SynthesisJob, outcomes: Outcomes, embed: Embed | None = None) 
                 for request in requests:
                     made.take(unit, request)
             account = made.finish()
+
+        # An older source gives way only to one that has something in it.
         _refuse_nothing(job, account)
         take_place(partial, job.out)
     return account
@@ -59,8 +61,8 @@ def checks(job: SynthesisJob, outcomes: Outcomes) -> Iterator[Request]:
     """What the second model is asked: about each pair of the share that is not dropped."""
     if job.verifier is None:
         return
-    for request, one in _kept(job, outcomes):
-        yield verification(request, one.pair, job.verifier)
+    for request, checked in _kept(job, outcomes):
+        yield verification(request, checked.pair, job.verifier)
 
 
 def _refuse_nothing(job: SynthesisJob, account: RequestAccount) -> None:
@@ -81,14 +83,18 @@ def _twins(job: SynthesisJob, outcomes: Outcomes, embed: Embed | None) -> list[b
     """For each pair of text alone that is not dropped, in order, whether its task nearly repeats an earlier one."""
     if job.programme.unit == "image":
         return []
-    tasks = [one.pair.question for _, one in _kept(job, outcomes)]
+    tasks = [checked.pair.question for _, checked in _kept(job, outcomes)]
     vectors = embed(tasks) if embed and tasks else None
-    return [place is not None for place in likeness.repeats(tasks, vectors)]
+    return [original is not None for original in likeness.repeats(tasks, vectors)]
 
 
-def _kept(job: SynthesisJob, outcomes: Outcomes) -> Iterator[tuple[Request, JudgedPair]]:
+def _kept(job: SynthesisJob, outcomes: Outcomes) -> Iterator[tuple[Request, CheckedPair]]:
     for unit, requests in job.requests():
         for request in requests:
             outcome = outcomes.get(request.id)
             if isinstance(outcome, Reply):
-                yield from ((request, one) for one in judged(job, outcomes, unit, request, outcome) if not one.rule)
+                yield from (
+                    (request, checked)
+                    for checked in checked_pairs(job, outcomes, unit, request, outcome)
+                    if not checked.rule
+                )

@@ -25,7 +25,7 @@ from skinvl.sources.asking.request import Request
 from skinvl.sources.synthesis import wording
 
 CAPTION = "caption"
-KNOWN = (*(one.name for one in fields(Facts) if one.name != "kind"), CAPTION)  # what a context may hold
+KNOWN = (*(fact.name for fact in fields(Facts) if fact.name != "kind"), CAPTION)  # what a context may hold
 # What the templates may use: `prompt` all of it, the other two `pairs` alone.
 VARIABLES = {"context", "question", "instruction", "examples", "form", "pairs"}
 
@@ -114,16 +114,16 @@ class Programme(_Strict):
             model: as the endpoint knows it.
             settings: whatever else decides what is sent, such as the size of images.
         """
-        told = self.told(unit)
+        disclosed = self.disclosed(unit)
         return [
-            self._request(unit, slot.name, prompt, told, draw, (model, settings, str(seed)))
+            self._request(unit, slot.name, prompt, disclosed, draw, (model, settings, str(seed)))
             for slot in self.slots
             for draw in [random.Random("\n".join((self.name, str(self.version), str(seed), slot.name, unit.id)))]
             for prompt in _drawn(slot, unit, draw)
         ]
 
-    def told(self, unit: Unit) -> dict[str, str]:
-        """What the model alone is told of the unit, by name."""
+    def disclosed(self, unit: Unit) -> dict[str, str]:
+        """What the context discloses of the unit to the model alone, by name."""
         known = {name: _fact(unit, name) for name in self.context}
         return {name: value for name, value in known.items() if value}
 
@@ -132,7 +132,7 @@ class Programme(_Strict):
         unit: Unit,
         slot: str,
         prompt: Prompt,
-        told: Mapping[str, str],
+        disclosed: Mapping[str, str],
         draw: random.Random,
         settings: tuple[str, ...],
     ) -> Request:
@@ -142,8 +142,10 @@ class Programme(_Strict):
             *draw.sample(unit.tasks, min(self.draw_tasks, len(unit.tasks))),
         ]
         draw.shuffle(examples)
+
+        # The prompt, which alone holds what the context discloses.
         form, schema, printed = _reply(bool(prompt.questions), prompt.pairs is not None)
-        values = {"context": told, "question": question, "examples": examples, "form": form, "pairs": prompt.pairs}
+        values = {"context": disclosed, "question": question, "examples": examples, "form": form, "pairs": prompt.pairs}
         try:
             values["instruction"] = wording.instruction(prompt.instruction, prompt.pairs)
             text = wording.filled(self.prompt, values)
@@ -152,8 +154,10 @@ class Programme(_Strict):
                 f"{self.name}, prompt {slot}/{prompt.name} for {unit.id}: {error}; "
                 "mend the template prompt or instruction of the programme"
             ) from error
-        place = (self.name, str(self.version), unit.id, slot, prompt.name, *settings)
-        sent = "\0".join((*place, unit.image or "", question or "", self.system, text, printed))
+
+        # Equal settings give equal ids.
+        origin = (self.name, str(self.version), unit.id, slot, prompt.name, *settings)
+        sent = "\0".join((*origin, unit.image or "", question or "", self.system, text, printed))
         return Request(
             id=hashlib.blake2b(sent.encode(errors="surrogatepass"), digest_size=16).hexdigest(),
             unit=unit.id,
@@ -164,7 +168,7 @@ class Programme(_Strict):
             prompt=text,
             schema=schema,
             question=question,
-            context=told,
+            context=disclosed,
         )
 
 
@@ -231,6 +235,8 @@ def _faults(programme: Programme) -> Iterator[Fault]:
     """What holds only of several keys together, and of what stands in the texts."""
     yield from wording.faults(("prompt",), programme.prompt, VARIABLES)
     yield from _unknown(("context",), programme.context)
+
+    # Tasks have no context, and images no examples.
     slots = [slot.name for slot in programme.slots]
     if programme.unit == "task" and (programme.context or programme.captions is not None):
         key = "context" if programme.context else "captions"
@@ -242,23 +248,25 @@ def _faults(programme: Programme) -> Iterator[Fault]:
         yield Fault(("draw_seeds",), f"found {programme.draw_seeds}, but seeds has {len(programme.seeds)}")
     if (CAPTION in programme.context) != (programme.captions is not None):
         yield Fault(("captions",), "set it exactly where context names caption, to how the ids of captions begin")
+
+    # Slot by slot, and in each prompt by prompt.
     for number, slot in enumerate(programme.slots):
         if slots.index(slot.name) < number:
             yield Fault(("slots", number, "name"), f"found {slot.name!r} twice; give each slot a name of its own")
         names = [prompt.name for prompt in slot.prompts]
-        for place, prompt in enumerate(slot.prompts):
-            at = ("slots", number, "prompts", place)
-            if names.index(prompt.name) < place:
+        for index, prompt in enumerate(slot.prompts):
+            at = ("slots", number, "prompts", index)
+            if names.index(prompt.name) < index:
                 yield Fault((*at, "name"), f"found {prompt.name!r} twice in the slot; give each prompt its own")
             yield from _unknown((*at, "needs"), prompt.needs)
             if missing := [need for need in prompt.needs if need in KNOWN and need not in programme.context]:
                 yield Fault((*at, "needs"), f"{missing[0]} is not in context, so that the model would not know it")
             if prompt.questions and prompt.pairs is not None:
                 yield Fault((*at, "pairs"), "the model writes its own questions then; leave out questions, or pairs")
-            for index, question in enumerate(prompt.questions):
+            for wording_index, question in enumerate(prompt.questions):
                 if any(mark in question for mark in wording.MARKS):
                     yield Fault(
-                        (*at, "questions", index),
+                        (*at, "questions", wording_index),
                         "a question is no template: it may hold nothing that the model alone is told",
                     )
             yield from wording.faults((*at, "instruction"), prompt.instruction, {"pairs"})

@@ -104,8 +104,10 @@ def page(records: Iterable[Mapping[str, Any]], folders: Sequence[Path], seed: in
     verdicts: Counter[str] = Counter()
     makers: Counter[str] = Counter()
     drawn: dict[tuple[str, str], list[tuple[int, int, Mapping[str, Any]]]] = {}
-    for number, found in enumerate(records):
-        record = {**dict.fromkeys(OTHERS), **found}
+
+    # Of each kind and outcome a heap holds the records of the least draws, so that any number of records passes.
+    for number, fields in enumerate(records):
+        record = {**dict.fromkeys(OTHERS), **fields}
         stratum = record["kind"], _outcome(record)
         counts[stratum] += 1
         tags.update(record["tags"] or ())
@@ -117,7 +119,11 @@ def page(records: Iterable[Mapping[str, Any]], folders: Sequence[Path], seed: in
             heapq.heappush(heap, entry)
         else:
             heapq.heappushpop(heap, entry)
-    outcomes = sorted({outcome for _, outcome in counts}, key=lambda one: (one != KEPT, one != TAGGED, one))
+
+    # What is drawn, in the order of the page.
+    outcomes = sorted(
+        {outcome for _, outcome in counts}, key=lambda outcome: (outcome != KEPT, outcome != TAGGED, outcome)
+    )
     picture = lru_cache(maxsize=None)(_picture)
     shown = [
         Shown(kind, outcome, _verdict(record), record, *picture(record["image"], tuple(folders)))
@@ -169,18 +175,18 @@ def _picture(path: str | None, folders: tuple[Path, ...]) -> tuple[str | None, s
         return None, "text alone"
     if not inside(path):
         return None, "no path in the source"
-    found = [folder / path for folder in folders if (folder / path).is_file()]
-    if not found:
+    paths = [folder / path for folder in folders if (folder / path).is_file()]
+    if not paths:
         return None, "image not found"
     try:
-        return data_url(found[0], SIDE, QUALITY), ""
+        return data_url(paths[0], SIDE, QUALITY), ""
     except ImageError:
         return None, "image unreadable"
 
 
 def _cut(text: Any) -> str:
-    said = str(text)
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]} … ({len(said) - LONGEST:,} characters more)"
+    words = str(text)
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]} … ({len(words) - LONGEST:,} characters more)"
 
 
 def _when(seconds: float) -> str:

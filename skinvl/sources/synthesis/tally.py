@@ -52,13 +52,13 @@ def tally(job: SynthesisJob) -> Tally:
     ids = journal.Ids()
     for id, _ in journal.read(job.journals):
         ids.add(id)
-    found = Tally()
+    counts = Tally()
     for unit, requests in job.requests():
-        found.units += 1
-        found.silent += not requests
+        counts.units += 1
+        counts.silent += not requests
         for request in requests:
-            found.sources[unit.source] += 1
-            found.splits[unit.split] += 1
-            found.kinds[request.slot, request.kind] += 1
-            found.answered += request.id in ids
-    return found
+            counts.sources[unit.source] += 1
+            counts.splits[unit.split] += 1
+            counts.kinds[request.slot, request.kind] += 1
+            counts.answered += request.id in ids
+    return counts

@@ -23,7 +23,7 @@ from skinvl.sources.synthesis.programme import Programme, Unit
 SPLITS = ("train", "validation", "test")  # an image of several splits belongs to the first of these
 POOL = 1_000  # tasks of the source that examples are drawn from
 LONGEST = 1_500  # characters of such a task
-FACTS = tuple(one.name for one in fields(Facts) if one.name != "kind")
+FACTS = tuple(fact.name for fact in fields(Facts) if fact.name != "kind")
 BATCH = 4_096  # rows
 
 
@@ -47,14 +47,14 @@ class _Open:
     """An image of whose conversations `left` are still to come."""
 
     left: int
-    image: str
+    path: str
     source: str
     group: str
     split: str
     licences: dict[str, None]
     facts: list[str | float | None]
     captions: dict[str, None] = field(default_factory=dict)
-    torn: set[int] = field(default_factory=set)  # places of facts about which conversations disagree
+    torn: set[int] = field(default_factory=set)  # indices of facts about which conversations disagree
 
 
 def units(programme: Programme, source: Path, share: Share) -> Iterator[Unit]:
@@ -68,7 +68,7 @@ def units(programme: Programme, source: Path, share: Share) -> Iterator[Unit]:
     names = _splits(source, share.splits)
     if programme.unit == "task":
         # A benchmark's tasks may not become examples unless that is asked for.
-        return _tasks(programme, source, names if share.splits else [one for one in names if one == "train"], share)
+        return _tasks(programme, source, names if share.splits else [name for name in names if name == "train"], share)
     return _images(programme, source, names, share)
 
 
@@ -117,44 +117,47 @@ def _images(programme: Programme, source: Path, names: Sequence[str], share: Sha
 def _merged(programme: Programme, source: Path, names: Sequence[str], left: dict[int, int]) -> Iterator[Unit]:
     columns = ["id", "source", "images", "group", "split", "licence", "facts"]
     columns += ["messages"] * (programme.captions is not None)
-    held: dict[int, _Open] = {}
+    open_images: dict[int, _Open] = {}
     for name in names:
         for batch in _batches(source, name, columns):
             for row in batch.to_pylist():
                 if len(row["images"]) != 1:
                     continue
-                image = row["images"][0]["path"]
-                if (key := _hash(image)) not in left:
+                path = row["images"][0]["path"]
+                if (key := _hash(path)) not in left:
                     continue
+
+                # The first conversation opens an image, the others add to it, and the last one closes it.
                 known = [row["facts"][fact] for fact in FACTS]
-                one = held.get(key)
-                if one is None:
-                    one = held[key] = _Open(left[key], image, row["source"], row["group"], row["split"], {}, known)
-                _merge(one, row["licence"], known)
+                image = open_images.get(key)
+                if image is None:
+                    image = _Open(left[key], path, row["source"], row["group"], row["split"], {}, known)
+                    open_images[key] = image
+                _merge(image, row["licence"], known)
                 if programme.captions is not None and row["id"].startswith(programme.captions):
-                    one.captions[" ".join(words(row["messages"][-1]).split())] = None
-                one.left -= 1
-                if not one.left:
-                    yield _closed(held.pop(key))
+                    image.captions[" ".join(words(row["messages"][-1]).split())] = None
+                image.left -= 1
+                if not image.left:
+                    yield _closed(open_images.pop(key))
 
 
-def _merge(one: _Open, licence: str, known: list[str | float | None]) -> None:
-    one.licences[licence] = None
-    if known == one.facts:
+def _merge(image: _Open, licence: str, known: list[str | float | None]) -> None:
+    image.licences[licence] = None
+    if known == image.facts:
         return
-    for place, value in enumerate(known):
-        if one.facts[place] is None:
-            one.facts[place] = value
-        elif value is not None and value != one.facts[place]:
-            one.torn.add(place)
+    for index, value in enumerate(known):
+        if image.facts[index] is None:
+            image.facts[index] = value
+        elif value is not None and value != image.facts[index]:
+            image.torn.add(index)
 
 
-def _closed(one: _Open) -> Unit:
+def _closed(image: _Open) -> Unit:
     """The unit; what its conversations disagree about is not known."""
-    known = {name: None if at in one.torn else one.facts[at] for at, name in enumerate(FACTS)}
-    licence = ", ".join(sorted(one.licences))
-    caption = "\n".join(filter(None, one.captions)) or None
-    return Unit(one.image, one.image, one.source, Facts(**known), one.group, one.split, licence, caption)  # type: ignore[arg-type]
+    known = {name: None if index in image.torn else image.facts[index] for index, name in enumerate(FACTS)}
+    licence = ", ".join(sorted(image.licences))
+    caption = "\n".join(filter(None, image.captions)) or None
+    return Unit(image.path, image.path, image.source, Facts(**known), image.group, image.split, licence, caption)  # type: ignore[arg-type]
 
 
 def _tasks(programme: Programme, source: Path, names: Sequence[str], share: Share) -> Iterator[Unit]:
@@ -171,7 +174,7 @@ def _tasks(programme: Programme, source: Path, names: Sequence[str], share: Shar
 
 def _pool(source: Path, names: Sequence[str]) -> tuple[str, ...]:
     """A fixed sample of what the text conversations of these splits ask first."""
-    found = (
+    tasks = (
         (_hash(row["id"]), asked)
         for name in names
         for batch in _batches(source, name, ["id", "images", "messages"])
@@ -180,17 +183,17 @@ def _pool(source: Path, names: Sequence[str]) -> tuple[str, ...]:
         for asked in [next(words(turn) for turn in row["messages"] if turn["role"] == "user")]
         if len(asked) <= LONGEST
     )
-    return tuple(dict.fromkeys(asked for _, asked in heapq.nsmallest(POOL, found)))
+    return tuple(dict.fromkeys(asked for _, asked in heapq.nsmallest(POOL, tasks)))
 
 
 def _counted(source: Path, names: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """The hash of every image about which alone there is a conversation, in order, and how many there are."""
-    found = [
+    hashes = [
         np.fromiter((_hash(row[0]["path"]) for row in column.to_pylist() if len(row) == 1), np.uint64)
         for name in names
         for column in (batch["images"] for batch in _batches(source, name, ["images"]))
     ]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]), return_counts=True)
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
 
 
 def _batches(source: Path, split: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
