@@ -1,4 +1,4 @@
-"""The README's tree is the repository's, and what it names exists."""
+"""The README's picture of the house is the repository's, and what README and docs/ name exists."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import data_prep
 from skinvl import __main__ as cli
 from skinvl.recipe import recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATASETS = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 
 
 def files() -> set[str]:
-    """The files of the repository, folders that the tree does not open cut off at their name."""
+    """The files of the repository."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -26,47 +31,56 @@ def files() -> set[str]:
     return {name for name in listed if (ROOT / name).exists()}
 
 
-def tree() -> set[str]:
-    """The paths of the tree under "What is where"."""
-    block = README.split("## What is where")[1].split("##")[0]
-    return {line.split()[0] for line in block.splitlines() if line.startswith("    ")}
+def house() -> list[list[str]]:
+    """The lines of the picture of the house, each as its columns; a wing's line is indented by two."""
+    block = README.split("## The house")[1].split("##")[0]
+    lines = [line.removeprefix("    ") for line in block.splitlines() if line.startswith("    ")]
+    return [re.split(r"  +", line) for line in lines]
 
 
 def test_the_tree_is_the_repository() -> None:
-    shown = tree()
-    folders = {path for path in shown if path.endswith("/")}
-    for path in shown:
-        assert (ROOT / path).exists(), path
-    for name in files() - {".gitignore"}:
-        inner = [folder for folder in folders if name.startswith(folder)]
-        if not inner:
-            assert name in shown, f"{name} is not in the README's tree"
-            continue
-        deepest = max(inner, key=len)
-        opened = any(path != deepest and path.startswith(deepest) for path in shown)
-        rest = name.removeprefix(deepest)
-        if opened and "/" not in rest and not rest.startswith("__"):
-            assert name in shown, f"{name} is not in the README's tree, which opens {deepest}"
-        if opened and "/" in rest:
-            assert deepest + rest.split("/")[0] + "/" in shown, f"{deepest}{rest.split('/')[0]}/ is not in the tree"
+    top = {name.partition("/")[0] + "/" * ("/" in name) for name in files()}
+    shown = {name for columns in house() for name in columns[0].split(", ") if name}
+    assert shown == top - {".gitignore", "README.md"}
+
+
+def test_the_picture_of_the_wings_is_that_of_the_house() -> None:
+    wings = [columns[1:] for columns in house() if not columns[0]]
+    folders = {f"{path.name}/" for path in (ROOT / "skinvl").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert len(wings) == 10
+    assert {name for name, *_ in wings} == folders
+    shown = {name.rstrip("/"): verbs[0].split() if verbs else [] for name, _, *verbs in wings}
+    assert {wing: verbs for wing, verbs in shown.items() if verbs} == {w: list(v) for w, v in cli.WINGS.items()}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 160
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_lines_are_short_and_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if len(line) > 120] == []
+    for link in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (path.parent / link).is_file(), link
 
 
 def test_recipes_bases_and_verbs_of_the_readme_exist() -> None:
     for name in recipe.recipes() + recipe.bases():
         assert f"`{name}`" in README, name
-    for verb in re.findall(r"\bskinvl ([a-z]+) ", README):
+    for verb in re.findall(r"\bskinvl ([a-z]+) ", WRITTEN):
         assert verb in cli.WING_OF or verb in ("trains", "decides", "turns", "is", "sft"), verb
 
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z][a-z-]*)", README):
+    for target in re.findall(r"\bmake ([a-z][a-z-]*)", WRITTEN):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_every_dataset_has_its_row_with_its_licence() -> None:
     rows = {
-        cells[4].strip(" `"): cells for cells in (line.split("|") for line in README.splitlines()) if len(cells) > 5
+        cells[4].strip(" `"): cells for cells in (line.split("|") for line in DATASETS.splitlines()) if len(cells) > 5
     }
     for name in data_prep.names():
         licence = data_prep.load(name).CARD.licence
