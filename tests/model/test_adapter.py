@@ -211,3 +211,30 @@ def test_bf16_without_pefts_casts_is_bf16_with_them(tmp_path: Path, quantization
         found.append([losses, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 20
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])  # whose quantised layers have biases, and have none
+def test_an_evaluation_leaves_the_gradients_of_a_4_bit_base_as_they_are(tmp_path: Path, family: str) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes by itself packs what is evaluated, and no gradient passes it again."""
+    recipe = runs.make(tmp_path, family, quantization=NF4)
+    model = runs.attached(recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = runs.batch(recipe, mixture.load(recipe.data).train[:4])
+
+    def gradients() -> dict[str, torch.Tensor | None]:
+        model.train()
+        model.zero_grad()
+        token_losses(model, batch)[0].mean().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        token_losses(model, batch)
+    after = gradients()
+    for (name, expected), gradient in zip(before.items(), after.values(), strict=True):
+        assert expected is not None, name
+        assert gradient is not None, name
+        assert torch.equal(gradient, expected), name
