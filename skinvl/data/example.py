@@ -17,6 +17,8 @@ from typing import Any, Literal, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from skinvl.recipe.files import whole_file
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -181,18 +183,13 @@ def write(folder: Path, split: str, examples: Iterable[Example]) -> int:
     Raises:
         ExampleError: an Example breaks the contract; nothing is written then.
     """
-    partial = folder / f".{split}.parquet.partial"
     count = 0
-    try:
-        with pq.ParquetWriter(partial, SCHEMA) as writer:
-            for batch in _batches(examples, 2_000):
-                for example in batch:
-                    validate(example)
-                writer.write_table(table(batch))
-                count += len(batch)
-        partial.replace(folder / f"{split}.parquet")
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(folder / f"{split}.parquet") as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        for batch in _batches(examples, 2_000):
+            for example in batch:
+                validate(example)
+            writer.write_table(table(batch))
+            count += len(batch)
     return count
 
 
@@ -230,7 +227,7 @@ def have(folder: Path) -> str:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """How many rows went into the JSON-lines file; dataclasses become objects."""
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             plain = row if isinstance(row, dict) else asdict(row)
             file.write(json.dumps(plain, ensure_ascii=False) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from skinvl.recipe.files import read_json
 
 # One row per image of a prepared source.
 IMAGES_SCHEMA = pa.schema(
@@ -23,7 +24,7 @@ IMAGES_SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
-_AGAIN = "Prepare the source again with: skinvl prep DATASET RAW OUT (skinvl prep --list)"
+_AGAIN = "prepare the source again with: skinvl prep DATASET RAW OUT (skinvl prep --list)"
 
 
 def source_folder(source: str, data: Path = Path("data")) -> Path:
@@ -40,10 +41,7 @@ def read_card(source: Path) -> dict[str, Any]:
     path = source / "card.json"
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a card ({error}). {_AGAIN}") from error
+    return read_json(path, _AGAIN)
 
 
 def read_images(folder: Path) -> pa.Table:
@@ -55,14 +53,14 @@ def read_images(folder: Path) -> pa.Table:
     """
     path = folder / "images.parquet"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it is needed to find shared images. {_AGAIN}")
+        raise FileNotFoundError(f"{path}: no such file; it is needed to find shared images; {_AGAIN}")
     try:
         names = pq.read_schema(path).names
         if missing := [name for name in IMAGES_SCHEMA.names if name not in names]:
             raise ValueError(f"no column {', '.join(missing)}")
         return pq.read_table(path, columns=IMAGES_SCHEMA.names, partitioning=None).cast(IMAGES_SCHEMA)
     except (pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: not a table of images ({error}). {_AGAIN}") from error
+        raise ValueError(f"{path}: not a table of images ({error}); {_AGAIN}") from error
 
 
 def used_images(source: Path, paths: pa.Array) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -79,7 +77,7 @@ def used_images(source: Path, paths: pa.Array) -> tuple[pa.Table, NDArray[np.int
     positions = pc.index_in(paths, value_set=images["path"].combine_chunks())
     if positions.null_count:
         absent = pc.filter(paths, pc.is_null(positions))[0].as_py()
-        raise ValueError(f"{source / 'images.parquet'}: has no row of {absent}, which a conversation shows. {_AGAIN}")
+        raise ValueError(f"{source / 'images.parquet'}: has no row of {absent}, which a conversation shows; {_AGAIN}")
     used, inverse = np.unique(positions.to_numpy(), return_inverse=True)
     images = images.take(used)
     if not read_card(source).get("alike", True):

@@ -21,6 +21,7 @@ import data_prep
 from data_prep import BLOCK, Card, PrepError, Shard, split_of
 from skinvl.data.example import Dropped, Example, ExampleError, inside, table, validate
 from skinvl.data.workers import advance
+from skinvl.recipe.files import whole_file, write_text
 from skinvl.sources import rules
 
 KEYS = pa.schema(
@@ -109,7 +110,7 @@ def convert(job: PrepJob, part: str, folder: Path, index: int, count: int) -> It
     for number in range(-(-total // shard.block)):
         if number % count == index and number not in made:
             _write(judge, folder / f"{part}-{number:06d}.arrow", ())
-    appear(folder / f"{part}.end", str(total))
+    write_text(folder / f"{part}.end", str(total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +159,6 @@ def _key(name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode())
 
 
-def appear(path: Path, text: str) -> None:
-    """Nothing; the file appears with the text, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
-
-
 def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped]]) -> int:
     kept: list[Example] = []
     keys: list[tuple[int, int, int, int]] = []
@@ -180,9 +174,7 @@ def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped
     full = table(kept)
     for field, values in zip(KEYS, zip(*keys, strict=True) if keys else [()] * len(KEYS), strict=True):
         full = full.append_column(field, pa.array(values, field.type))
-    appear(path.with_suffix(".jsonl"), "".join(ledger))
-    partial = path.with_name(f".{path.name}.partial")
-    with pa.ipc.new_file(partial, full.schema) as writer:
+    write_text(path.with_suffix(".jsonl"), "".join(ledger), "backslashreplace")
+    with whole_file(path) as partial, pa.ipc.new_file(partial, full.schema) as writer:
         writer.write_table(full)
-    partial.replace(path)
     return len(kept) + len(ledger)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import stat
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from skinvl.data import fingerprints, metadata
 from skinvl.data.example import inside
 from skinvl.data.pixels import LFS_POINTER, ImageError, decode, opened, orientation
 from skinvl.data.workers import advance
+from skinvl.recipe.files import write_bytes
 
 MAX_BYTES = 512 * 2**20  # of one file
 _CELL = re.compile(r"(.+\.parquet)#([0-9]{1,18})", re.DOTALL)
@@ -207,12 +207,7 @@ def _place(source: Path | None, data: bytes, target: Path) -> None:
             if target.exists() and target.samefile(source):
                 return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{secrets.token_hex(8)}.partial")  # another shard may place the same image now
-    try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(target, data)  # another shard may place the same image now
 
 
 def _link(source: Path, target: Path) -> None:

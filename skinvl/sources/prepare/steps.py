@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 import data_prep
 from data_prep import BLOCK, Card, PrepError
 from skinvl.data.workers import Workers
+from skinvl.recipe.files import partial_folder, read_json, replace_folder, whole_file, write_json, write_text
 from skinvl.sources.prepare import blocks, join, writer
 from skinvl.sources.prepare.blocks import Block, PrepJob
 from skinvl.sources.prepare.images import Looked, look_at
@@ -75,7 +75,7 @@ def prepare(
         raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
     _refuse_out(raw, out)
     out = out.absolute()
-    work = out.parent / f".{out.name}.partial"
+    work = partial_folder(out)
     try:
         totals = {part: data_prep.load(name).rows(raw, part) for part in job.parts}
         stamp = _stamp(job)
@@ -162,9 +162,9 @@ def _write_looked(folder: Path, index: int, looked: Sequence[Looked]) -> None:
     rows = [
         {"name": image.path, **asdict(image), "path": image.placed, "sha256": image.sha256 or None} for image in looked
     ]
-    partial = folder / f".{index}.partial"
-    pq.write_table(pa.Table.from_pylist(rows, schema=join.IMAGES), partial)
-    partial.replace(folder / f"{index}-{data_prep.digest(*(image.path for image in looked))}.parquet")
+    name = f"{index}-{data_prep.digest(*(image.path for image in looked))}.parquet"
+    with whole_file(folder / name) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=join.IMAGES), partial)
 
 
 def _complete(job: PrepJob, work: Path) -> list[Block]:
@@ -221,18 +221,12 @@ def _join(
         **account.record(),
         "stamp": stamp,
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (work / "source" / "card.json").write_text(text, encoding="utf-8")
+    write_json(work / "source" / "card.json", record)
     for left in (work / "source").rglob(".*.partial"):  # of a process that was killed
         left.unlink()
 
-    # An older source gives way only now; what is killed between the two renames leaves it as OUT's `.old`.
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    (work / "source").rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    # An older source gives way only now; what is killed between the two renames leaves it as OUT's `.gone`.
+    replace_folder(work / "source", out)
     shutil.rmtree(work)
     return account
 
@@ -262,7 +256,7 @@ def _claimed(work: Path, stamp: str, shared: bool) -> Iterator[IO[str]]:
             for path in work.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-        blocks.appear(job, stamp)
+        write_text(job, stamp)
         (work / "source").mkdir(exist_ok=True)
         try:
             yield lock
@@ -275,7 +269,7 @@ def _claimed(work: Path, stamp: str, shared: bool) -> Iterator[IO[str]]:
 def _recorded(out: Path, stamp: str) -> Account | None:
     """The account of the source in OUT, if it is of this job."""
     card = out / "card.json"
-    record: dict[str, Any] = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    record = read_json(card, "remove it to prepare the source anew", PrepError) if card.is_file() else {}
     return Account.of(record) if record.get("stamp") == stamp else None
 
 

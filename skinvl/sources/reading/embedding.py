@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from skinvl.recipe.files import whole_file
 from skinvl.sources.asking.endpoint import Endpoint, Settings, key
 from skinvl.sources.asking.refusals import Busy, EndpointError, Refused, Trouble
 
@@ -57,11 +58,9 @@ class Vectors:
             return {bytes(name): vector for name, vector in zip(file["names"], file["vectors"], strict=True)}
 
     def _keep(self, known: dict[bytes, NDArray[np.float32]]) -> None:
-        partial = self._path.with_suffix(".partial")
         names = np.array([np.frombuffer(name, np.uint8) for name in known])
-        with partial.open("wb") as file:
+        with whole_file(self._path) as partial, partial.open("wb") as file:
             np.savez(file, names=names, vectors=np.array(list(known.values())))
-        partial.replace(self._path)
 
     async def _asked(self, texts: dict[bytes, str]) -> dict[bytes, NDArray[np.float32]]:
         endpoint = Endpoint(self.address, Settings(self.model), key(self.address, self.variable))
