@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from skinvl.data.example import Example, text, write
 from skinvl.model import tiny
-from skinvl.model.base import read_config
+from skinvl.model.loaded import open_base
 from skinvl.plan import estimate, memory, workload
 from skinvl.recipe import recipe
 from skinvl.train import sft
@@ -161,7 +161,7 @@ def train(file: Path, threads: int) -> None:
     one = recipe.load(str(file))
     before = _status("VmRSS")
     args = sft.arguments(one, Path("run"))
-    trainer = sft.prepare(one, args, Path("run"), Console(quiet=True), {"ranks": 1, "data": {}})
+    trainer = sft.prepare(one, args, Path("run"), Console(quiet=True), {})
     clock = Clock()
     trainer.add_callback(clock)
     # While a base is loaded, files of weights that are to be quantised count as the process's; on a GPU they do not.
@@ -213,10 +213,7 @@ class Said:
 def said(file: Path) -> Said:
     """What plan says, of a process on a CPU."""
     one = recipe.load(str(file))
-    path = Path(one.base.location)
-    config, family = read_config(path)
-    chat, own = workload.chat_of(path, config, family, one, file.parent)
-    found = estimate.estimate(one, config, family, chat, 1, workload.Assumed(), own=own, cuda=False)
+    found = estimate.estimate(open_base(one), 1, workload.Assumed(), cuda=False)
     needed = memory.needed(one, memory.weights(found.real), found.trace, overhead=0)
     steps = found.shared.batches / one.train["gradient_accumulation_steps"]
     return Said(found.parameters, needed.total, found.rates.of(found.shared.load) / steps, needed.items)

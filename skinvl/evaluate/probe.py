@@ -40,7 +40,7 @@ from skinvl.evaluate.benchmarks import Sample, Task
 from skinvl.model.base import load_tower
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.families import Picture
-from skinvl.model.loaded import opened
+from skinvl.model.loaded import open_base
 from skinvl.recipe import run
 from skinvl.recipe.recipe import ClassSpec, Recipe
 from skinvl.recipe.words import recipe_parser
@@ -146,9 +146,9 @@ def look(
     recipe: Recipe, cases: Iterable[Sample], state: PartialState, say: Console
 ) -> tuple[dict[Path, Seen], dict[str, Any]]:
     """What the base's vision tower makes of every image of the cases, and the facts of it that settings hold."""
-    base = opened(recipe.model_copy(update={"init_adapter": None}))  # which left the tower as it was
+    base = open_base(recipe)  # an adapter leaves the tower as it was
     family = base.family
-    tower = load_tower(base.base, family, recipe).to(state.device)
+    tower = load_tower(base.path, family, recipe).to(state.device)
     bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
     paths: Any = sorted({case.root / name for case in cases for name in case.example.images})
     workers = int(recipe.train.get("dataloader_num_workers", 0))

@@ -11,8 +11,8 @@ from peft import LoraConfig
 from skinvl.data.pixels import ImageError, upright
 from skinvl.evaluate.engine import Question, answer, seed_of
 from skinvl.model.chat import Chat, ChatError, Encoded
-from skinvl.model.lengths import sizes
-from skinvl.model.loaded import opened
+from skinvl.model.loaded import open_with_adapter
+from skinvl.model.row import encode_prompt
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.predictions import Answer
 
@@ -44,28 +44,28 @@ class Vllm:
                 "evaluate.engine=vllm: the base was trained in 4 bits, which vLLM quantises otherwise; use "
                 "evaluate.engine=transformers"
             )
-        found = opened(recipe)
+        base = open_with_adapter(recipe)
         more = [part for part in ("projector", "vision") if getattr(recipe.parts, part).train != "frozen"]
-        if found.adapter is not None and (more or recipe.parts.language.train != "lora"):
+        if base.adapter is not None and (more or recipe.parts.language.train != "lora"):
             raise EngineError(
                 f"evaluate.engine=vllm: parts.{(more or ['language'])[0]} was trained too, and vLLM serves LoRA on the "
                 "language model alone; use evaluate.engine=transformers"
             )
-        self.chat, self.generation = found.chat, recipe.evaluate.generation
-        rank = LoraConfig.from_pretrained(str(found.adapter)).r if found.adapter else 16
+        self.chat, self.generation = base.chat, recipe.evaluate.generation
+        rank = LoraConfig.from_pretrained(str(base.adapter)).r if base.adapter else 16
         if rank > RANKS[-1]:
             raise EngineError(f"lora.r={rank}, and vLLM takes at most {RANKS[-1]}; use evaluate.engine=transformers")
-        self.lora = LoRARequest("run", 1, str(found.adapter)) if found.adapter else None
-        self.facts = {**found.facts, "vllm": importlib.metadata.version("vllm")}
+        self.lora = LoRARequest("run", 1, str(base.adapter)) if base.adapter else None
+        self.facts = {**base.facts, "vllm": importlib.metadata.version("vllm")}
         self.params = vllm.SamplingParams
         self.llm = vllm.LLM(
-            model=str(found.base),
-            tokenizer=str(found.adapter or found.base),
+            model=str(base.path),
+            tokenizer=str(base.adapter or base.path),
             dtype="bfloat16" if recipe.bf16 else "float32",
             enable_lora=self.lora is not None,
             max_lora_rank=next(one for one in RANKS if one >= rank),
             limit_mm_per_prompt={"image": 8},
-            mm_processor_kwargs=found.chat.image_arguments,
+            mm_processor_kwargs=base.chat.image_arguments,
             enable_prefix_caching=True,  # questions about one image follow one another
         )
 
@@ -80,7 +80,7 @@ class Vllm:
             for question in block:
                 row = question.row
                 try:
-                    encoded = self.chat.prompt(row.example, sizes(row.root, row.example))
+                    encoded = encode_prompt(self.chat, row).encoded
                     images = [upright(row.root / name) for name in row.example.images]
                 except (ChatError, ImageError) as error:
                     found.append(answer(question, None, "refused", str(error)))

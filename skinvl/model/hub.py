@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx2
+import xxhash
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -19,12 +20,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from skinvl.recipe.files import existing
+from skinvl.recipe.files import digest, existing
 
 CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("*.safetensors",)
-
-
 NEEDED = {"base": "config.json", "init_adapter": "adapter_config.json"}  # what the folder must hold
 
 
@@ -38,6 +37,18 @@ class Snapshot:
 
     path: Path
     commit: str | None
+
+    def fingerprint(self) -> str:
+        """What tells a base from any other: its commit, or of a local folder 32 hexadecimal digits, xxh3.
+
+        Those of a folder are of its config and weights, whatever the folder is called; 20 GB take about ten seconds.
+        """
+        if self.commit is not None:
+            return self.commit
+        state = xxhash.xxh3_128()
+        for file in sorted([self.path / "config.json", *self.path.glob("*.safetensors")]):
+            state.update(f"{file.name} {digest(file)}\n".encode())
+        return state.hexdigest()
 
 
 def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base") -> Snapshot:

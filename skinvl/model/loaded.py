@@ -1,15 +1,15 @@
-"""What is evaluated: a base, with the adapter of a run or without, as it was trained; and the settings that say so."""
+"""A base opened: its config, family and chat, then its weights, with an adapter or without, and the facts of it."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from transformers import AutoProcessor
+from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from skinvl.model import adapter, attention, hub
 from skinvl.model.base import load_base, read_config, snapshot
@@ -19,6 +19,74 @@ from skinvl.model.hub import Snapshot
 from skinvl.model.pack import Collator
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Recipe
+
+LIBRARIES = ("skinvl", "torch", "transformers", "peft")  # that decide what a model answers
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBase:
+    """The base of a recipe without its weights: its files, what they say, and the chat by which it is asked."""
+
+    recipe: Recipe
+    files: Snapshot
+    config: PretrainedConfig
+    family: Family
+    chat: Chat
+    adapter: Path | None = None  # the folder of the one that is laid over it
+    own_tokenizer: bool = True  # else one stands in, by which images count right, and texts do not
+
+    @property
+    def path(self) -> Path:
+        """The folder of its files."""
+        return self.files.path
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the settings of every prediction hold of it."""
+        recipe = self.recipe
+        return {
+            "base": {"model": recipe.base.location, "commit": self.files.commit, "model_type": self.config.model_type},
+            "adapter": digest(self.adapter / "adapter_model.safetensors") if self.adapter else None,
+            "quantization": recipe.quantization,
+            "precision": "bf16" if recipe.bf16 else "fp32",
+            "template": xxhash.xxh3_128_hexdigest(self.chat.template.encode()),
+            "image_tokens": recipe.data.image_tokens,
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+
+
+def open_base(recipe: Recipe, *, weights: bool = True) -> OpenBase:
+    """The base of a recipe as its authors published it, whatever adapter the recipe names.
+
+    Args:
+        weights: whether files of weights are to be there too.
+
+    Raises:
+        BaseError: it cannot be had.
+    """
+    files = snapshot(recipe, weights=weights)
+    return read_base(recipe, files, AutoProcessor.from_pretrained(files.path))
+
+
+def open_with_adapter(recipe: Recipe) -> OpenBase:
+    """The base of a recipe with its `init_adapter`, if it names one, and the template that this was trained with.
+
+    Raises:
+        BaseError: base or adapter cannot be had.
+    """
+    if recipe.init_adapter is None:
+        return open_base(recipe)
+    files = snapshot(recipe)
+    trained = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path
+    saved = any((trained / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    processor = AutoProcessor.from_pretrained(trained if saved else files.path)
+    return replace(read_base(recipe, files, processor), adapter=trained)
+
+
+def read_base(recipe: Recipe, files: Snapshot, processor: ProcessorMixin) -> OpenBase:
+    """The base in a folder, with the processor that it is asked by."""
+    config, family = read_config(files.path)
+    return OpenBase(recipe, files, config, family, Chat(processor, family, **recipe.data.budget))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,57 +109,6 @@ class LoadedModel:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The files of what is evaluated: its base, the chat it was trained with, its adapter, and the facts of them."""
-
-    base: Path
-    family: Family
-    chat: Chat
-    adapter: Path | None
-    facts: dict[str, Any]
-
-
-def base_fingerprint(base: Snapshot) -> str:
-    """What tells a base from any other: its commit, or of a local folder 32 hexadecimal digits, xxh3.
-
-    Those of a folder are of its config and weights, whatever the folder is called; 20 GB take about ten seconds.
-    """
-    if base.commit is not None:
-        return base.commit
-    found = xxhash.xxh3_128()
-    for file in sorted([base.path / "config.json", *base.path.glob("*.safetensors")]):
-        found.update(f"{file.name} {digest(file)}\n".encode())
-    return found.hexdigest()
-
-
-def opened(recipe: Recipe) -> Opened:
-    """Everything but the weights of a recipe's base, with its `init_adapter` if it names one.
-
-    Raises:
-        BaseError: base or adapter cannot be had.
-    """
-    base = snapshot(recipe)
-    config, family = read_config(base.path)
-    trained = None
-    processor = base.path
-    if recipe.init_adapter is not None:
-        trained = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path
-        if any((trained / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-            processor = trained  # with the template it was trained with
-    chat = Chat(AutoProcessor.from_pretrained(processor), family, **recipe.data.budget)
-    facts = {
-        "base": {"model": recipe.base.location, "commit": base.commit, "model_type": config.model_type},
-        "adapter": digest(trained / "adapter_model.safetensors") if trained else None,
-        "quantization": recipe.quantization,
-        "precision": "bf16" if recipe.bf16 else "fp32",
-        "template": xxhash.xxh3_128_hexdigest(chat.template.encode()),
-        "image_tokens": recipe.data.image_tokens,
-        "libraries": {name: importlib.metadata.version(name) for name in ("skinvl", "torch", "transformers", "peft")},
-    }
-    return Opened(base.path, family, chat, trained, facts)
-
-
 def load_model(recipe: Recipe, device: torch.device) -> LoadedModel:
     """The base of a recipe, with its `init_adapter` if it names one, ready to be asked.
 
@@ -99,13 +116,15 @@ def load_model(recipe: Recipe, device: torch.device) -> LoadedModel:
         AdapterError: the adapter does not fit the base, or lacks weights that the recipe trains.
         BaseError: base or adapter cannot be had.
     """
-    found = opened(recipe)
-    family = found.family
-    loaded = load_base(found.base, family, recipe, device_map={"": device} if recipe.quantization else None)
-    facts = {**found.facts, "attention": attention.kernel_of(loaded), "device": device.type}
-    whole: torch.nn.Module = loaded
-    if found.adapter is not None:
-        attached = adapter.attach(loaded, family, recipe)
-        adapter.require_whole(attached, found.adapter)
-        whole = attached
-    return LoadedModel(whole.to(device).eval(), Collator(found.chat, share=family.shares), recipe, facts)
+    base = open_with_adapter(recipe)
+    device_map = {"": device} if recipe.quantization else None
+    loaded = load_base(base.path, base.family, recipe, device_map=device_map)
+    facts = {**base.facts, "attention": attention.kernel_of(loaded), "device": device.type}
+
+    # An adapter that lacks weights would be filled up with random ones.
+    model: torch.nn.Module = loaded
+    if base.adapter is not None:
+        peft_model = adapter.attach(loaded, base.family, recipe)
+        adapter.require_whole(peft_model, base.adapter)
+        model = peft_model
+    return LoadedModel(model.to(device).eval(), Collator(base.chat, share=base.family.shares), recipe, facts)

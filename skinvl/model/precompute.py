@@ -30,7 +30,8 @@ from skinvl.model.chat import Chat
 from skinvl.model.families import Family, Picture
 from skinvl.model.feature_cache import Cache, CacheError, buffer
 from skinvl.model.lengths import sizes
-from skinvl.recipe.files import existing, write_text
+from skinvl.model.loaded import OpenBase
+from skinvl.recipe.files import existing, read_json, write_text
 from skinvl.recipe.recipe import Recipe
 
 ROOT = Path("cache") / "vision"
@@ -47,9 +48,7 @@ class Kept:
     seconds: float
 
 
-def once(
-    recipe: Recipe, base: Path, config: PretrainedConfig, chat: Chat, rows: Sequence[Row], passes: float, say: Console
-) -> Kept | None:
+def once(base: OpenBase, rows: Sequence[Row], passes: float, say: Console) -> Kept | None:
     """The features of every image of these rows, on disk; None where the tower is to run in every step instead.
 
     Args:
@@ -58,8 +57,11 @@ def once(
     Raises:
         CacheError: there is no room for them.
     """
+    recipe, config, chat = base.recipe, base.config, base.chat
     if recipe.parts.vision.train != "frozen" or recipe.cache_gb == 0:
         return None
+
+    # What of it there would be, and whether it is worth keeping.
     pictures = {
         row.root / name: chat.picture(size)
         for row in rows
@@ -69,30 +71,33 @@ def once(
         return None
     numbers = sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
     size = numbers * base_dtype(recipe).itemsize
-    told = f"vision features of {len(pictures):,} images: {_bytes(size)}"
+    what = f"vision features of {len(pictures):,} images: {_bytes(size)}"
     if why := refusal(recipe, chat.family, size, passes):
-        say.print(f"{told}; {why}, so that the tower runs in every step")
+        say.print(f"{what}; {why}, so that the tower runs in every step")
         return None
+
+    # Where: a folder for all that decides what the tower makes of an image, with room for what is not there yet.
     started = time.monotonic()
-    about = json.dumps(_about(recipe, base, chat), indent=2, sort_keys=True, default=str)
+    about = json.dumps(_about(base), indent=2, sort_keys=True, default=str)
     shape = partial(chat.family.features, config)
     cache = Cache(ROOT / xxhash.xxh3_64_hexdigest(about.encode()), base_dtype(recipe), shape)
     room = _room(cache)
     if recipe.cache_gb is None and size > room / 2:
         say.print(
-            f"{told}, more than half of the {_bytes(room)} that {ROOT} has room for: the tower runs in every step"
+            f"{what}, more than half of the {_bytes(room)} that {ROOT} has room for: the tower runs in every step"
         )
         return None
     if size > room:
-        raise CacheError(f"{told}; {ROOT} has room for {_bytes(room)}. Make some, or link cache/ to another disk")
-    say.print(f"{told}, each computed once and kept in {cache.folder}")
+        raise CacheError(f"{what}; {ROOT} has room for {_bytes(room)}. Make some, or link cache/ to another disk")
+    say.print(f"{what}, each computed once and kept in {cache.folder}")
     if PartialState().is_main_process:
         cache.folder.mkdir(parents=True, exist_ok=True)
         write_text(cache.folder / "about.json", about)
         for path in cache.folder.glob("*/*.partial"):
             if time.time() - path.stat().st_mtime > STALE:
                 path.unlink(missing_ok=True)
-    computed = _fill(cache, pictures, recipe, base, chat, say)
+
+    computed = _fill(cache, pictures, base, say)
     saved = tower_size(config, chat.family) * base_dtype(recipe).itemsize
     seconds = time.monotonic() - started
     say.print(
@@ -129,12 +134,13 @@ def _bytes(count: float) -> str:
     return f"{count / GB:,.1f} GB" if count >= GB else f"{count / 10**6:,.1f} MB"
 
 
-def _about(recipe: Recipe, base: Path, chat: Chat) -> dict[str, Any]:
+def _about(base: OpenBase) -> dict[str, Any]:
     """All that decides what the tower makes of an image."""
+    recipe, chat = base.recipe, base.chat
     processor: Any = chat.processor
     return {
-        "tower": _fingerprint(base, chat.family),
-        "config": json.loads((base / "config.json").read_text(encoding="utf-8"))["vision_config"],
+        "tower": _fingerprint(base.path, base.family),
+        "config": read_json(base.path / "config.json", "download the base again")["vision_config"],
         "image_processor": {**processor.image_processor.to_dict(), **chat.image_arguments},
         "dtype": str(base_dtype(recipe)),
         "attention": attention_kernel(recipe.attention, chat.family),
@@ -176,14 +182,14 @@ class _Pixels(Dataset[tuple[Path, torch.Tensor | None]]):
         return path, self.chat.pixels(upright(path))
 
 
-def _fill(cache: Cache, pictures: dict[Path, Picture], recipe: Recipe, base: Path, chat: Chat, say: Console) -> int:
+def _fill(cache: Cache, pictures: dict[Path, Picture], base: OpenBase, say: Console) -> int:
     """How many features this process computed of its share of the images, once every process has done its own."""
     state = PartialState()
     mine = sorted(pictures.items())[state.process_index :: state.num_processes]
-    workers = recipe.train.get("dataloader_num_workers", 0)
-    loader = DataLoader(_Pixels(cache, chat, mine), batch_size=None, num_workers=workers)
+    workers = base.recipe.train.get("dataloader_num_workers", 0)
+    loader = DataLoader(_Pixels(cache, base.chat, mine), batch_size=None, num_workers=workers)
     tower, computed = None, 0
-    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
+    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=base.recipe.bf16)
     title = share("vision features", state.process_index, state.num_processes)
     with Progress(title, len(mine), say) as progress:
         for path, pixels in loader:
@@ -191,9 +197,9 @@ def _fill(cache: Cache, pictures: dict[Path, Picture], recipe: Recipe, base: Pat
             if pixels is None:
                 continue
             if tower is None:
-                tower = load_tower(base, chat.family, recipe).to(state.device)
+                tower = load_tower(base.path, base.family, base.recipe).to(state.device)
             with torch.no_grad(), bf16:  # as within a step
-                cache.write(path, chat.family.encode(tower, pictures[path], pixels))
+                cache.write(path, base.family.encode(tower, pictures[path], pixels))
             computed += 1
     state.wait_for_everyone()
     return computed

@@ -6,25 +6,36 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import indent
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from skinvl.data.example import text
 from skinvl.model import adapter, families, tiny
-from skinvl.model.base import blank_model, count_parameters, read_config
+from skinvl.model.base import blank_model, count_parameters
 from skinvl.model.chat import Chat
 from skinvl.model.families import PARTS, Family
-from skinvl.plan import dry, estimate, workload
+from skinvl.model.loaded import OpenBase
+from skinvl.plan import estimate
+from skinvl.plan.configs import config_folder, open_config, open_folder
 from skinvl.plan.estimate import Requirements
 from skinvl.plan.gpus import GIB
 from skinvl.plan.workload import Assumed
 from skinvl.recipe import recipe
+from skinvl.recipe.printing import entry, narrow, right, short
 from skinvl.recipe.recipe import Base
 
+UNSAID = "–"
+UNKNOWN = (
+    "–: the hub's cache has no config of it; skinvl sft RECIPE base=NAME --dry-run\n"
+    "fetches that, --configs DIR names a folder with it."
+)
+CELL = 18  # characters of a cell in a comparison; what is longer stands below the table
 SIDE, BUDGET = 448, 512  # px of the image that is counted, and its budget in tokens
+IMAGE = f"its tokens under a budget of {BUDGET}, of as many positions as its tower computes"
 ASKED = (text("user", "What is this?", 1),)
 
 
@@ -37,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="skinvl bases", description="List the bases, compare two, or build one.")
     parser.add_argument("--configs", type=Path, metavar="DIR", help="model configs from this folder, not the hub")
-    actions = parser.add_subparsers(dest="action", metavar="build | diff")
+    actions = parser.add_subparsers(dest="action", metavar="build | diff | NAME")
     build = actions.add_parser("build", help="a complete model folder with random weights")
     build.add_argument("family", choices=families.names())
     build.add_argument("out", type=Path)
@@ -52,9 +63,14 @@ def main(arguments: Sequence[str]) -> int:
     diff.add_argument("recipe")
     diff.add_argument("overrides", nargs="*", metavar="key=value")
     diff.add_argument("--configs", type=Path, metavar="DIR", default=argparse.SUPPRESS)
+    for name in recipe.bases():
+        one = actions.add_parser(name)
+        one.add_argument("--configs", type=Path, metavar="DIR", default=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.action is None:
         _list(Console(), given.configs)
+    elif given.action in recipe.bases():
+        _print_base(Console(), given.action, given.configs)
     elif given.action == "diff":
         _diff(Console(), given)
     else:
@@ -79,39 +95,46 @@ def _build(given: argparse.Namespace) -> None:
 
 
 def _list(say: Console, configs: Path | None) -> None:
-    table = Table(
-        Column("base", no_wrap=True),
-        *("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix", "licence", "note"),
-    )
+    table = narrow("base", "family", right("parameters"), right(f"{SIDE} px image"), short("licence", 14))
     with TemporaryDirectory() as folder:
         for name in recipe.bases():
             base = recipe.load_base(name)
-            table.add_row(name, *_about(base, configs, Path(folder) / name), base.licence, base.note)
+            kind, parameters, image, _, _ = _about(base, configs, Path(folder) / name)
+            table.add_row(name, kind, parameters, image, base.licence.partition("; ")[0])
     say.print(table)
-    say.print(
-        f"An image's tokens under a budget of {BUDGET}, of as many positions as its tower computes. –: the hub's cache "
-        "has no config of it; skinvl sft RECIPE base=NAME --dry-run fetches that, --configs DIR names a folder with it",
-        highlight=False,
-    )
+    for line in (f"An image: {IMAGE}.", UNKNOWN, "skinvl bases NAME says more of one."):
+        say.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_base(say: Console, name: str, configs: Path | None) -> None:
+    base = recipe.load_base(name)
+    with TemporaryDirectory() as folder:
+        about = _about(base, configs, Path(folder) / name)
+    heads = ("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix")
+    entry(say, "base", name)
+    for head, words in (*zip(heads, about, strict=True), ("licence", base.licence), ("note", base.note)):
+        entry(say, head, " ".join(words.split()) or UNSAID)
+    for line in (f"An image: {IMAGE}.", *[UNKNOWN] * (UNSAID in about)):
+        say.print(line, highlight=False, soft_wrap=True)
 
 
 def _about(base: Base, configs: Path | None, folder: Path) -> list[str]:
     """Family, parameters, image tokens, LoRA targets and whether prefixes are shared, as far as they are known here."""
     path = tiny.build(base.random, folder, texts=["a b c"]) if base.random else _config(base, configs)
     if path is None:
-        return ["–"] * 5
+        return [UNSAID] * 5
     one = recipe.load("tiny", [f"base={path}", f"data.image_tokens={BUDGET}"])
-    config, family = read_config(path)
-    chat, _ = workload.chat_of(path, config, family, one, folder)
-    blank = blank_model(config)
+    there = open_folder(one, path, folder)
+    blank = blank_model(there.config)
     size = "a few million" if base.random else f"{count_parameters(blank) / 1e9:.1f} billion"
-    return [config.model_type, size, _image(chat), ", ".join(_targets(blank, family, one)), _shares(family)]
+    targets = ", ".join(_targets(blank, there.family, one))
+    return [there.config.model_type, size, _image(there.chat), targets, _shares(there.family)]
 
 
 def _config(base: Base, configs: Path | None) -> Path | None:
     """A folder with the base's config that lies on this machine; the hub is not asked."""
     if configs is not None:
-        path = configs / base.location.rsplit("/", 1)[-1].lower()
+        path = config_folder(configs, base.location)
         return path if (path / "config.json").is_file() else None
     if Path(base.location).is_dir():
         return Path(base.location)
@@ -139,34 +162,41 @@ def _diff(say: Console, given: argparse.Namespace) -> None:
     for name in (given.a, given.b):
         one = recipe.load(given.recipe, [*given.overrides, f"base={name}"])
         with TemporaryDirectory() as folder:
-            path = dry.files(one, given.configs, Path(folder))
-            config, family = read_config(path)
-            chat, own = workload.chat_of(path, config, family, one, Path(folder))
-            found = estimate.estimate(one, config, family, chat, 1, Assumed(), own=own)
-            sides.append(dict(_side(found, chat, family, blank_model(config))))
-    table = Table("", Column(given.a, overflow="fold"), Column(given.b, overflow="fold"), title=given.recipe)
-    for key in dict.fromkeys([*sides[0], *sides[1]]):
-        a, b = (side.get(key, "–") for side in sides)
+            base = open_config(one, given.configs, Path(folder))
+            sides.append(dict(_side(estimate.estimate(base, 1, Assumed()), base)))
+    for letter, name in (("A", given.a), ("B", given.b)):
+        say.print(f"{letter}: {name}", markup=False, highlight=False, soft_wrap=True)
+    rows = [(key, *(side.get(key, UNSAID) for side in sides)) for key in dict.fromkeys([*sides[0], *sides[1]])]
+    short_rows = [row for row in rows if len(row[0]) <= 34 and all(len(cell) <= CELL for cell in row[1:])]
+    table = Table("", right("A"), right("B"), title=given.recipe)
+    for key, a, b in short_rows:
         table.add_row(key, a, b, style="" if a != b else "dim")
     say.print(table)
+    for key, a, b in (row for row in rows if row not in short_rows):
+        sides_of_key = (("A and B", a),) if a == b else (("A", a), ("B", b))
+        for letter, words in sides_of_key:
+            say.print(f"{key}, {letter}:", markup=False, highlight=False)
+            say.print(indent(words or UNSAID, "    "), markup=False, highlight=False, soft_wrap=True)
 
 
-def _side(found: Requirements, chat: Chat, family: Family, blank: Any) -> Iterator[tuple[str, str]]:
+def _side(found: Requirements, base: OpenBase) -> Iterator[tuple[str, str]]:
     """What is told of one base, by name."""
-    one = found.recipe
+    one, family, chat = base.recipe, base.family, base.chat
     yield "family", family.model_type
     yield "parameters", f"{found.parameters:,}"
-    hits = adapter.plan(blank, family, one)
+    hits = adapter.plan(blank_model(base.config), family, one)
     for part in PARTS:
         count, mode = found.counts[part], getattr(one.parts, part).train
-        yield part, f"{mode}: {count.trainable:,} of {count.parameters:,}"
+        yield part, mode
+        yield f"{part}: parameters", f"{count.parameters:,}"
+        yield f"{part}: of these trainable", f"{count.trainable:,}"
         if mode != "frozen":
             modules = [f"{pattern} ×{many}" for pattern, many in hits[part].patterns.items()]
             yield f"{part}: modules", "\n".join([*modules, *hits[part].full]).replace("\\", "")
     yield "an answer begins", repr(family.turn_open)
     yield "and ends", repr(family.turn_close)
     yield "a prompt", chat.render(ASKED, generation=True)
-    yield f"image of {SIDE} px: tokens, of positions in the tower", _image(chat)
+    yield f"image of {SIDE} px: tokens", _image(chat)
     yield "shares prefix", _shares(family)
     load = found.shared.load
     yield "tokens a conversation", f"{load.tokens / load.conversations:,.1f}"

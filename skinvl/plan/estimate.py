@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from transformers import PretrainedConfig
 
 from skinvl.model import adapter, precompute
 from skinvl.model.base import base_dtype, blank_model, count_parameters
-from skinvl.model.chat import UNTRAINED, Chat
-from skinvl.model.families import Family
+from skinvl.model.loaded import OpenBase
+from skinvl.model.pack import Batch
 from skinvl.plan import gpus, memory, workload
 from skinvl.plan.memory import Memory
 from skinvl.plan.meta_step import MetaStep, Trace
@@ -44,7 +41,7 @@ class Requirements:
     disk: Disk
     real: MetaStep  # the model as it is loaded
     stage: MetaStep  # the model as its step is rehearsed: of a frozen tower only what comes out of it
-    inputs: dict[str, Any]  # of the largest batch
+    batch: Batch  # the largest
     image_id: int
     trace: Trace  # of the largest batch
     double: Trace  # of twice as much
@@ -53,12 +50,12 @@ class Requirements:
     @property
     def conversations(self) -> int:
         """Conversations of the largest batch."""
-        return len(self.shared.largest.encoded)
+        return len(self.shared.largest.conversations)
 
     @property
     def logits(self) -> tuple[int, float]:
         """Trained tokens of the largest batch, and the bytes of their logits in float32: there are no others."""
-        count = int((self.inputs["shift_labels"] != UNTRAINED).sum())
+        count = int(self.batch.supervised.sum())
         return count, float(count * self.stage.config.get_text_config().vocab_size * memory.FP32)
 
     def needed(self, trace: Trace | None = None, **changes: object) -> Memory:
@@ -74,34 +71,24 @@ class Requirements:
 
     def otherwise(self) -> Trace:
         """The step of the largest batch with activations kept, if the recipe computes them again, else the reverse."""
-        found = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.inputs)
+        found = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.batch)
         return found.before(self.trace.peaks[0])  # the tower's step, which is the same, may stand there
 
     def halved(self) -> float:
         """The share of the largest batch's positions that are left with half as many for each image."""
-        ids = self.inputs["input_ids"]
+        ids = self.batch.ids
         images = int((ids == self.image_id).sum())
         return float(1 - images / 2 / ids.numel())
 
 
-def estimate(
-    recipe: Recipe,
-    config: PretrainedConfig,
-    family: Family,
-    chat: Chat,
-    ranks: int,
-    guess: Assumed,
-    *,
-    own: bool,
-    cuda: bool = True,
-) -> Requirements:
-    """What a recipe needs on so many GPUs.
+def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -> Requirements:
+    """What the recipe of a base needs on so many GPUs.
 
     Args:
         guess: the conversations where a source is not prepared.
-        own: whether the chat has the base's own tokenizer.
         cuda: whether they are GPUs; else each is a process on a CPU.
     """
+    recipe, config, family, chat, own = base.recipe, base.config, base.family, base.chat, base.own_tokenizer
     lacking = workload.missing(recipe)
     rows = workload.rows_of(chat, recipe) if own and not lacking else []
     said = [] if own else [f"{recipe.base.name} comes without tokenizer.json: the length of its texts is assumed"]
@@ -124,8 +111,10 @@ def estimate(
     real = replace(stage, cached=kept)
     dtype = base_dtype(recipe) if stage.cached else None
     first, share = shared.largest, recipe.share_images
-    given = [workload.inputs(chat, config, some, share, dtype) for some in (first, workload.twice(first))]
-    trace, double = map(stage.step, given)
+    largest, doubled = (
+        workload.inputs(chat, config, planned, share, dtype) for planned in (first, workload.twice(first))
+    )
+    trace, double = stage.step(largest), stage.step(doubled)
     load = workload.load(chat, first, share)
     each, once = 0.0, 0.0
     if stage.cached and first.sizes:
@@ -146,7 +135,7 @@ def estimate(
         Disk(images, size, kept, once),
         real,
         stage,
-        given[0],
+        largest,
         chat.image_id,
         trace,
         double,

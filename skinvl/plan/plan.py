@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from skinvl.model.base import read_config
 from skinvl.model.families import PARTS
-from skinvl.plan import dry, estimate, gpus, memory, workload
+from skinvl.plan import estimate, gpus, memory
+from skinvl.plan.configs import open_config
 from skinvl.plan.estimate import NF4, Requirements
 from skinvl.plan.gpus import GIB, Gpu
 from skinvl.plan.workload import Assumed
@@ -51,11 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     loaded = recipe.load(given.recipe, given.overrides)
     say = Console()
     with TemporaryDirectory() as folder:
-        path = dry.files(loaded, given.configs, Path(folder))
-        config, family = read_config(path)
-        chat, own = workload.chat_of(path, config, family, loaded, Path(folder))
-        found = estimate.estimate(loaded, config, family, chat, given.gpus, guess, own=own)
-        show(say, found, rented, given.mfu)
+        base = open_config(loaded, given.configs, Path(folder))
+        show(say, estimate.estimate(base, given.gpus, guess), rented, given.mfu)
     return 0
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from transformers import AutoProcessor
 
 from skinvl.data import mixture
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import ImageError
-from skinvl.model.base import read_config, snapshot
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
 from skinvl.model.lengths import sizes
+from skinvl.model.loaded import open_base
 from skinvl.recipe.recipe import Recipe, load
 from skinvl.recipe.words import recipe_parser
 
@@ -28,9 +27,7 @@ def main(words: Sequence[str]) -> int:
 
 def paint_sources(recipe: Recipe, count: int) -> None:
     """Prints the first conversations of each source of the recipe, what is trained in colour."""
-    base = snapshot(recipe, weights=False)
-    _, family = read_config(base.path)
-    chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
+    chat = open_base(recipe, weights=False).chat
     say = Console()
     for spec in [*recipe.data.train, *recipe.data.eval]:
         for row in mixture.rows(spec)[:count]:

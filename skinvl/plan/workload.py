@@ -5,28 +5,27 @@ Lengths come from text and image sizes; no pixel is read. Where the data is not 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, PretrainedConfig
+from transformers import PretrainedConfig
 
 from skinvl.data import mixture
 from skinvl.data.mixture import NOTHING, Row
 from skinvl.data.sampler import MixtureSampler
 from skinvl.data.source import source_folder
-from skinvl.model import tiny
 from skinvl.model.attention import Span
 from skinvl.model.chat import UNTRAINED, Chat, Encoded
-from skinvl.model.families import Family, Picture, Size
+from skinvl.model.families import Picture, Size
 from skinvl.model.feature_cache import Cache
+from skinvl.model.layout import spans
 from skinvl.model.lengths import preflight, sizes
-from skinvl.model.pack import Collator, Shown, seen, spans
+from skinvl.model.pack import Batch, Collator
+from skinvl.model.row import EncodedRow, encode_row
 from skinvl.recipe.recipe import Recipe
 
 SAMPLE = 2048  # conversations of an epoch that are laid out; a longer one is scaled up from as many, evenly spread
@@ -57,8 +56,7 @@ class Load:
 class PlannedBatch:
     """Conversations of one step on one GPU, and the images that they show."""
 
-    encoded: tuple[Encoded, ...]
-    shown: tuple[Shown, ...]
+    conversations: tuple[EncodedRow, ...]
     sizes: dict[Picture, Size]  # of some image that becomes the picture
 
 
@@ -80,27 +78,6 @@ class Epoch:
     load: Load
     batches: int
     largest: PlannedBatch
-
-
-def chat_of(path: Path, config: PretrainedConfig, family: Family, recipe: Recipe, folder: Path) -> tuple[Chat, bool]:
-    """The chat of a base, and whether it is its own: without tokenizer.json one stands in, built into a folder.
-
-    Image processor and template are the base's own where it has them: a stand-in counts images right, and no text.
-    """
-    own = (path / "tokenizer.json").is_file()
-    processor: Any
-    if own:
-        processor = AutoProcessor.from_pretrained(path)
-    else:
-        processor = AutoProcessor.from_pretrained(tiny.build(config.model_type, folder / "stand-in", texts=["a b c"]))
-        if (path / "preprocessor_config.json").is_file():
-            processor.image_processor = AutoImageProcessor.from_pretrained(path)
-        processor.chat_template = _template(path) or processor.chat_template
-    chat = Chat(processor, family, **recipe.data.budget)
-    for key in ("image_token_id", "image_token_index"):  # what the model looks for in the ids
-        if hasattr(config, key):
-            setattr(config, key, chat.image_id)
-    return chat, own
 
 
 def rows_of(chat: Chat, recipe: Recipe) -> list[Row]:
@@ -147,12 +124,9 @@ def drawn(recipe: Recipe, chat: Chat, rows: Sequence[Row], ranks: int, share: bo
 
     def batches() -> Iterator[PlannedBatch]:
         for some in chosen:
-            given = [rows[index] for index in some]
-            found = [sizes(row.root, row.example) for row in given]
-            encoded = tuple(chat.encode(row.example, size) for row, size in zip(given, found, strict=True))
-            shown = tuple(seen(row, one) for row, one in zip(given, encoded, strict=True))
-            known = {chat.picture(size): size for some in found for size in some}
-            yield PlannedBatch(encoded, shown, known)
+            members = [rows[index] for index in some]
+            known = {chat.picture(size): size for row in members for size in sizes(row.root, row.example)}
+            yield PlannedBatch(tuple(encode_row(chat, row) for row in members), known)
 
     return _epoch(chat, batches(), share, len(cut), ranks)
 
@@ -172,9 +146,10 @@ def assumed(recipe: Recipe, chat: Chat, given: Assumed, ranks: int, share: bool)
     # A conversation's own tokens begin after the image: their first ids differ.
     first = [number + (number >= chat.image_id) for number in range(size)]
     own = [[*one.ids[: len(ids) - given.question], some, *one.ids[len(ids) - given.question + 1 :]] for some in first]
-    every = [replace(one, ids=ids) for ids in own]
-    shown = tuple((Path(str(int(number / given.questions))),) for number in range(size))
-    batch = PlannedBatch(tuple(every), shown, {picture: SQUARE})
+    conversations = tuple(
+        EncodedRow(replace(one, ids=ids), (Path(str(int(number / given.questions))),)) for number, ids in enumerate(own)
+    )
+    batch = PlannedBatch(conversations, {picture: SQUARE})
     return _epoch(chat, iter([batch]), share, given.rows / size, ranks)
 
 
@@ -186,22 +161,25 @@ def batch_size(recipe: Recipe) -> int:
 
 def load(chat: Chat, batch: PlannedBatch, share: bool) -> Load:
     """What one batch has to compute, with or without a prefix that conversations about one image share."""
-    rows = Collator(chat, share=share).groups(batch.encoded, batch.shown)
-    laid = spans(rows, [len(one.ids) for one in batch.encoded])
-    first = [batch.encoded[group.members[0]] for row in rows for group in row]
+    rows = Collator(chat, share=share).groups(batch.conversations)
+    encoded = [conversation.encoded for conversation in batch.conversations]
+    laid = spans(rows, [len(one.ids) for one in encoded])
+    first = [encoded[group.members[0]] for row in rows for group in row]
     pictures = [picture for one in first for picture in one.pictures]
     return Load(
-        conversations=len(batch.encoded),
-        tokens=sum(len(one.ids) for one in batch.encoded),
+        conversations=len(encoded),
+        tokens=sum(len(one.ids) for one in encoded),
         positions=laid.shape[0] * laid.shape[1],
         pairs=sum(_pairs(one) for one in laid.spans),
-        trained=sum(len(one.labels) - one.labels.count(UNTRAINED) for one in batch.encoded),
+        trained=sum(len(one.labels) - one.labels.count(UNTRAINED) for one in encoded),
         images=len(pictures),
         vision=sum(picture.vision_tokens for picture in pictures),
     )
 
 
-def inputs(chat: Chat, config: PretrainedConfig, batch: PlannedBatch, share: bool, features: torch.dtype | None) -> Any:
+def inputs(
+    chat: Chat, config: PretrainedConfig, batch: PlannedBatch, share: bool, features: torch.dtype | None
+) -> Batch:
     """The batch as the collator makes it, `pixel_values` on the meta device.
 
     Args:
@@ -212,7 +190,7 @@ def inputs(chat: Chat, config: PretrainedConfig, batch: PlannedBatch, share: boo
         known = {picture: pixels(chat, size).shape for picture, size in batch.sizes.items()}
         shapes = Shapes(Path(), torch.float32, lambda picture: tuple(known[picture]))
     collator = Collator(chat, share=share, cache=shapes)
-    return collator.lay(batch.encoded, batch.shown, collator.groups(batch.encoded, batch.shown))
+    return collator.lay(batch.conversations, collator.groups(batch.conversations))
 
 
 def pixels(chat: Chat, size: Size) -> torch.Tensor:
@@ -238,8 +216,11 @@ def guessed(chat: Chat, config: PretrainedConfig, given: Assumed) -> tuple[int, 
 
 def twice(batch: PlannedBatch) -> PlannedBatch:
     """The batch, and as much again about other images."""
-    again = tuple(tuple(path and path / "again" for path in some) for some in batch.shown)
-    return PlannedBatch(batch.encoded * 2, batch.shown + again, batch.sizes)
+    again = tuple(
+        replace(conversation, images=tuple(path and path / "again" for path in conversation.images))
+        for conversation in batch.conversations
+    )
+    return PlannedBatch(batch.conversations + again, batch.sizes)
 
 
 class Shapes(Cache):
@@ -248,18 +229,6 @@ class Shapes(Cache):
     def get(self, image: Path, picture: Picture) -> torch.Tensor:
         """A tensor of that shape on the meta device."""
         return torch.empty(self.shape(picture), dtype=self.dtype, device="meta")
-
-
-def _template(path: Path) -> str | None:
-    """The chat template of a base, from wherever its age has it."""
-    if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (path / name).is_file():
-            found = json.loads((path / name).read_text(encoding="utf-8")).get("chat_template")
-            if isinstance(found, str):
-                return found
-    return None
 
 
 def _epoch(chat: Chat, batches: Iterator[PlannedBatch], share: bool, count: float, ranks: int) -> Epoch:

@@ -1,24 +1,87 @@
-"""The folder of one training: refused when taken, and the records in it that make a score reproducible."""
+"""The folder of one training: refused when taken, opened when it has finished, named when it is evaluated."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import os
-import platform
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from skinvl.recipe.files import write_text
-from skinvl.recipe.recipe import Recipe, dump, load
+from pydantic import ValidationError
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
+from skinvl.recipe import provenance, strict
+from skinvl.recipe.files import read_json, write_text
+from skinvl.recipe.provenance import Provenance
+from skinvl.recipe.recipe import Recipe, RecipeError, dump, load
+
+RECIPE = "recipe.yaml"  # in the folder of a run: the recipe, resolved
+WEIGHTS = "adapter_model.safetensors"  # in the folder of an adapter
 
 
 class RunError(ValueError):
     """A run folder that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of a training, with what it says of itself."""
+
+    path: Path
+    recipe: Recipe
+    provenance: Provenance
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of its adapter, which appears when the training ends."""
+        return self.path / "adapter"
+
+    @property
+    def weights(self) -> Path:
+        """The file of its adapter's weights."""
+        return self.adapter / WEIGHTS
+
+    def adapted(self, recipe: Recipe | None = None) -> Recipe:
+        """The recipe of its adapter on the base it was trained on; one that was given anew may differ in the rest."""
+        recipe = recipe or self.recipe
+        base = recipe.base.model_copy(update={"revision": self.provenance.base.commit or recipe.base.revision})
+        return recipe.model_copy(update={"init_adapter": str(self.adapter), "base": base})
+
+
+def begun(path: Path) -> Run:
+    """The run in a folder, finished or not.
+
+    Raises:
+        RunError: no run, or one whose records are not as this version writes them.
+    """
+    lacks = [name for name in (RECIPE, provenance.FILE) if not (path / name).is_file()]
+    if lacks:
+        why = f"it has no {lacks[0]}" if path.is_dir() else "there is no such folder"
+        raise RunError(f"{path}: no run, {why}: nothing was trained here; give the folder that skinvl sft has made")
+    try:
+        recipe = Recipe.model_validate(strict.read(path / RECIPE).data)
+    except (RecipeError, ValidationError) as error:
+        raise RunError(f"{path / RECIPE}: not a recipe of this version ({_line(error)})") from error
+    values = read_json(path / provenance.FILE, "put back what skinvl sft wrote, or train again", RunError)
+    try:
+        return Run(path, recipe, Provenance.model_validate(values))
+    except ValidationError as error:
+        raise RunError(f"{path / provenance.FILE}: not as this version writes it ({_line(error)})") from error
+
+
+def finished(path: Path) -> Run:
+    """The run in a folder, with its adapter.
+
+    Raises:
+        RunError: no run, one that has not ended, or one whose records are not as this version writes them.
+    """
+    run = begun(path)
+    if not run.weights.is_file():
+        raise RunError(f"{path}: no adapter yet; the run has not ended. Go on with it by resume=auto")
+    return run
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def folder(recipe: Recipe, runs: Path = Path("runs")) -> Path:
@@ -45,38 +108,32 @@ def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
     """
     path = Path(name)
     if not path.is_dir():
-        found = load(name, overrides)
-        own = folder(found)
-        out = own if found.run else own.with_name(f"{own.name}--untrained")
-        if (out / "env.json").is_file():
+        recipe = load(name, overrides)
+        own = folder(recipe)
+        out = own if recipe.run else own.with_name(f"{own.name}--untrained")
+        if (out / provenance.FILE).is_file():
             raise RunError(f"{out}: a training lies there; give this folder to evaluate it, or another name with run=")
-        return found, out
-    if not (path / "recipe.yaml").is_file():
-        raise RunError(f"{path}: no run, it has no recipe.yaml; give the folder of a run or the name of a recipe")
-    if other := [one for one in overrides if not one.startswith(ASKED)]:
+        return recipe, out
+    untrained = (path / RECIPE).is_file() and not (path / provenance.FILE).is_file()  # a base that was evaluated before
+    run = None if untrained else finished(path)
+    if other := [words for words in overrides if not words.startswith(ASKED)]:
         raise RunError(
             f"{other[0]}: {path} was trained otherwise, and is evaluated as it was; expected evaluate.…, data.eval or "
             "attention. To evaluate a base without this adapter give a recipe's name instead of the run"
         )
-    found = load(str(path / "recipe.yaml"), overrides)
-    if not (path / "env.json").is_file():  # the folder of an earlier evaluation of a base without an adapter
-        return found, path
-    if not (path / "adapter").is_dir():
-        raise RunError(f"{path}: no adapter yet; the run has not ended. Go on with it by resume=auto")
-    commit = json.loads((path / "env.json").read_text(encoding="utf-8"))["base"]["commit"]
-    base = found.base.model_copy(update={"revision": commit or found.base.revision})
-    return found.model_copy(update={"init_adapter": str(path / "adapter"), "base": base}), path
+    recipe = load(str(path / RECIPE), overrides)
+    return (recipe if run is None else run.adapted(recipe)), path
 
 
 def begin(path: Path, recipe: Recipe) -> None:
-    """Nothing; the folder of an evaluation exists, and holds the recipe of a base that no run has trained."""
+    """Makes the folder of an evaluation, with the recipe of a base that no run has trained."""
     path.mkdir(parents=True, exist_ok=True)
-    if not (path / "recipe.yaml").is_file():
-        write_text(path / "recipe.yaml", dump(recipe))
+    if not (path / RECIPE).is_file():
+        write_text(path / RECIPE, dump(recipe))
 
 
 def claim(path: Path, resume: bool) -> None:
-    """Nothing; the folder exists and may be written to.
+    """Makes the folder of a run, unless another training is to be kept there.
 
     Raises:
         RunError: it holds an earlier run and `resume` is false, or it cannot be written to.
@@ -91,20 +148,3 @@ def claim(path: Path, resume: bool) -> None:
         raise RunError(f"{path}: cannot be created ({error.strerror}); run from a folder you may write to") from error
     if not os.access(path, os.W_OK):
         raise RunError(f"{path}: not writable; change its permissions or start from a folder you may write to")
-
-
-def environment(facts: dict[str, Any]) -> dict[str, Any]:
-    """The versions and the machine a run had, with the facts of the run itself."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "command": sys.argv[1:],
-        **facts,
-    }

@@ -52,7 +52,7 @@ def text(
     body = environment.get_template("card.md.j2").render(
         record=record,
         recipe=record.recipe,
-        environment=record.environment,
+        made=record.provenance,
         summary=record.summary,
         scores=record.scores,
         tables=tables.markdown(record.scores) if record.scores else "",
@@ -60,7 +60,7 @@ def text(
         reasons=list(_reasons(scores)),
         leaks={rule: record.ledger[rule] for rule in _LEAKS if record.ledger[rule]},
         left_out={rule: count for rule, count in record.ledger.most_common() if rule not in _LEAKS},
-        command=neutral(" ".join(map(_word, record.environment["command"]))),
+        command=neutral(" ".join(map(_word, record.provenance.command))),
         evaluated=list({one.name: one for name in scores["sets"] if (one := _evaluated(record, name))}.values()),
         repo=repo,
         name=repo.rpartition("/")[2],

@@ -1,10 +1,9 @@
-"""`skinvl merge RUN`: the adapter of a run folded into its base, as a model folder that needs neither."""
+"""`skinvl merge RUN`: the adapter of a run merged into its base, as a model folder that needs neither."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,11 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data.mixture import Row
-from skinvl.model.hub import Snapshot
-from skinvl.model.loaded import Opened, base_fingerprint, opened
-from skinvl.recipe import run
-from skinvl.recipe.files import MANIFEST, appear, existing
+from skinvl.model.loaded import OpenBase, open_with_adapter
+from skinvl.recipe.files import MANIFEST, existing, read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.run import Run, finished
 from skinvl.release import merge_check
 from skinvl.release.merge_check import MergeCheck
 from skinvl.release.merging import Merging, Onto
@@ -35,18 +33,18 @@ class MergeError(ValueError):
 
 
 def main(words: Sequence[str]) -> int:
-    """0, once the merged model lies in its folder, whole, and passed the gate.
+    """0, once the merged model lies in its folder, whole, and passed the merge check.
 
     Raises:
-        MergeError, RunError, FoldError, GateError, AdapterError, BaseError: what a user can mend.
+        MergeError, RunError, MergingError, MergeCheckError, AdapterError, BaseError: what a user can mend.
     """
     given = _arguments(words)
-    recipe, path = _run(given.run)
+    run = finished(given.run)
+    recipe = run.adapted()
     onto = _onto(recipe, given.onto)
-    out: Path = given.out or path / "merged"
-    found = opened(recipe)
-    assert found.adapter is not None
-    facts: dict[str, Any] = {"base": _base(recipe, path, found), "adapter": found.facts["adapter"], "onto": onto}
+    out: Path = given.out or run.path / "merged"
+    base = open_with_adapter(recipe)
+    facts: dict[str, Any] = {"base": _base(run, base), "adapter": base.facts["adapter"], "onto": onto}
     say = Console(highlight=False)
     if _merged(out, facts):
         say.print(
@@ -55,36 +53,26 @@ def main(words: Sequence[str]) -> int:
             soft_wrap=True,
         )
         return 0
-    rows = [] if given.ungated else merge_check.examples(recipe, found.chat)
+    rows = [] if given.unchecked else merge_check.examples(recipe, base.chat)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folding = Merging(found.base, found.adapter, recipe, device)
-    _room(out, folding.bytes)
-    facts |= _write(out, folding, recipe, facts, rows)
-    _show(say, out, folding, facts)
+    merging = Merging(base.path, run.adapter, recipe, device)
+    _room(out, merging.bytes)
+    facts |= _write(out, merging, recipe, facts, rows)
+    _show(say, out, merging, facts)
     return 0
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="skinvl merge", description="Fold a run's adapter into its base, and check.")
+    parser = argparse.ArgumentParser(prog="skinvl merge", description="Merge a run's adapter into its base, and check.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--onto", choices=("bf16", "dequantized"),
-                        help="the base to fold into: as it was published, or, of a 4-bit training and then the "
+                        help="the base to merge into: as it was published, or, of a 4-bit training and then the "
                         "default, as its 4 bits have it")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the merged model (default: RUN/merged)")
-    parser.add_argument("--ungated", action="store_true",
+    parser.add_argument("--unchecked", action="store_true",
                         help="do not compare with base + adapter, where the data is gone or a model in float32 does "
                         "not fit into memory; merge.json says so")  # fmt: skip
     return parser.parse_args(words)
-
-
-def _run(path: Path) -> tuple[Recipe, Path]:
-    """The recipe of a run with its adapter, and the run's folder."""
-    if not path.is_dir():
-        raise MergeError(f"{path}: no such folder; give the folder of a run that has ended")
-    recipe, _ = run.evaluated(str(path), ())
-    if recipe.init_adapter is None or not (path / "env.json").is_file():
-        raise MergeError(f"{path}: nothing was trained here, so that there is no adapter to merge")
-    return recipe, path
 
 
 def _onto(recipe: Recipe, wanted: Onto | None) -> Onto:
@@ -93,21 +81,20 @@ def _onto(recipe: Recipe, wanted: Onto | None) -> Onto:
     return wanted or ("bf16" if recipe.quantization is None else "dequantized")
 
 
-def _base(recipe: Recipe, path: Path, found: Opened) -> dict[str, Any]:
+def _base(run: Run, base: OpenBase) -> dict[str, Any]:
     """What says which base it is, the same now as when it was trained on.
 
     Raises:
         MergeError: another one.
     """
-    then = json.loads((path / "env.json").read_text(encoding="utf-8"))["base"]
-    if then["model"] != recipe.base.location:
-        raise MergeError(f"{path}: trained on {then['model']}, but its recipe.yaml names {recipe.base.location}")
-    there = Snapshot(found.base, found.facts["base"]["commit"])
-    now = {"model": recipe.base.location, "commit": there.commit, "fingerprint": base_fingerprint(there)}
-    if then.get("fingerprint") != now["fingerprint"]:
+    then, location = run.provenance.base, run.recipe.base.location
+    if then.model != location:
+        raise MergeError(f"{run.path}: trained on {then.model}, but its recipe.yaml names {location}")
+    now = {"model": location, "commit": base.files.commit, "fingerprint": base.files.fingerprint()}
+    if then.fingerprint != now["fingerprint"]:
         raise MergeError(
-            f"{there.path}: not the base that {path} was trained on: its fingerprint is {now['fingerprint']} and was "
-            f"{then.get('fingerprint')}. Put that base back; a merge with another is another model"
+            f"{base.path}: not the base that {run.path} was trained on: its fingerprint is {now['fingerprint']} and "
+            f"was {then.fingerprint}. Put that base back; a merge with another is another model"
         )
     return now
 
@@ -124,7 +111,7 @@ def _merged(out: Path, facts: dict[str, Any]) -> bool:
         if not out.is_dir() or any(out.iterdir()):
             raise MergeError(f"{out}: no merged model, and not empty; give another folder with --out, or remove it")
         return False
-    then = json.loads((out / "merge.json").read_text(encoding="utf-8"))
+    then = read_json(out / "merge.json", "remove the folder and merge again", MergeError)
     return all(then.get(name) == value for name, value in facts.items())
 
 
@@ -136,36 +123,27 @@ def _room(out: Path, size: int) -> None:
         )
 
 
-def _write(out: Path, folding: Merging, recipe: Recipe, facts: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """What the gate found; the folder appears whole, or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial, gone = (out.with_name(f".{out.name}.{what}") for what in ("partial", "gone"))
-    for path in (partial, gone):  # of a merge that was killed
-        shutil.rmtree(path, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _beside(folding, partial)
-        folding.write(partial, facts["onto"])
-        verdict = merge_check.check(folding, partial, recipe, facts["onto"], rows) if rows else None
+def _write(out: Path, merging: Merging, recipe: Recipe, facts: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """What the merge check found; the folder appears whole, or not at all."""
+    with whole_folder(out, durable=True) as partial:
+        _beside(merging, partial)
+        merging.write(partial, facts["onto"])
+        verdict = merge_check.check(merging, partial, recipe, facts["onto"], rows) if rows else None
         found = _verdict(verdict) | {"libraries": {name: importlib.metadata.version(name) for name in LIBRARIES}}
-        text = json.dumps({**facts, **found}, indent=2) + "\n"
-        (partial / "merge.json").write_text(text, encoding="utf-8")
-        appear(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / "merge.json", {**facts, **found})
     return found
 
 
-def _beside(folding: Merging, out: Path) -> None:
+def _beside(merging: Merging, out: Path) -> None:
     """Nothing; the folder holds all but the weights: the base's configs, the adapter's processor and template."""
-    config = json.loads((folding.base / "config.json").read_text(encoding="utf-8"))
+    config = read_json(merging.base / "config.json", "put the base back as it was", MergeError)
     _in_bf16(config)
     if not {"dtype", "torch_dtype"} & config.keys():
         config["dtype"] = "bfloat16"
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if (folding.base / "generation_config.json").is_file():
-        shutil.copy(folding.base / "generation_config.json", out)
-    for path in sorted(folding.trained.iterdir()):
+    write_json(out / "config.json", config)
+    if (merging.base / "generation_config.json").is_file():
+        shutil.copy(merging.base / "generation_config.json", out)
+    for path in sorted(merging.trained.iterdir()):
         if path.is_file() and path.name not in ADAPTER:
             shutil.copy(path, out)
 
@@ -180,23 +158,23 @@ def _in_bf16(config: dict[str, Any]) -> None:
 
 def _verdict(verdict: MergeCheck | None) -> dict[str, Any]:
     if verdict is None:
-        return {"gate": None, "drift": {}}
-    return {"gate": verdict.record(), "drift": {name: asdict(drift) for name, drift in verdict.drift.items()}}
+        return {"check": None, "drift": {}}
+    return {"check": verdict.record(), "drift": {name: asdict(drift) for name, drift in verdict.drift.items()}}
 
 
-def _show(say: Console, out: Path, folding: Merging, facts: dict[str, Any]) -> None:
-    used = f"{folding.keys} keys of the adapter used, none left over; {folding.bytes / 1e9:.2f} GB in bf16"
+def _show(say: Console, out: Path, merging: Merging, facts: dict[str, Any]) -> None:
+    used = f"{merging.keys} keys of the adapter used, none left over; {merging.bytes / 1e9:.2f} GB in bf16"
     say.print(f"{out}: onto the {facts['onto']} base; {used}", markup=False, soft_wrap=True)
-    if facts["gate"] is None:
-        say.print("not compared with base + adapter (--ungated)")
+    if facts["check"] is None:
+        say.print("not compared with base + adapter (--unchecked)")
         return
-    found = facts["gate"]
+    found = facts["check"]
     seen = f"{found['positions']} supervised positions of {found['examples']} examples, in float32"
     table = Table("logits beside base + adapter", "max", "mean", "same argmax", "KL, nats", title=seen)
-    table.add_row(f"folded, not rounded (gate: at most {found['tolerance']:.1g})", *_numbers(found))
+    table.add_row(f"merged, not rounded (allowed: at most {found['tolerance']:.1g})", *_numbers(found))
     rounded = found["rounded"]
     bound = rounded["tolerance"]["kl"]
-    table.add_row(f"as written, in bf16 (gate: KL at most {bound})", *_numbers(rounded), end_section=True)
+    table.add_row(f"as written, in bf16 (allowed: KL at most {bound})", *_numbers(rounded), end_section=True)
     if len(facts["drift"]) > 1:
         for name, drift in facts["drift"].items():
             table.add_row(f"onto {name}, beside the 4-bit model that was trained", *_numbers(drift))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ from rich.console import Console
 from skinvl.data import metadata
 from skinvl.recipe import recipe as recipes
 from skinvl.recipe import strict
+from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Base
 from skinvl.release import card, licences, record, upload, vetting
 from skinvl.release.licences import Licence
@@ -49,14 +49,15 @@ def main(words: Sequence[str]) -> int:
     merge = record.merged(given.run, found) if given.merged else None
     base = _base(found, given.base)
     if base is not None and not found.base.known:  # of a local copy nothing is known but what it is a copy of
-        found = replace(found, base=record.terms_of(base, found.environment["base"]["model_type"]))
+        found = replace(found, base=record.terms_of(base, found.provenance.base.model_type))
     licences.refuse_name(found.base, given.repo)
     licence = licences.chosen(found.base, found.terms, given.license)
     _refuse_public(found, licence, given)
     out: Path = given.out or given.run / "publish"
     if given.out is not None:
         _refuse_out(out)
-    faults = _write(out, found, given.repo, licence, base, merge, rights)
+    with whole_folder(out) as partial:
+        faults = _write(partial, found, given.repo, licence, base, merge, rights)
     faults += vetting.check(out, _private())
     if faults:
         listed = "\n".join(f"  {one}" for one in faults)
@@ -130,7 +131,7 @@ def _refuse_public(found: Record, licence: Licence, given: argparse.Namespace) -
 
 def _base(found: Record, name: str | None) -> Base | None:
     """Where others get the base; None where nobody can."""
-    own, commit = found.recipe.base, found.environment["base"]["commit"]
+    own, commit = found.recipe.base, found.provenance.base.commit
     if commit is not None:
         if name is not None and name not in (own.name, own.model):
             raise PublishError(f"--base {name}: the run was trained on {own.model}, and an adapter fits no other base")
@@ -144,7 +145,7 @@ def _base(found: Record, name: str | None) -> Base | None:
 
 
 def _write(
-    out: Path,
+    partial: Path,
     found: Record,
     repo: str,
     licence: Licence,
@@ -153,9 +154,6 @@ def _write(
     rights: Mapping[str, str],
 ) -> list[Finding]:
     """What of it cannot be published; the folder then holds all that would be uploaded, and nothing else."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     images, quantization = _as_trained(found)
     source = found.path / ("adapter" if merge is None else "merged")
     for path in sorted(source.rglob("*")):
@@ -169,8 +167,7 @@ def _write(
         resolved["base"] = base.model_dump()
     (partial / "recipe.yaml").write_text(strict.write(_neutral(resolved)), encoding="utf-8")
     if found.scores is not None:
-        scores = json.dumps(_neutral(found.scores), indent=1, ensure_ascii=False) + "\n"
-        (partial / "scores.json").write_text(scores, encoding="utf-8")
+        write_json(partial / "scores.json", _neutral(found.scores), indent=1)
         (partial / "scores.md").write_text(neutral(tables.markdown(found.scores)), encoding="utf-8")
     if (found.path / "loss.png").is_file():
         plot = (found.path / "loss.png").read_bytes()
@@ -182,8 +179,6 @@ def _write(
         faults += _licence_of_base(partial, found)
     text = card.text(found, repo, licence, base, merge, quantization, rights)
     (partial / "README.md").write_text(text, encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
     return faults
 
 
@@ -210,7 +205,7 @@ def _as_trained(found: Record) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
     from skinvl.model import families
 
-    family = families.load(found.environment["base"]["model_type"])
+    family = families.load(found.provenance.base.model_type)
     processor = AutoProcessor.from_pretrained(found.path / "adapter")
     images = family.image_arguments(processor, found.recipe.data.image_tokens)
     if found.recipe.quantization is None:
@@ -224,7 +219,7 @@ def _settle(folder: Path, found: Record, base: Base | None, images: Mapping[str,
     for path in sorted(folder.glob("*.json")):
         if path.name in AS_THEY_ARE:
             continue
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, "make it again with the verb that wrote it", PublishError)
         after = _neutral(before)
         for holder, name in (
             (after.get("image_processor"), "processor_config.json"),
@@ -246,14 +241,14 @@ def _settle(folder: Path, found: Record, base: Base | None, images: Mapping[str,
         if path.name == "merge.json" and base is not None:
             after["base"]["model"] = base.model
         if after != before:
-            path.write_text(json.dumps(after, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, after)
     return faults
 
 
 def _licence_of_base(folder: Path, found: Record) -> list[Finding]:
     """What is missing; the folder holds the copy of the base's licence that the licence demands."""
     base = found.recipe.base
-    commit = found.environment["base"]["commit"]
+    commit = found.provenance.base.commit
     places = [found.path / "LICENSE.txt", Path(base.location) / "LICENSE.txt"]
     if commit is not None and isinstance(
         cached := try_to_load_from_cache(base.location, "LICENSE.txt", revision=commit), str

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
-from pydantic import ValidationError
 
 from skinvl.data.example import splits
 from skinvl.data.source import read_card, source_folder
-from skinvl.recipe import recipe
-from skinvl.recipe.files import digest
+from skinvl.recipe import provenance, recipe
+from skinvl.recipe.files import digest, read_json, read_json_lines
+from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Base, Recipe
+from skinvl.recipe.run import Run, begun, finished
 from skinvl.release import licences
 from skinvl.release.licences import Terms
 
@@ -50,7 +49,7 @@ class Record:
 
     path: Path
     recipe: Recipe
-    environment: dict[str, Any]
+    provenance: Provenance
     summary: dict[str, Any]
     steps: int | None
     scores: dict[str, Any] | None
@@ -73,27 +72,22 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         rights: licences of what states none, by the source's name or "base", as who publishes vouches for.
 
     Raises:
-        RecordError: it has not ended, its data is gone, its scores are of another adapter, or a file cannot be read.
+        RecordError: its data is gone, its scores are of another adapter, or a file cannot be read.
+        RunError: it has not ended.
     """
     given = dict(rights or {})
-    if not (run / "recipe.yaml").is_file() or not (run / "env.json").is_file():
-        raise RecordError(
-            f"{run}: no run, it has no recipe.yaml and env.json; give the folder that skinvl sft has made"
-        )
-    if not (run / "adapter" / "adapter_model.safetensors").is_file():
-        raise RecordError(f"{run}: no adapter yet; the run has not ended. Go on with it by resume=auto")
-    made, environment = _recipe(run), _json(run / "env.json")
-    sources, unknown = _lineage(made, environment["data"], given)
-    base = terms_of(made.base, str(environment["base"]["model_type"]), given)
-    adapter = digest(run / "adapter" / "adapter_model.safetensors")
+    trained = finished(run)
+    sources, unknown = _lineage(trained, given)
+    base = terms_of(trained.recipe.base, trained.provenance.base.model_type, given)
+    adapter = digest(trained.weights)
     found = Record(
         path=run,
-        recipe=made,
-        environment=environment,
+        recipe=trained.recipe,
+        provenance=trained.provenance,
         summary=_json(run / "summary.json") if (run / "summary.json").is_file() else {},
-        steps=max((entry["step"] for entry in _lines(run / "log.jsonl")), default=None),
+        steps=max(_lines(run / "log.jsonl", "step"), default=None),
         scores=_scores(run, adapter),
-        ledger=Counter(row["rule"] for row in _lines(run / "ledger.jsonl")),
+        ledger=Counter(_lines(run / "ledger.jsonl", "rule")),
         sources=tuple(sources.values()),
         unknown=unknown,
         base=base,
@@ -175,19 +169,18 @@ def terms_of(base: Base, model_type: str, rights: dict[str, str] | None = None) 
     return found
 
 
-def _lineage(
-    made: Recipe, trained: Mapping[str, str], rights: dict[str, str]
-) -> tuple[dict[str, Source], dict[str, Terms]]:
+def _lineage(run: Run, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:
     """The sources that a run and the runs it went on from were trained on, and adapters of which nothing is known."""
-    found = {spec.source: source(spec.source, trained, rights) for spec in made.data.train}
-    if made.init_adapter is None:
-        return found, {}
-    run = Path(made.init_adapter).parent
-    if (run / "recipe.yaml").is_file() and (run / "env.json").is_file():
-        earlier, unknown = _lineage(_recipe(run), _json(run / "env.json")["data"], rights)
-        return {**earlier, **found}, unknown
-    name = run.name if Path(made.init_adapter).is_dir() else made.init_adapter
-    return found, {name: licences.read(rights.pop(name, None))}
+    specs, adapter = run.recipe.data.train, run.recipe.init_adapter
+    sources = {spec.source: source(spec.source, run.provenance.data, rights) for spec in specs}
+    if adapter is None:
+        return sources, {}
+    before = Path(adapter).parent
+    if (before / provenance.FILE).is_file():
+        earlier, unknown = _lineage(begun(before), rights)
+        return {**earlier, **sources}, unknown
+    name = before.name if Path(adapter).is_dir() else adapter
+    return sources, {name: licences.read(rights.pop(name, None))}
 
 
 def _scores(run: Path, adapter: str) -> dict[str, Any] | None:
@@ -208,27 +201,11 @@ def _scores(run: Path, adapter: str) -> dict[str, Any] | None:
     return found
 
 
-def _recipe(run: Path) -> Recipe:
-    path = run / "recipe.yaml"
-    try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a recipe of this version ({' '.join(str(error).split())[:200]})") from error
-
-
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecordError(f"{path}: not JSON ({error}); make it again with the verb that wrote it") from error
-    if not isinstance(found, dict):
-        raise RecordError(f"{path}: holds a {type(found).__name__}; expected an object")
-    return found
+    return read_json(path, "make it again with the verb that wrote it", RecordError)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise RecordError(f"{path}: not JSON lines ({error}); mend or remove the line") from error
+def _lines(path: Path, key: str) -> Iterator[Any]:
+    """What stands under the key in each line; nothing where there is no file."""
+    if path.is_file():
+        yield from (line[key] for line in read_json_lines(path, "mend or remove the line", RecordError, [key]))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig
-from transformers import AutoProcessor, GenerationConfig, ProcessorMixin
+from transformers import GenerationConfig, ProcessorMixin
 from transformers.image_utils import load_image
 from transformers.utils.import_utils import is_serve_available
 
@@ -25,11 +25,12 @@ from skinvl.data.example import text
 from skinvl.evaluate.parity import drawn
 from skinvl.evaluate.vllm_engine import RANKS
 from skinvl.model import families
-from skinvl.model.base import read_config, snapshot
 from skinvl.model.chat import Chat, ChatError
-from skinvl.recipe import run
+from skinvl.model.decode import stop_tokens
+from skinvl.model.loaded import open_with_adapter
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.run import Run, finished
 
 Engine = Literal["vllm", "transformers"]
 IMAGES = 8  # the most that a request may show
@@ -105,36 +106,34 @@ def opened(path: Path, engine: Engine) -> ServedModel:
         RunError: no finished run.
         ServeError: nothing that this engine can serve, or merged weights of another adapter.
     """
-    recipe, _ = run.evaluated(str(path), [])
-    if recipe.init_adapter is None:
-        raise ServeError(f"{path}: it has trained no adapter; serve its base with: {engine} serve MODEL")
-    adapter, merged = Path(recipe.init_adapter), path / "merged"
+    run = finished(path)
+    recipe, merged = run.adapted(), path / "merged"
+
+    # Merged weights hold the adapter, its processor and template; whatever the base was, they are not quantised.
     if merged.is_dir():
-        _fresh(path, merged, adapter)
+        _fresh(run, merged)
         base = recipe.base.model_copy(update={"model": str(merged), "random": None, "revision": None})
         recipe = recipe.model_copy(update={"base": base, "init_adapter": None, "quantization": None})
-        weights, module = merged, None
-    else:
-        if reason := _unfit(recipe, adapter, engine):
-            raise ServeError(f"{path}: {reason}; make RUN/merged first with: skinvl merge {shlex.quote(str(path))}")
-        weights, module = snapshot(recipe).path, adapter
-    config, family = read_config(weights)
-    if engine == "vllm" and config.model_type in NOT_IN_VLLM:
-        raise ServeError(f"{path}: vLLM serves no {config.model_type} since 0.11; use --engine transformers")
-    chat = Chat(AutoProcessor.from_pretrained(adapter), family, **recipe.data.budget)
-    return ServedModel(re.sub(r"[^\w.-]", "-", path.resolve().name), recipe, chat, weights, module)
+    elif reason := _unfit(recipe, run.adapter, engine):
+        raise ServeError(f"{path}: {reason}; make RUN/merged first with: skinvl merge {shlex.quote(str(path))}")
+
+    served = open_with_adapter(recipe)
+    if engine == "vllm" and served.family.model_type in NOT_IN_VLLM:
+        raise ServeError(f"{path}: vLLM serves no {served.family.model_type} since 0.11; use --engine transformers")
+    name = re.sub(r"[^\w.-]", "-", path.resolve().name)
+    return ServedModel(name, recipe, served.chat, served.path, served.adapter)
 
 
-def _fresh(path: Path, merged: Path, adapter: Path) -> None:
-    again = f"make it again with: skinvl merge {shlex.quote(str(path))}"
+def _fresh(run: Run, merged: Path) -> None:
+    again = f"make it again with: skinvl merge {shlex.quote(str(run.path))}"
     record = merged / "merge.json"
     if not record.is_file():
         raise ServeError(
             f"{merged}: no merge.json, so that nobody knows what was merged; remove the folder and {again}"
         )
-    told = json.loads(record.read_text(encoding="utf-8"))["adapter"]
-    if told != (now := digest(adapter / "adapter_model.safetensors")):
-        raise ServeError(f"{merged}: made of another adapter ({told}) than {adapter} is now ({now}); {again}")
+    then = json.loads(record.read_text(encoding="utf-8"))["adapter"]
+    if then != (now := digest(run.weights)):
+        raise ServeError(f"{merged}: made of another adapter ({then}) than {run.adapter} is now ({now}); {again}")
 
 
 def _unfit(recipe: Recipe, adapter: Path, engine: Engine) -> str:
@@ -264,8 +263,7 @@ def ends(given: ServedModel) -> list[int]:
     """The tokens that end an answer: the template's end of turn, and what the weights' own folder names."""
     file = given.weights / "generation_config.json"
     named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    others = named if isinstance(named, list) else [] if named is None else [named]
-    return sorted({given.chat.tokenizer.convert_tokens_to_ids(given.chat.family.turn_close), *others})
+    return sorted(stop_tokens(given.chat, named))
 
 
 def _generation(given: ServedModel) -> GenerationConfig:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 from accelerate import PartialState
 from rich.console import Console
-from transformers import AutoProcessor
 
 from skinvl.data import mixture
 from skinvl.model import precompute
-from skinvl.model.base import read_config, snapshot
-from skinvl.model.chat import Chat
 from skinvl.model.lengths import preflight
+from skinvl.model.loaded import open_base
 from skinvl.recipe.recipe import Recipe, load
 from skinvl.recipe.words import recipe_parser
 
@@ -39,13 +37,11 @@ def fill(recipe: Recipe) -> None:
     state = PartialState(cpu=bool(recipe.train.get("use_cpu")))
     say = Console(quiet=not state.is_main_process)
     sets = mixture.load(recipe.data)
-    with state.main_process_first():
-        base = snapshot(recipe)
-    config, family = read_config(base.path)
-    chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
-    rows = [*sets.train, *(row for some in sets.evaluation.values() for row in some)]
-    kept = [rows[length.index] for length in preflight(chat, [(row.example, row.root) for row in rows]).kept]
     asked = recipe if recipe.cache_gb is not None else recipe.model_copy(update={"cache_gb": math.inf})
-    if precompute.once(asked, base.path, config, chat, kept, math.inf, say) is None:
+    with state.main_process_first():
+        base = open_base(asked)
+    rows = [*sets.train, *(row for some in sets.evaluation.values() for row in some)]
+    kept = [rows[length.index] for length in preflight(base.chat, [(row.example, row.root) for row in rows]).kept]
+    if precompute.once(base, kept, math.inf, say) is None:
         raise ValueError(f"{recipe.name}: nothing was computed: its images take more than cache_gb, or it has none")
     state.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -12,12 +11,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from skinvl.recipe.files import MANIFEST, appear, clear, file_facts
+from skinvl.recipe import provenance, run
+from skinvl.recipe.files import MANIFEST, appear, clear, file_facts, partial_folder, read_json
+from skinvl.recipe.recipe import Recipe
 
 # Keys of a recipe that change what is written or shown, or how fast; any other would make it another training.
 FREE = (
@@ -54,11 +54,8 @@ def verify(checkpoint: Path) -> None:
     """
     before = [path for path in complete(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     back = f"to go on from {before[-1].name}" if before else "to begin anew"
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        found = {name: file_facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / MANIFEST}: damaged ({error}); remove {checkpoint} {back}") from error
+    files = read_json(checkpoint / MANIFEST, f"remove {checkpoint} {back}", CheckpointError, ["files"])["files"]
+    found = {name: file_facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
     for name, facts in found.items():
         if facts != files[name]:
             what = (
@@ -77,7 +74,7 @@ def save(trainer: Trainer) -> None:
     """
     folder = Path(str(trainer.args.output_dir))
     path = folder / f"checkpoint-{trainer.state.global_step}"
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_folder(path)
     with written(path, folder):
         if trainer.is_world_process_zero():
             shutil.rmtree(partial, ignore_errors=True)
@@ -110,31 +107,33 @@ def sweep(checkpoints: Path) -> None:
 def sizes(checkpoint: Path) -> dict[str, int]:
     """Bytes of a checkpoint by what they are for: the adapter, the optimizer, and the rest."""
     found = {"adapter": 0, "optimizer": 0, "rest": 0}
-    for name, facts in json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"].items():
+    for name, facts in read_json(checkpoint / MANIFEST, "remove the checkpoint")["files"].items():
         optimizer = name == "optimizer.pt" or name.startswith("global_step")
         found["adapter" if name.startswith("adapter_model") else "optimizer" if optimizer else "rest"] += facts["bytes"]
     return found
 
 
-def same(run: Path, recipe: str, facts: Mapping[str, Any]) -> None:
-    """Nothing, if the run in the folder was begun with this recipe (its YAML), these data and as many ranks.
+def same(path: Path, recipe: Recipe, data: Mapping[str, str], ranks: int) -> None:
+    """Nothing, if the run in the folder was begun with this recipe, these data (their digests) and as many ranks.
 
     Raises:
         CheckpointError: it was begun otherwise; the message names what differs.
+        RunError: its records are not as this version writes them.
     """
-    if not (run / "env.json").is_file():  # killed before it began
+    if not (path / provenance.FILE).is_file():  # killed before it began
         return
-    then, now = (_flat(yaml.safe_load(text)) for text in ((run / "recipe.yaml").read_text(encoding="utf-8"), recipe))
+    begun = run.begun(path)
+    then, now = (_flat(each.model_dump()) for each in (begun.recipe, recipe))
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key) and not key.startswith(FREE)]
-    told = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed]
-    began = json.loads((run / "env.json").read_text(encoding="utf-8"))
-    told += [f"{name} is another file" for name, digest in began["data"].items() if facts["data"].get(name) != digest]
-    if began["ranks"] != facts["ranks"]:
-        told.append(f"ranks were {began['ranks']} and are {facts['ranks']}, which would draw other batches")
-    if told:
+    differences = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed]
+    before = begun.provenance
+    differences += [f"{name} is another file" for name, digest in before.data.items() if data.get(name) != digest]
+    if before.ranks != ranks:
+        differences.append(f"ranks were {before.ranks} and are {ranks}, which would draw other batches")
+    if differences:
         raise CheckpointError(
-            f"{run}: resume=auto goes on with the same training, but {'; '.join(told[:3])}. Give it what it began "
-            f"with, or start another run with run=NAME, from its weights with init_adapter={run}/checkpoints/…"
+            f"{path}: resume=auto goes on with the same training, but {'; '.join(differences[:3])}. Give it what it "
+            f"began with, or start another run with run=NAME, from its weights with init_adapter={path}/checkpoints/…"
         )
 
 

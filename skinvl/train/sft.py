@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from peft import PeftModel
 from rich.console import Console
-from transformers import AutoProcessor, set_seed
+from transformers import set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl import SFTConfig
 
 from skinvl.data import mixture
-from skinvl.data.example import Dropped, words, write_jsonl
-from skinvl.data.mixture import Row, digests
-from skinvl.model import adapter, attention, precompute
-from skinvl.model.base import load_base, read_config, snapshot
-from skinvl.model.chat import Chat
-from skinvl.model.lengths import preflight
-from skinvl.model.loaded import base_fingerprint
+from skinvl.data.example import write_jsonl
+from skinvl.data.mixture import digests
+from skinvl.model import adapter, precompute
+from skinvl.model.base import load_base
+from skinvl.model.loaded import OpenBase, open_base
 from skinvl.model.pack import Collator
+from skinvl.model.precompute import Kept
 from skinvl.plan import dry
 from skinvl.recipe import run
-from skinvl.recipe.files import appear, write_text
+from skinvl.recipe.files import appear, partial_folder, read_json, write_json, write_text
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
 from skinvl.recipe.words import recipe_parser
 from skinvl.score import metrics
 from skinvl.train import checkpoint, summary
+from skinvl.train.control import image_control
 from skinvl.train.log import mean_loss, plot_losses, rewind
-from skinvl.train.summary import Control
+from skinvl.train.records import provenance
+from skinvl.train.rows import checked
 from skinvl.train.trainer import Trainer
-
-CONTROL_ROWS = 512  # closed questions asked with their own and with another image after training
 
 
 def main(words: Sequence[str]) -> int:
@@ -61,110 +58,132 @@ def train(recipe: Recipe) -> None:
     """Trains a recipe; its run folder then holds the adapter and the records of how it was made."""
     path = run.folder(recipe)
     args = arguments(recipe, path)
-    first = args.process_index == 0
-    say = Console(quiet=not first)
-    resume = checkpoint.last(path / "checkpoints") if recipe.resume else None
-    facts = {"ranks": args.world_size, "data": digests(recipe.data) if first else {}}
-    with args.main_process_first(local=False):
-        if first:
-            run.claim(path, recipe.resume is not None)
-            if recipe.resume:
-                checkpoint.same(path, dump(recipe), facts)
-                checkpoint.sweep(path / "checkpoints")
-                checkpoint.sweep(path)
-                rewind(path / "log.jsonl", checkpoint.step_of(resume) if resume else 0)
-            if resume:
-                checkpoint.verify(resume)
-    trainer = prepare(recipe, args, path, say, facts)
+    say = Console(quiet=args.process_index != 0)
+
+    # The folder first: what is wrong with it shows before anything is downloaded or loaded.
+    data = digests(recipe.data) if args.process_index == 0 else {}
+    resume = claimed(recipe, args, path, data)
+
+    trainer = prepare(recipe, args, path, say, data)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     minutes = (time.monotonic() - started) / 60
+
     if trainer.preemption.happened:
         there = checkpoint.last(path / "checkpoints")
         say.print(f"stopped by SIGTERM; {there} is whole: the same command with resume=auto goes on from it")
-        trainer.accelerator.end_training()
-        return
-    save_adapter(trainer, path / "adapter")
-    losses = trainer.evaluate() if trainer.eval_dataset else {}
-    control = image_control(trainer, [row for rows in trainer.eval_dataset.values() for row in rows.rows])
-    speed = trainer.pace.speed(trainer.accelerator)
-    if first:
-        plot_losses(path / "log.jsonl", path / "loss.png")
-        if there := checkpoint.last(path / "checkpoints"):
-            written = checkpoint.sizes(there)
-            say.print(f"{there}: {', '.join(f'{what} {size / 2**20:,.1f} MiB' for what, size in written.items())}")
-        found = {
-            "train_loss": mean_loss(path / "log.jsonl"),
-            **losses,
-            **({"speed": asdict(speed)} if speed else {}),
-            **({"control": asdict(control)} if control else {}),
-        }
-        (path / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        summary.result(say, found, control, speed, minutes, path)
+    else:
+        finish(trainer, path, minutes, say)
     trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
 
 
-def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, begun: Mapping[str, Any]) -> Trainer:
-    """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl."""
+def claimed(recipe: Recipe, args: SFTConfig, path: Path, data: Mapping[str, str]) -> Path | None:
+    """The checkpoint to go on from, if any; the folder is this run's then, and rid of what a killed one left half done.
+
+    Raises:
+        CheckpointError: the run in the folder was begun otherwise, or its last checkpoint is damaged.
+        RunError: the folder is taken, or cannot be written to.
+    """
+    resume = checkpoint.last(path / "checkpoints") if recipe.resume else None
+    with args.main_process_first(local=False):
+        if args.process_index > 0:
+            return resume
+        run.claim(path, recipe.resume is not None)
+        if recipe.resume:
+            checkpoint.same(path, recipe, data, args.world_size)
+            checkpoint.sweep(path / "checkpoints")
+            checkpoint.sweep(path)
+            rewind(path / "log.jsonl", checkpoint.step_of(resume) if resume else 0)
+        if resume:
+            checkpoint.verify(resume)
+    return resume
+
+
+def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Mapping[str, str]) -> Trainer:
+    """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl.
+
+    Args:
+        data: digests of the files that are trained and evaluated on, for env.json.
+    """
+    # Rows: of no patient, lesion or image may some be trained on and some evaluated.
     sets = mixture.load(recipe.data)
     summary.shared(say, sets)
+
+    # Base: config, tokenizer and template; the weights wait until all else is known to be right.
     with args.main_process_first():  # one process of a machine downloads or builds
-        base = snapshot(recipe)
-    config, family = read_config(base.path)
-    chat = Chat(AutoProcessor.from_pretrained(base.path), family, **recipe.data.budget)
-    train, evaluation, dropped = checked(chat, sets.train, sets.evaluation, say)
-    seen = [*train, *(row for rows in evaluation.values() for row in rows)]
+        base = open_base(recipe)
+
+    # Preflight: every row is laid out once, by its text and its images' sizes alone.
+    rows = checked(base.chat, sets, say)
+
+    # Features: a tower that stays frozen sees each image once, and need not be loaded after that.
     with _unsharded(args):
-        kept = precompute.once(recipe, base.path, config, chat, seen, _passes(args, len(train)), say)
+        features = precompute.once(base, rows.all, _passes(args, len(rows.train)), say)
+
+    # Weights and adapter.
+    peft_model = adapted(base, args, features)
+
+    # Trainer: batches that encode an image once, over TRL's own loop.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
+    filler = args.world_size > 1 and any(row.example.images for row in rows.all)
+    share = recipe.share_images and base.family.shares
+    collator = Collator(base.chat, filler=filler, share=share, cache=features.cache if features else None)
+    trainer = Trainer(peft_model, args, recipe, base.family, rows.train, rows.evaluation, collator, path / "log.jsonl")
+    counts = adapter.check(peft_model, base.family, recipe)
+
+    # Records: written before the first step, so that a run that is killed can be told from another.
+    if args.process_index == 0:
+        made = provenance(trainer, base, sets, rows, features, data)
+        summary.parts(say, recipe, args.learning_rate, counts, made)
+        write_text(path / run.RECIPE, dump(recipe))
+        made.write(path)
+        write_jsonl(path / "ledger.jsonl", [*sets.moved, *rows.dropped])
+    return trainer
+
+
+def adapted(base: OpenBase, args: SFTConfig, features: Kept | None) -> PeftModel:
+    """The base with its weights and a fresh adapter, or `init_adapter`; where features are kept, without its tower."""
+    recipe, family = base.recipe, base.family
     loaded = load_base(
         base.path,
         family,
         recipe,
         device_map={"": args.device} if recipe.quantization else None,
-        config=family.without_tower(config) if kept else None,
+        config=family.without_tower(base.config) if features else None,
     )
     if args.deepspeed and recipe.bf16:
         _use_autocast(args)
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
-    peft_model = adapter.attach(loaded, family, recipe, cached=kept is not None)
+    peft_model = adapter.attach(loaded, family, recipe, cached=features is not None)
     settings = peft_model.peft_config["default"]
-    settings.base_model_name_or_path, settings.revision = recipe.base.location, base.commit
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
-    cache = kept.cache if kept else None
-    filler = args.world_size > 1 and any(row.example.images for row in seen)
-    collator = Collator(chat, filler=filler, share=recipe.share_images and family.shares, cache=cache)
-    trainer = Trainer(peft_model, args, recipe, family, train, evaluation, collator, path / "log.jsonl")
-    counts = adapter.check(peft_model, family, recipe)
-    facts = {
-        "base": {
-            "model": recipe.base.location,
-            "commit": base.commit,
-            "fingerprint": base_fingerprint(base) if args.process_index == 0 else None,
-            "model_type": config.model_type,
-        },
-        "attention": attention.kernel_of(loaded),
-        "shared": "once a batch" if collator.share else f"for each{'' if family.shares else ', as the family needs'}",
-        "features": {"folder": str(kept.cache.folder), "computed": kept.computed, "seconds": kept.seconds}
-        if kept
-        else None,
-        "precision": "bf16" if recipe.bf16 else "fp32",
-        "quantization": recipe.quantization,
-        "engine": "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
-        **begun,
-        "effective_batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "allow_leak": recipe.data.allow_leak,
-        "leaking": sets.leaking,
-        "moved": len(sets.moved),
-        "rows": {"train": len(train), **{name: len(rows) for name, rows in evaluation.items()}},
-        "dropped": len(dropped),
+    settings.base_model_name_or_path, settings.revision = recipe.base.location, base.files.commit
+    return peft_model
+
+
+def finish(trainer: Trainer, path: Path, minutes: float, say: Console) -> None:
+    """Saves the adapter, evaluates it, and writes summary.json and loss.png."""
+    save_adapter(trainer, path / "adapter")
+
+    # Every rank evaluates its share.
+    losses = trainer.evaluate() if trainer.eval_dataset else {}
+    control = image_control(trainer, [row for rows in trainer.eval_dataset.values() for row in rows.rows])
+    speed = trainer.pace.speed(trainer.accelerator)
+    if not trainer.is_world_process_zero():
+        return
+
+    plot_losses(path / "log.jsonl", path / "loss.png")
+    if last := checkpoint.last(path / "checkpoints"):
+        sizes = checkpoint.sizes(last)
+        say.print(f"{last}: {', '.join(f'{what} {size / 2**20:,.1f} MiB' for what, size in sizes.items())}")
+    numbers = {
+        "train_loss": mean_loss(path / "log.jsonl"),
+        **losses,
+        **({"speed": asdict(speed)} if speed else {}),
+        **({"control": asdict(control)} if control else {}),
     }
-    summary.parts(say, recipe, args.learning_rate, counts, facts)
-    if args.process_index == 0:
-        write_text(path / "recipe.yaml", dump(recipe))
-        write_text(path / "env.json", json.dumps(run.environment(facts), indent=2) + "\n")
-        write_jsonl(path / "ledger.jsonl", [*sets.moved, *dropped])
-    return trainer
+    write_json(path / "summary.json", numbers)
+    summary.result(say, numbers, control, speed, minutes, path)
 
 
 def _passes(args: SFTConfig, rows: int) -> float:
@@ -195,7 +214,7 @@ def _use_autocast(args: SFTConfig) -> None:
 
 def save_adapter(trainer: Trainer, path: Path) -> None:
     """Nothing; the folder holds the adapter with its fully trained parts, the processor and the template."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_folder(path)
     with checkpoint.written(path, Path(str(trainer.args.output_dir))):
         trainer.save_model(str(partial))
         if trainer.is_world_process_zero():
@@ -207,7 +226,7 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
     train = dict(recipe.train)
     if "deepspeed" in train:
         file = deepspeed_config(train["deepspeed"])
-        stage = json.loads(file.read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage")
+        stage = read_json(file, "mend it or name another").get("zero_optimization", {}).get("stage")
         if recipe.quantization is not None and stage == 3:
             raise ValueError(
                 f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
@@ -250,40 +269,3 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
     )
-
-
-def checked(
-    chat: Chat, train: list[Row], evaluation: Mapping[str, list[Row]], say: Console
-) -> tuple[list[Row], dict[str, list[Row]], list[Dropped]]:
-    """The rows that will be seen, and the ledger of those that will not.
-
-    Raises:
-        ValueError: a set has no row left; the message gives the commonest reason.
-    """
-    kept: list[list[Row]] = []
-    ledger: list[Dropped] = []
-    for name, rows in [("train", train), *evaluation.items()]:
-        report = preflight(chat, [(row.example, row.root) for row in rows])
-        kept.append([rows[length.index] for length in report.kept])
-        ledger += report.dropped
-        say.print(report.table(name))
-        if not kept[-1]:
-            reason = f"; the first: {report.dropped[0].rule}: {report.dropped[0].detail}" if rows else ""
-            raise ValueError(f"{name}: none of {len(rows)} rows can be used{reason}")
-    return kept[0], dict(zip(evaluation, kept[1:], strict=True)), ledger
-
-
-def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
-    """The control for learning from pixels; None where there are too few closed questions about different images.
-
-    A question is closed here when its last answer has at most three words.
-    """
-    closed = [row for row in rows if row.example.images and len(words(row.example.messages[-1]).split()) <= 3]
-    generator = random.Random(trainer.args.seed)
-    sample = closed if len(closed) <= CONTROL_ROWS else generator.sample(closed, CONTROL_ROWS)
-    swapped = mixture.permuted(sample, generator)
-    pairs = [(row, other) for row, other in zip(sample, swapped, strict=True) if other is not None]
-    if len(pairs) < 2:
-        return None
-    own, permuted = (trainer.sums(rows) for rows in zip(*pairs, strict=True))
-    return Control(float(own[3] / own[2]), float(permuted[3] / permuted[2]), len(pairs))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,11 @@ from rich.table import Table
 
 from skinvl.data.mixture import Sets
 from skinvl.model.adapter import Trained
+from skinvl.recipe.printing import entry
+from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe
 from skinvl.train.callbacks import Speed
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Closed-answer token accuracy with each question's own image, and with the images permuted among questions."""
-
-    own: float
-    permuted: float
-    questions: int
+from skinvl.train.control import Control
 
 
 def shared(say: Console, sets: Sets) -> None:
@@ -39,23 +32,24 @@ def shared(say: Console, sets: Sets) -> None:
         )
 
 
-def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], facts: Mapping[str, Any]) -> None:
+def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], made: Provenance) -> None:
     """Nothing; prints what trains in each part, where, and at which learning rate."""
-    table = Table(
-        "part", "train", "learning rate", "trainable", "of", "where", title=f"{recipe.name} on {recipe.base.name}"
-    )
+    table = Table("part", "train", "learning rate", "trainable", "of", title=f"{recipe.name} on {recipe.base.name}")
+    places = {}
     for name, part in parts.items():
         spec = getattr(recipe.parts, name)
         own = "" if spec.train == "frozen" else f"{spec.learning_rate or rate:g}"
-        where = ", ".join(f"{module} ×{count}" for module, count in part.lora.items()) or f"{part.full} modules"
-        table.add_row(
-            name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}", where if part.trainable else ""
-        )
+        table.add_row(name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}")
+        if part.trainable:
+            places[name] = ", ".join(f"{module} ×{count}" for module, count in part.lora.items())
+            places[name] = places[name] or f"{part.full} modules"
     say.print(table)
+    for name, where in places.items():
+        entry(say, f"{name} trains", where)
     say.print(
-        f"{facts['engine']}, ranks {facts['ranks']}, effective batch {facts['effective_batch']}, {facts['precision']}, "
-        f"attention {facts['attention']}, what conversations about one image have in common is computed "
-        f"{facts['shared']}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
+        f"{made.engine}, ranks {made.ranks}, effective batch {made.effective_batch}, {made.precision}, "
+        f"attention {made.attention}, what conversations about one image have in common is computed "
+        f"{made.shared}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
     )
 
 

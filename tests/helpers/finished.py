@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
-from helpers import pictures
+from helpers import pictures, provenances
 from skinvl.data.example import Example, text, write
 from skinvl.recipe.files import digest
 from skinvl.score.stats import LEVEL
@@ -110,25 +110,14 @@ def run(
         **(recipe or {}),
     }
     (path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    facts = {
-        "python": "3.11.7",
-        "libraries": {"torch": "2.15.0", "skinvl": "0.1.0"},
-        "cpus": 2,
-        "gpus": ["NVIDIA H100"],
+    changes = {
         "command": ["sft", "/home/ada/ham.yaml", "data.train=[{source: /home/ada/data/ham, split: train}]"],
-        "base": {"model": tree["base"].get("model"), "commit": commit, "model_type": "qwen2_vl"},
-        "precision": "bf16",
-        "engine": "one process",
-        "ranks": 1,
-        "effective_batch": 32,
         "data": {str(data / "train.parquet"): digest(data / "train.parquet")},
-        "allow_leak": False,
-        "leaking": 0,
-        "moved": 2,
         "rows": {"train": 2345, "ham": 127},
         **(environment or {}),
     }
-    (path / "env.json").write_text(json.dumps(facts))
+    trained = {"model": tree["base"].get("model") or f"bases/{tree['base']['name']}", "commit": commit}
+    provenances.made(**{**changes, "base": {**trained, **changes.get("base", {})}}).write(path)
     (path / "summary.json").write_text(json.dumps({"train_loss": 0.61276, "eval_loss": 0.10008}))
     (path / "log.jsonl").write_text('{"step": 10, "loss": 2.0}\n{"step": 678, "train_runtime": 9.0}\n')
     rules = ["moved-to-train", "left-out-of-eval", "too-long", "too-long"]
@@ -158,12 +147,12 @@ def merged(path: Path) -> Path:
     (out / "config.json").write_text('{"model_type": "qwen2_vl", "_name_or_path": "/home/ada/bases/qwen"}')
     for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (out / name).write_bytes((path / "adapter" / name).read_bytes())
-    gate = {"max": 3e-6, "mean": 4e-7, "argmax_agreement": 0.998, "examples": 17, "tolerance": 1e-3, "positions": 90}
+    check = {"max": 3e-6, "mean": 4e-7, "argmax_agreement": 0.998, "examples": 17, "tolerance": 1e-3, "positions": 90}
     facts = {
         "base": {"model": "/home/ada/bases/qwen", "commit": None, "fingerprint": "f"},
         "adapter": digest(path / "adapter" / "adapter_model.safetensors"),
         "onto": "bf16",
-        "gate": gate,
+        "check": check,
         "drift": {},
         "libraries": {"skinvl": "0.1.0"},
     }

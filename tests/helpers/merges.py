@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from helpers import runs, tiny
+from helpers import provenances, runs, tiny
 from skinvl.model.base import blank_model
 from skinvl.model.hub import Snapshot
-from skinvl.model.loaded import base_fingerprint
 from skinvl.recipe import run
 from skinvl.recipe.files import write_text
 from skinvl.recipe.recipe import Recipe, dump
@@ -44,8 +43,8 @@ def made(tmp_path: Path, family: str, base: Path | None = None, name: str = "one
     tiny.processor(family).save_pretrained(path / "adapter")
     write_text(path / "recipe.yaml", dump(one))
     there = Path(one.base.location)
-    facts = {"model": str(there), "commit": None, "fingerprint": base_fingerprint(Snapshot(there, None))}
-    write_text(path / "env.json", json.dumps({"base": facts}))
+    fingerprint = Snapshot(there, None).fingerprint()
+    provenances.made(base={"model": str(there), "fingerprint": fingerprint, "model_type": family}).write(path)
     return path
 
 
@@ -54,8 +53,8 @@ def asked(path: Path) -> Recipe:
     return run.evaluated(str(path), ())[0]
 
 
-def folding(path: Path) -> Merging:
-    """What a merge of the run folds."""
+def prepared(path: Path) -> Merging:
+    """What a merge of the run would write."""
     one = asked(path)
     return Merging(Path(one.base.location), path / "adapter", one, CPU)
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoProcessor
 
 from helpers import sources, tiny
 from skinvl.data.example import Example, Facts, text, write
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import upright
 from skinvl.model import adapter, families
+from skinvl.model.attention import Span
 from skinvl.model.base import load_base, read_config
 from skinvl.model.chat import UNTRAINED, Chat
 from skinvl.model.lengths import sizes
-from skinvl.model.pack import Collator
+from skinvl.model.loaded import open_base
+from skinvl.model.pack import Batch, Collator
 from skinvl.recipe import recipe
 from skinvl.recipe.recipe import Recipe
 
@@ -92,9 +93,7 @@ def make(tmp_path: Path, family: str, **changes: Any) -> Recipe:
 
 def chat(one: Recipe) -> Chat:
     """The chat of a recipe's base."""
-    path = Path(one.base.location)
-    _, family = read_config(path)
-    return Chat(AutoProcessor.from_pretrained(path), family, **one.data.budget)
+    return open_base(one).chat
 
 
 def attached(one: Recipe) -> Any:
@@ -104,22 +103,19 @@ def attached(one: Recipe) -> Any:
     return adapter.attach(load_base(path, family, one), family, one)
 
 
-def batch(one: Recipe, rows: list[Row]) -> dict[str, Any]:
+def batch(one: Recipe, rows: list[Row]) -> Batch:
     """The rows as one batch of the recipe's base."""
     return Collator(chat(one))([{"row": row} for row in rows])
 
 
-def alone(chat: Chat, row: Row) -> dict[str, Any]:
+def alone(chat: Chat, row: Row) -> Batch:
     """A conversation as Hugging Face's own model takes it: one row of its own, without spans or given positions."""
     encoded = chat.encode(row.example, sizes(row.root, row.example))
-    ids, labels = torch.tensor([encoded.ids]), torch.tensor([encoded.labels])
+    ids = torch.tensor([encoded.ids])
     images = [[upright(row.root / name) for name in row.example.images[: len(encoded.pictures)]]]
-    return {
-        "input_ids": ids,
-        "labels": labels,
-        "shift_labels": torch.nn.functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED),
-        **chat.family.batch(chat.processor, ids, images, chat.image_arguments),
-    }
+    inputs = {"input_ids": ids, **chat.family.batch(chat.processor, ids, images, chat.image_arguments)}
+    targets = torch.tensor([[*encoded.labels[1:], UNTRAINED]])
+    return Batch(inputs, targets, (Span(0, 0, len(encoded.ids)),), len(encoded.ids), (row.example.id,))
 
 
 def family_of(one: Recipe) -> families.Family:

@@ -25,6 +25,7 @@ from skinvl.model import adapter, precompute
 from skinvl.model.base import ModelError, blank_model, count_parameters, load_base, read_config
 from skinvl.model.families import Picture
 from skinvl.model.feature_cache import Cache, CacheError
+from skinvl.model.loaded import open_base
 from skinvl.model.pack import Collator
 from skinvl.recipe import recipe
 from skinvl.recipe.recipe import Recipe
@@ -55,9 +56,7 @@ def rows(one: Recipe) -> list[Row]:
 def once(one: Recipe, passes: float = math.inf, some: Sequence[Row] | None = None) -> tuple[Cache | None, str]:
     """The cache of a recipe's images, or of those of some rows, and what was printed."""
     say = Console(record=True, width=500)
-    path = Path(one.base.location)
-    config, _ = read_config(path)
-    kept = precompute.once(one, path, config, runs.chat(one), rows(one) if some is None else some, passes, say)
+    kept = precompute.once(open_base(one), rows(one) if some is None else some, passes, say)
     return kept.cache if kept else None, say.export_text()
 
 
@@ -247,7 +246,7 @@ def test_features_lost_in_a_run_stop_it_with_the_way_on(tmp_path: Path) -> None:
     one, kept = filled(tmp_path)
     collate = Collator(runs.chat(one), cache=kept)
     given = [{"row": row} for row in rows(one)[:3]]
-    assert collate(given)["pixel_values"].shape[1] == 96
+    assert collate(given).inputs["pixel_values"].shape[1] == 96
     kept.file(rows(one)[0].root / rows(one)[0].example.images[0]).unlink()
     with pytest.raises(CacheError, match=r"gone or damaged since the run began.*resume=auto"):
         collate(given)
@@ -256,9 +255,9 @@ def test_features_lost_in_a_run_stop_it_with_the_way_on(tmp_path: Path) -> None:
 def test_a_batch_without_images_gets_zeros_for_its_blank(tmp_path: Path) -> None:
     one, kept = filled(tmp_path)
     batch = Collator(runs.chat(one), filler=True, cache=kept)([])
-    assert batch["filler"]
-    assert not batch["pixel_values"].any()
-    assert batch["pixel_values"].shape == (int(batch["image_grid_thw"].prod()), 96)
+    assert batch.filler
+    assert not batch.inputs["pixel_values"].any()
+    assert batch.inputs["pixel_values"].shape == (int(batch.inputs["image_grid_thw"].prod()), 96)
     with torch.no_grad():
         path = Path(one.base.location)
         config, kind = read_config(path)

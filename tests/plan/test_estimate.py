@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers import runs
-from skinvl.model.base import read_config
 from skinvl.model.chat import UNTRAINED
+from skinvl.model.loaded import open_base
 from skinvl.plan import estimate, workload
 from skinvl.plan.estimate import NF4, Requirements
 from skinvl.plan.workload import Assumed
@@ -17,9 +18,7 @@ from skinvl.recipe.recipe import Recipe
 
 
 def made(one: Recipe, ranks: int = 1, own: bool = True) -> Requirements:
-    config, family = read_config(Path(one.base.location))
-    guess = Assumed(rows=400, questions=2)
-    return estimate.estimate(one, config, family, runs.chat(one), ranks, guess, own=own)
+    return estimate.estimate(replace(open_base(one), own_tokenizer=own), ranks, Assumed(rows=400, questions=2))
 
 
 def with_batch(one: Recipe, size: int) -> Recipe:
@@ -44,7 +43,7 @@ def test_what_would_take_less_takes_less(tmp_path: Path) -> None:
     less = found.otherwise()
     assert less.peak < 0.7 * found.trace.peak
     assert found.needed(less).total < found.needed().total
-    ids = found.inputs["input_ids"]
+    ids = found.batch.ids
     assert 0.5 < found.halved() == 1 - int((ids == found.image_id).sum()) / 2 / ids.numel() < 1
     assert found.shared.load.positions < found.apart.load.positions
 
@@ -61,7 +60,8 @@ def test_checkpointing_the_other_way_round_is_what_a_recipe_with_it_needs(tmp_pa
 
 def test_logits_are_those_of_the_trained_tokens(tmp_path: Path) -> None:
     found = made(runs.make(tmp_path, "qwen2_vl", cache_gb=1.0))
-    trained = sum(len(one.labels) - one.labels.count(UNTRAINED) for one in found.shared.largest.encoded)
+    encoded = [conversation.encoded for conversation in found.shared.largest.conversations]
+    trained = sum(len(one.labels) - one.labels.count(UNTRAINED) for one in encoded)
     assert found.logits == (trained, trained * found.stage.config.text_config.vocab_size * 4)
 
 

@@ -6,20 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers import runs
 from skinvl.data import mixture
 from skinvl.data.sampler import MixtureSampler
 from skinvl.model.base import read_config
-from skinvl.model.chat import UNTRAINED
-from skinvl.model.pack import Collator
+from skinvl.model.pack import Batch, Collator
 from skinvl.plan import workload
+from skinvl.plan.configs import open_folder
 from skinvl.plan.workload import Assumed, Load
 from skinvl.recipe.recipe import Recipe
 
 
-def laid(one: Recipe, share: bool) -> list[dict[str, torch.Tensor]]:
+def laid(one: Recipe, share: bool) -> list[Batch]:
     rows = mixture.rows(one.data.train[0])
     order = list(MixtureSampler(rows, 42, batch=4, step=4 if share else 1))
     collator = Collator(runs.chat(one), share=share)
@@ -36,20 +35,20 @@ def test_an_epoch_is_what_the_collator_makes_of_it(family: str, share: bool, tmp
     batches = laid(one, share)
     assert epoch.batches == len(batches) == 6
     assert epoch.load.conversations == 24
-    assert epoch.load.tokens == sum(some["tokens"] for some in batches)
-    assert epoch.load.positions == sum(some["input_ids"].numel() for some in batches)
-    assert epoch.load.trained == sum(int((some["shift_labels"] != UNTRAINED).sum()) for some in batches)
-    shown = sum(int((some["input_ids"] == chat.image_id).sum()) for some in batches)
-    picture = epoch.largest.encoded[0].pictures[0]
+    assert epoch.load.tokens == sum(some.tokens for some in batches)
+    assert epoch.load.positions == sum(some.ids.numel() for some in batches)
+    assert epoch.load.trained == sum(int(some.supervised.sum()) for some in batches)
+    shown = sum(int((some.ids == chat.image_id).sum()) for some in batches)
+    picture = epoch.largest.conversations[0].encoded.pictures[0]
     if family == "mllama":
         assert epoch.load.images == shown
     largest = workload.load(chat, epoch.largest, share).positions
-    assert largest == max(some["input_ids"].numel() for some in batches)
+    assert largest == max(some.ids.numel() for some in batches)
     made = workload.inputs(chat, read_config(Path(one.base.location))[0], epoch.largest, share, None)
-    assert made["input_ids"].numel() == largest
-    assert made["pixel_values"].is_meta
-    real = next(some for some in batches if some["input_ids"].shape == made["input_ids"].shape)
-    assert made["pixel_values"].shape[1:] == real["pixel_values"].shape[1:]
+    assert made.ids.numel() == largest
+    assert made.inputs["pixel_values"].is_meta
+    real = next(some for some in batches if some.ids.shape == made.ids.shape)
+    assert made.inputs["pixel_values"].shape[1:] == real.inputs["pixel_values"].shape[1:]
     assert picture.vision_tokens > 0
 
 
@@ -70,7 +69,7 @@ def test_pairs_are_those_that_attention_computes(tmp_path: Path) -> None:
     one = runs.make(tmp_path, "qwen2_vl")
     chat = runs.chat(one)
     epoch = workload.drawn(one, chat, workload.rows_of(chat, one), 1, False)
-    lengths = [len(some.ids) for some in epoch.largest.encoded]
+    lengths = [len(some.encoded.ids) for some in epoch.largest.conversations]
     assert workload.load(chat, epoch.largest, False).pairs == sum(n * (n + 1) / 2 for n in lengths)
 
 
@@ -132,16 +131,12 @@ def test_what_is_not_prepared_is_named(tmp_path: Path) -> None:
 
 def test_a_base_without_a_tokenizer_keeps_its_own_images_and_template(shared: Path, tmp_path: Path) -> None:
     path = shared / "configs" / "qwen2.5-vl-7b-instruct"
-    config, family = read_config(path)
     one = runs.make(tmp_path, "qwen2_vl")
-    chat, own = workload.chat_of(path, config, family, one, tmp_path)
-    assert not own
-    assert config.image_token_id == chat.image_id
-    assert "You are a helpful assistant." in chat.template
-    chat, own = workload.chat_of(
-        Path(one.base.location), read_config(Path(one.base.location))[0], family, one, tmp_path
-    )
-    assert own
+    base = open_folder(one, path, tmp_path)
+    assert not base.own_tokenizer
+    assert base.config.image_token_id == base.chat.image_id
+    assert "You are a helpful assistant." in base.chat.template
+    assert open_folder(one, Path(one.base.location), tmp_path).own_tokenizer
 
 
 def test_loads_add_up() -> None:

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 
 from helpers import finished
 from skinvl.recipe.recipe import Base
+from skinvl.recipe.run import RunError
 from skinvl.release import card, licences, record
 from skinvl.release.record import Record, RecordError
 
@@ -233,7 +234,7 @@ def test_a_merged_model(tmp_path: Path) -> None:
     assert "on 17 examples the logits differ by at most 3e-06" in section(text, "Merged and unmerged")
     assert "99.8 % of the most likely tokens" in text
     facts = json.loads((run / "merged/merge.json").read_text())
-    (run / "merged/merge.json").write_text(json.dumps({**facts, "gate": None}))
+    (run / "merged/merge.json").write_text(json.dumps({**facts, "check": None}))
     assert "It was not compared" in made(run, merge=record.merged(run, record.read(run)))
     (run / "merged/merge.json").write_text(json.dumps({**facts, "adapter": "0" * 32}))
     with pytest.raises(RecordError, match=r"of another adapter .* merge again"):
@@ -257,11 +258,12 @@ def test_a_base_in_4_bits_is_loaded_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("env.json", None, "no run, it has no recipe.yaml and env.json"),
+        ("env.json", None, r"no run, it has no env\.json: nothing was trained here"),
         ("adapter/adapter_model.safetensors", None, "no adapter yet"),
         ("adapter/adapter_model.safetensors", "another", r"was asked of another adapter .* make eval"),
         ("env.json", "{", "not JSON"),
         ("env.json", "[]", "holds a list"),
+        ("env.json", "{}", r"not as this version writes it .*python"),
         ("scores.json", "{}", "score again"),
         ("recipe.yaml", "name: 1", "not a recipe of this version"),
         ("recipe.yaml", "a: [", "not a recipe of this version"),
@@ -273,7 +275,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: str | N
     (run / name).unlink()
     if content is not None:
         (run / name).write_text(content)
-    with pytest.raises(RecordError, match=said):
+    with pytest.raises((RecordError, RunError), match=said):
         record.read(run)
 
 

@@ -20,12 +20,12 @@ from skinvl import __main__
 from skinvl.data import mixture
 from skinvl.evaluate.engine import Transformers, questions
 from skinvl.model.hub import Snapshot
-from skinvl.model.loaded import base_fingerprint, load_model
+from skinvl.model.loaded import load_model
 from skinvl.recipe import run
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Base, Recipe
+from skinvl.recipe.run import RunError
 from skinvl.release import merge, merge_check
-from skinvl.release.merge import MergeError
 from skinvl.release.merge_check import MergeCheckError
 from skinvl.train import sft
 
@@ -52,7 +52,7 @@ def same_logits(path: Path, one: Recipe) -> None:
     model, whole = model.float().eval(), whole.eval()
     with torch.no_grad():
         for row in mixture.rows(one.data.eval[0])[:3]:
-            inputs = {name: value for name, value in runs.alone(chat, row).items() if "labels" not in name}
+            inputs = runs.alone(chat, row).inputs
             found, expected = model(**inputs).logits, whole(**inputs).logits
             with whole.disable_adapter():
                 bare = whole(**inputs).logits
@@ -93,8 +93,8 @@ def test_a_run_becomes_a_model_that_plain_transformers_loads(
     assert facts["base"] == {name: trained[name] for name in ("model", "commit", "fingerprint")}
     assert facts["adapter"] == digest(path / "adapter" / "adapter_model.safetensors")
     assert facts["onto"] == "bf16"
-    assert facts["gate"]["max"] <= facts["gate"]["tolerance"]
-    assert facts["gate"]["examples"] == 3
+    assert facts["check"]["max"] <= facts["check"]["tolerance"]
+    assert facts["check"]["examples"] == 3
     assert facts["drift"].keys() == {"bf16"}
     assert hidden(path) == []
     same_logits(path, merges.asked(path))
@@ -105,12 +105,12 @@ def test_merging_twice_gives_the_same_bytes_and_a_stale_merge_is_replaced(
 ) -> None:
     path = merges.made(tmp_path, "qwen2_vl", quantization=merges.NF4)
     out = path / "merged"
-    assert merge.main([str(path), "--ungated"]) == 0
+    assert merge.main([str(path), "--unchecked"]) == 0
     told = capsys.readouterr().out
     assert "onto the dequantized base" in told
     assert "not compared with base + adapter" in told
     first = contents(out)
-    assert merge.main([str(path), "--ungated", "--out", str(tmp_path / "elsewhere")]) == 0
+    assert merge.main([str(path), "--unchecked", "--out", str(tmp_path / "elsewhere")]) == 0
     assert contents(tmp_path / "elsewhere") == first
     capsys.readouterr()
     before = (out / "merge.json").stat().st_ino
@@ -125,9 +125,9 @@ def test_merging_twice_gives_the_same_bytes_and_a_stale_merge_is_replaced(
     assert contents(out)["model.safetensors"] != first["model.safetensors"]
     file = path / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    assert merge.main([str(path), "--onto", "bf16", "--ungated"]) == 0
+    assert merge.main([str(path), "--onto", "bf16", "--unchecked"]) == 0
     facts = json.loads((out / "merge.json").read_text())
-    assert (facts["adapter"], facts["gate"], facts["drift"]) == (digest(file), None, {})
+    assert (facts["adapter"], facts["check"], facts["drift"]) == (digest(file), None, {})
     assert hidden(path) == hidden(tmp_path) == []
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         assert hidden(path) == []
 
     refused("--onto dequantized: the run was not trained on a 4-bit base", "--onto", "dequantized")
-    with pytest.raises(MergeError, match="no such folder"):
+    with pytest.raises(RunError, match="no run, there is no such folder"):
         merge.main([str(tmp_path / "nothing")])
     refused("base: no merged model, and not empty", "--out", str(base))
     taken = tmp_path / "taken"
@@ -162,9 +162,9 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         refused(r"base: not the base that .* was trained on: its fingerprint is")
         (base / file).write_bytes(kept)
     shutil.rmtree(tmp_path / "drawn")
-    refused("--ungated")
+    refused("--unchecked")
     assert not (path / "merged").exists()
-    assert merge.main([str(path), "--ungated"]) == 0
+    assert merge.main([str(path), "--unchecked"]) == 0
 
 
 def test_a_merge_that_fails_the_gate_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +178,13 @@ def test_a_merge_that_fails_the_gate_leaves_nothing(tmp_path: Path, monkeypatch:
 
 def test_a_fingerprint_is_of_config_and_weights_alone(tmp_path: Path) -> None:
     base = tiny.base("qwen2_vl")
-    assert base_fingerprint(Snapshot(base, "abc")) == "abc"
-    found = base_fingerprint(Snapshot(base, None))
+    assert Snapshot(base, "abc").fingerprint() == "abc"
+    found = Snapshot(base, None).fingerprint()
     copy = Path(shutil.copytree(base, tmp_path / "copy"))
     (copy / "README.md").write_text("notes")
-    assert base_fingerprint(Snapshot(copy, None)) == found
+    assert Snapshot(copy, None).fingerprint() == found
     (copy / "model.safetensors").rename(copy / "other.safetensors")
-    assert base_fingerprint(Snapshot(copy, None)) != found
+    assert Snapshot(copy, None).fingerprint() != found
 
 
 KILLED = """
@@ -206,8 +206,8 @@ def child(at):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*given, **named)
         return run
-    merging.Folding._tensor = counted(merging.Folding._tensor)
-    for owner, name in ((merge_check, "check"), (files, "_sync"), (files, "clear"), (os, "rename")):
+    merging.Merging._merged = counted(merging.Merging._merged)
+    for owner, name in ((merge_check, "check"), (files, "sync"), (files, "replace_folder"), (os, "rename")):
         setattr(owner, name, counted(getattr(owner, name)))
     os._exit(merge.main([sys.argv[1]]))
 
@@ -229,10 +229,10 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole(tmp_path: Path, stale: b
     assert merge.main([str(fresh)]) == 0
     tensors = len(load_file(tiny.base("qwen2_vl") / "model.safetensors"))
     if stale:
-        assert merge.main([str(path), "--ungated"]) == 0
+        assert merge.main([str(path), "--unchecked"]) == 0
         facts = json.loads((path / "merged" / "merge.json").read_text())
         (path / "merged" / "merge.json").write_text(json.dumps({**facts, "adapter": "another"}))
-    # while weights are written, as the gate begins, within it, and at each step by which the folder appears
+    # while weights are written, as the check begins, within it, and at each step by which the folder appears
     moments = [tensors // 2, tensors + 1, 2 * tensors, *range(3 * tensors + 2, 3 * tensors + 15, 4)]
     found = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), *map(str, moments)],
@@ -245,7 +245,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole(tmp_path: Path, stale: b
         assert line.endswith("None") or "complete.json" in line, line
     assert lines[-1].split()[3] == "0"
     whole, expected = (contents(one / "merged") for one in (path, fresh))
-    for one in (whole, expected):  # with the last digits of the gate, which the number of threads decides
+    for one in (whole, expected):  # with the last digits of the check, which the number of threads decides
         one.pop("merge.json")
         one.pop("complete.json")
     assert whole == expected
@@ -262,7 +262,7 @@ def test_a_trained_run_its_merge_and_a_run_on_its_merge(
     sft.train(one)
     path = run.folder(one)
     trained = json.loads((path / "env.json").read_text())["base"]
-    assert trained["fingerprint"] == base_fingerprint(Snapshot(tiny.base(family), None))
+    assert trained["fingerprint"] == Snapshot(tiny.base(family), None).fingerprint()
     assert merge.main([str(path)]) == 0
     with pytest.raises(ValueError, match=r"no run, it has no recipe\.yaml"):
         merge.main([str(path / "merged")])
@@ -280,5 +280,5 @@ def test_a_trained_run_its_merge_and_a_run_on_its_merge(
     assert merge.main(["runs/again"]) == 0
     untrained = one.model_copy(update={"base": base})
     run.begin(tmp_path / "runs" / "untrained", untrained)
-    with pytest.raises(MergeError, match="nothing was trained here"):
+    with pytest.raises(RunError, match="nothing was trained here"):
         merge.main(["runs/untrained"])

@@ -1,4 +1,4 @@
-"""The gate lets a merge through that is base + adapter, and stops one that is anything else."""
+"""The merge check lets a merge through that is base + adapter, and stops one that is anything else."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import merges, tiny
-from skinvl.model.loaded import load_model, opened
+from skinvl.model.loaded import load_model, open_with_adapter
 from skinvl.release import merge_check
 from skinvl.release.merge_check import MergeCheck, MergeCheckError
 from skinvl.release.merging import Merging, Onto
 
 
 def checked(path: Path, onto: Onto = "bf16", spoil: Callable[[Merging], object] | None = None) -> MergeCheck:
-    """The verdict on a run's merge, written by a folding that was spoilt."""
+    """The verdict on a run's merge, written by a merging that was spoilt."""
     one = merges.asked(path)
-    folding = merges.folding(path)
+    merging = merges.prepared(path)
     if spoil is not None:
-        spoil(folding)
+        spoil(merging)
     out = path / "merged"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     for name in ("config.json", "generation_config.json"):
-        shutil.copy(folding.base / name, out)
-    folding.write(out, onto)
-    return merge_check.check(folding, out, one, onto, merge_check.examples(one, opened(one).chat))
+        shutil.copy(merging.base / name, out)
+    merging.write(out, onto)
+    return merge_check.check(merging, out, one, onto, merge_check.examples(one, open_with_adapter(one).chat))
 
 
-def scaled(folding: Merging) -> None:
-    folding.lora.lora_alpha *= 1.01
+def scaled(merging: Merging) -> None:
+    merging.lora.lora_alpha *= 1.01
 
 
-def dropped(folding: Merging) -> None:
-    folding.layers.pop(next(iter(folding.layers)))
+def dropped(merging: Merging) -> None:
+    merging.layers.pop(next(iter(merging.layers)))
 
 
-def permuted(folding: Merging) -> None:
-    names = [name for name in folding.layers if name.endswith("layers.0.self_attn.q_proj")]
-    names += [name for name in folding.layers if name.endswith("layers.3.self_attn.q_proj")]
+def permuted(merging: Merging) -> None:
+    names = [name for name in merging.layers if name.endswith("layers.0.self_attn.q_proj")]
+    names += [name for name in merging.layers if name.endswith("layers.3.self_attn.q_proj")]
     first, last = names
-    folding.layers[first], folding.layers[last] = folding.layers[last], folding.layers[first]
+    merging.layers[first], merging.layers[last] = merging.layers[last], merging.layers[first]
 
 
-def unprojected(folding: Merging) -> None:
-    folding.full.pop(next(name for name in folding.full if name.endswith("weight")))
+def unprojected(merging: Merging) -> None:
+    merging.full.pop(next(name for name in merging.full if name.endswith("weight")))
 
 
 SPOILT = [
@@ -110,8 +110,8 @@ def test_the_dequantised_base_is_the_one_that_was_trained_on(
 
 @pytest.mark.slow
 def test_bits_of_other_settings_are_not_those_that_were_trained_on(tmp_path: Path) -> None:
-    def other(folding: Merging) -> None:
-        for layer in folding.quantised.values():
+    def other(merging: Merging) -> None:
+        for layer in merging.quantised.values():
             layer.weight.compress_statistics = False
 
     with pytest.raises(MergeCheckError, match="are not those of base"):
@@ -129,7 +129,7 @@ def test_files_that_hold_anything_but_the_folded_weights_are_seen(tmp_path: Path
         save_file(tensors, out / "model.safetensors", {"format": "pt"})
 
     monkeypatch.setattr(Merging, "write", one_bit)
-    with pytest.raises(MergeCheckError, match=r"model\.visual\.blocks\.1\.mlp\.fc1\.weight is not the folded weight"):
+    with pytest.raises(MergeCheckError, match=r"model\.visual\.blocks\.1\.mlp\.fc1\.weight is not the merged weight"):
         checked(path)
 
 
@@ -151,7 +151,7 @@ def test_an_adapter_that_bf16_cannot_hold_is_stopped(tmp_path: Path) -> None:
 
 def test_examples_are_of_the_eval_set_and_show_other_images(tmp_path: Path) -> None:
     one = merges.asked(merges.made(tmp_path, "qwen2_vl"))
-    chat = opened(one).chat
+    chat = open_with_adapter(one).chat
     rows = merge_check.examples(one, chat)
     assert [row.example.id for row in rows] == ["test-0-0", "test-1-0", "test-2-0"]
     trained = one.model_copy(update={"data": one.data.model_copy(update={"eval": []})})
@@ -170,10 +170,10 @@ def test_examples_are_of_the_eval_set_and_show_other_images(tmp_path: Path) -> N
     assert [row.example.id for row in merge_check.examples(one, chat)] == ["test-1-0", "test-2-0"]
     for row in rows[1:]:
         (row.root / row.example.images[0]).unlink()
-    with pytest.raises(MergeCheckError, match=r"no conversation of .*drawn to show \(.*--ungated"):
+    with pytest.raises(MergeCheckError, match=r"no conversation of .*drawn to show \(.*--unchecked"):
         merge_check.examples(one, chat)
     shutil.rmtree(rows[0].root)
-    with pytest.raises(MergeCheckError, match="--ungated"):
+    with pytest.raises(MergeCheckError, match="--unchecked"):
         merge_check.examples(one, chat)
 
 

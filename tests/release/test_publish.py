@@ -19,10 +19,10 @@ from PIL import Image
 from helpers import finished, hubserver
 from helpers.hubserver import TOKEN, Fault, Hub, Repo
 from skinvl.data import metadata
+from skinvl.recipe.run import RunError
 from skinvl.release import publish, vetting
 from skinvl.release.licences import LicenceError
 from skinvl.release.publish import PublishError
-from skinvl.release.record import RecordError
 from skinvl.release.upload import UploadError
 
 REPO = "ada/skin"
@@ -274,7 +274,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="holds what skinvl publish does not write"):
         publish.main([str(run), REPO, "--dry-run", "--out", str(out)])
     assert (out / "thesis.txt").exists()
-    with pytest.raises(RecordError, match="no run"):
+    with pytest.raises(RunError, match="no run"):
         publish.main([str(tmp_path), REPO, "--dry-run"])
     with pytest.raises(UploadError, match="expected owner/name"):
         publish.main([str(run), "skin", "--dry-run"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import torch
 from PIL import ExifTags, Image
 from torch.nn.functional import scaled_dot_product_attention
 
-from helpers import runs, tiny
+from helpers import provenances, runs, tiny
 from skinvl.data.example import Example, text
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import ImageError
 from skinvl.evaluate import benchmarks, classify
 from skinvl.evaluate.engine import Question, Transformers
-from skinvl.model import infer
+from skinvl.model import attention, infer
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.loaded import LoadedModel, load_model
 from skinvl.model.pack import Collator
@@ -140,14 +139,14 @@ def test_the_template_and_what_was_kept_decide(
     right = taken(seen)[0]
     broken = begun()  # keys and values of a follow-up that are not its own
     assert broken._kept is not None
-    layers: list[Any] = broken._kept.cache.layers
+    layers: list[Any] = broken._kept.decoder.cache.layers
     for layer in layers:
         layer.values = layer.values.flip(2)
     say(broken, ASKED[1])
     assert not torch.allclose(taken(seen)[0], right, atol=2e-3)
     broken = begun()
     with monkeypatch.context() as patched:
-        patched.setattr(dialogue._Behind, "attend", _blind)
+        patched.setattr(attention.FollowUp, "attend", _blind)
         say(broken, ASKED[1])
     assert not torch.allclose(taken(seen)[0], right, atol=2e-3)
     processor = asked.chat.processor
@@ -173,7 +172,7 @@ def test_new_tokens_see_what_they_would_see_in_one_row(window: int | None) -> No
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
     mask = mask if window is None else mask.triu(1 - window)
     whole = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
-    found = dialogue._Behind(torch.ones(1, 6, dtype=torch.bool)).attend(query[:, :, 6:], key, value, 0.3, window)
+    found = attention.FollowUp(torch.ones(1, 6, dtype=torch.bool)).attend(query[:, :, 6:], key, value, 0.3, window)
     assert torch.allclose(found, whole[:, :, 6:].transpose(1, 2), atol=1e-6)
 
 
@@ -377,7 +376,7 @@ def finished(tmp_path: Path, one: Recipe) -> Path:
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)
     write_text(folder / "recipe.yaml", recipe.dump(one))
-    write_text(folder / "env.json", json.dumps({"base": {"commit": None}}))
+    provenances.made(base={"model": one.base.location}).write(folder)
     adapted(folder, one)
     return folder
 

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoProcessor, GenerationConfig
 
-from helpers import runs, tiny
+from helpers import provenances, runs, tiny
 from skinvl.data.example import Example, Message, text
 from skinvl.model import families
 from skinvl.model.chat import Chat
@@ -151,7 +151,7 @@ def finished(tmp_path: Path, family: str = "qwen2_vl", merged: bool = False, **c
     LoraConfig(**one.lora).save_pretrained(str(adapter))
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     write_text(path / "recipe.yaml", dump(one))
-    (path / "env.json").write_text(json.dumps({"base": {"commit": None}}))
+    provenances.made(base={"model": one.base.location, "model_type": family}).write(path)
     if merged:
         shutil.copytree(tiny.base(family), path / "merged")
         record = {"adapter": digest(adapter / "adapter_model.safetensors")}
@@ -217,7 +217,7 @@ def test_no_run_and_what_vllm_has_dropped_are_refused(tmp_path: Path) -> None:
         serving.opened(path, "vllm")
     assert serving.opened(path, "transformers").weights == path / "merged"
     (path / "env.json").unlink()
-    with pytest.raises(ServeError, match="it has trained no adapter"):
+    with pytest.raises(RunError, match=r"no run, it has no env\.json: nothing was trained here"):
         serving.opened(path, "transformers")
     with pytest.raises(RunError, match="no run"):
         serving.opened(tmp_path / "drawn", "transformers")

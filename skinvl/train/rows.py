@@ -1,0 +1,46 @@
+"""The rows of a recipe that its base can be shown, each laid out once before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+from rich.console import Console
+
+from skinvl.data.example import Dropped
+from skinvl.data.mixture import Row, Sets
+from skinvl.model.chat import Chat
+from skinvl.model.lengths import preflight
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRows:
+    """The rows of a recipe that the model can be shown, and the ledger of those that it cannot."""
+
+    train: list[Row]
+    evaluation: dict[str, list[Row]]
+    dropped: list[Dropped]
+
+    @property
+    def all(self) -> list[Row]:
+        """Those of every set."""
+        return [*self.train, *chain.from_iterable(self.evaluation.values())]
+
+
+def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
+    """The rows that will be seen, and the ledger of those that will not.
+
+    Raises:
+        ValueError: a set has no row left; the message gives the commonest reason.
+    """
+    kept: list[list[Row]] = []
+    ledger: list[Dropped] = []
+    for name, rows in [("train", sets.train), *sets.evaluation.items()]:
+        report = preflight(chat, [(row.example, row.root) for row in rows])
+        kept.append([rows[length.index] for length in report.kept])
+        ledger += report.dropped
+        say.print(report.table(name))
+        if not kept[-1]:
+            reason = f"; the first: {report.dropped[0].rule}: {report.dropped[0].detail}" if rows else ""
+            raise ValueError(f"{name}: none of {len(rows)} rows can be used{reason}")
+    return CheckedRows(kept[0], dict(zip(sets.evaluation, kept[1:], strict=True)), ledger)
