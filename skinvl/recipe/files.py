@@ -92,9 +92,9 @@ def appear(partial: Path, path: Path) -> None:
 
     # The manifest says that all is there, so that nobody may see it before it is.
     for file in (*written, manifest, partial):
-        _sync(file)
+        sync(file)
     replace_folder(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def replace_folder(partial: Path, path: Path) -> None:
@@ -113,6 +113,15 @@ def clear(path: Path) -> None:
     shutil.rmtree(older, ignore_errors=True)
     if path.exists():
         shutil.rmtree(path.rename(older))
+
+
+def sync(path: Path) -> None:
+    """Takes a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest(file: Path) -> str:
@@ -205,11 +214,3 @@ def _object(
 def _gone(path: Path) -> Path:
     """Where an older folder lies while it is removed."""
     return path.with_name(f".{path.name}.gone")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

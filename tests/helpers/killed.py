@@ -40,7 +40,8 @@ def dies(call: int) -> None:
 
         return run
 
-    for owner, name in ((files, "_sync"), (files, "clear"), (checkpoint, "clear"), (os, "rename"), (torch, "save")):
+    writes = (files, "sync"), (files, "replace_folder"), (checkpoint, "clear"), (os, "rename"), (torch, "save")
+    for owner, name in writes:
         setattr(owner, name, counted(getattr(owner, name)))
 
 

@@ -118,6 +118,7 @@ class _View:
     def dropped(self) -> list[dict[str, str]]:
         """The ledger rows of the block: those that were dropped when it was made, and those that are not kept now."""
         with self.block.ledger.open(encoding="utf-8") as file:
+            # Not by `read_json_lines`: a block's own process wrote them, and there are as many as rows.
             numbered = [(row.pop("record"), row) for row in map(json.loads, file)]
         gone = np.flatnonzero(~self.kept[slice(*self.range)])
         rows = self.block.read().select(["record", "id"]).take(gone) if len(gone) else None

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from skinvl.data.example import SCHEMA, Dropped, Example, splits, table, text, validate
 from skinvl.data.source import IMAGES_SCHEMA, read_card, read_images
+from skinvl.recipe.files import write_json
 from skinvl.sources import rules
 from skinvl.sources.asking.outcomes import Outcomes
 from skinvl.sources.asking.request import Failure, Outcome, Reply, Request
@@ -114,8 +115,7 @@ class Assembly:
             images = images.filter(pc.is_in(images["path"], pa.array(self._shown)))
         pq.write_table(images, self._folder / "images.parquet")
         self.account.images = len(self._shown)
-        text = json.dumps(_card(self._job, self.account, sorted(self._licences)), indent=2, ensure_ascii=False)
-        (self._folder / "card.json").write_text(f"{text}\n", encoding="utf-8")
+        write_json(self._folder / "card.json", _card(self._job, self.account, sorted(self._licences)))
         return self.account
 
     def _settle(self, unit: Unit, request: Request, reply: Reply, checked: CheckedPair, name: str) -> None:
@@ -188,7 +188,10 @@ class Assembly:
 
 
 def take_place(made: Path, out: Path) -> None:
-    """Moves what was made into OUT, in place of all but its journals; the card comes last, which says it is whole."""
+    """Moves what was made into OUT, in place of all but its journals; the card comes last, which says it is whole.
+
+    OUT cannot be renamed whole, since the journals within it are written to meanwhile.
+    """
     for name in ("card.json", *(f"{split}.parquet" for split in splits(out))):
         (out / name).unlink(missing_ok=True)
     for path in sorted(made.iterdir(), key=lambda path: (path.name == "card.json", path.name)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import jinja2
 
 from skinvl.data.example import inside
 from skinvl.data.pixels import ImageError, data_url
+from skinvl.recipe.files import read_json_lines, write_bytes
 
 EACH = 4  # records of each kind and outcome that are shown
 QUALITY = 80  # of JPEG
@@ -60,9 +60,7 @@ def write(out: Path, source: Path, seed: int = 0) -> Path:
     """
     data = page(read(out / "synthesis.jsonl"), (out, source), seed).encode("utf-8", "replace")
     path = out / "review.html"
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_bytes(path, data)
     return path
 
 
@@ -74,19 +72,8 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise ReviewError(f"{path}: no such file; expected an OUT of skinvl synth, which writes it when it ends")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ReviewError(f"{path}:{number}: not JSON ({error}); run skinvl synth again, at no cost") from error
-            missing = [name for name in FIELDS if name not in record] if isinstance(record, dict) else FIELDS
-            if missing:
-                raise ReviewError(
-                    f"{path}:{number}: no {', '.join(missing)}; expected what this version writes: run skinvl synth "
-                    "again, which asks nothing anew"
-                )
-            yield record
+    expected, again = "what this version writes", "run skinvl synth again, which asks nothing anew"
+    yield from read_json_lines(path, again, ReviewError, FIELDS, expected=expected)
 
 
 def page(records: Iterable[Mapping[str, Any]], folders: Sequence[Path], seed: int = 0, each: int = EACH) -> str:
