@@ -46,30 +46,35 @@ class Measured:
         return [name for metric in self.metrics for name in metric.names]
 
 
-def measure(rows: Sequence[Answer], metrics: Sequence[Metric], crew: Workers) -> Measured:
-    """The rows with their statistics, spread over the crew's processes.
+def measure(rows: Sequence[Answer], metrics: Sequence[Metric], workers: Workers) -> Measured:
+    """The rows with their statistics, spread over the workers.
 
     Raises:
         MetricError: a metric's model or data are absent.
     """
     scored = np.array([row.answer is not None and bool(words(row.reference)) for row in rows], np.bool_)
     asked = np.array([[metric.counts(row) for row in rows] for metric in metrics], np.bool_).reshape(-1, len(rows))
-    spread = [metric.name for metric in metrics if metric.by_row]
-    kept = [rows[place] for place in np.flatnonzero(scored).tolist()]
-    tasks = [(start, spread, kept[start : start + PIECE]) for start in range(0, len(kept), PIECE)]
-    pieces = dict(crew.each("score", len(kept), _piece, tasks))
+
+    # Metrics that take row by row go over the rows in pieces, on all workers.
+    by_row = [metric.name for metric in metrics if metric.by_row]
+    scored_rows = [rows[index] for index in np.flatnonzero(scored).tolist()]
+    tasks = [(start, by_row, scored_rows[start : start + PIECE]) for start in range(0, len(scored_rows), PIECE)]
+    pieces = dict(workers.each("score", len(scored_rows), _piece, tasks))
+
+    # The others take all of their rows at once; either way a row that a metric does not count has zeros.
     tables = []
-    for metric, mask in zip(metrics, asked, strict=True):
+    for metric, for_metric in zip(metrics, asked, strict=True):
         parts = [pieces[start][metric.name] for start in sorted(pieces) if metric.by_row]
         parts = [part for part in parts if len(part)]
-        counted = np.flatnonzero(scored & mask).tolist()
-        found = np.concatenate(parts) if parts else metric.table([rows[place] for place in counted])
-        table = np.zeros((len(rows), found.shape[1]))
-        table[scored & mask] = found
+        counted = np.flatnonzero(scored & for_metric).tolist()
+        statistics = np.concatenate(parts) if parts else metric.table([rows[index] for index in counted])
+        table = np.zeros((len(rows), statistics.shape[1]))
+        table[scored & for_metric] = statistics
         tables.append(table)
+
     edges = np.cumsum([0, *(table.shape[1] for table in tables)]).tolist()
-    whole = np.concatenate(tables, axis=1) if tables else np.zeros((len(rows), 0))
-    return Measured(rows, metrics, scored, whole, asked, [slice(*edge) for edge in pairwise(edges)])
+    table = np.concatenate(tables, axis=1) if tables else np.zeros((len(rows), 0))
+    return Measured(rows, metrics, scored, table, asked, [slice(*edge) for edge in pairwise(edges)])
 
 
 def bootstrap(rows: Sequence[Answer], resamples: int, seed: int) -> Bootstrap:
@@ -80,14 +85,14 @@ def bootstrap(rows: Sequence[Answer], resamples: int, seed: int) -> Bootstrap:
 def estimates(measured: Measured, draws: Bootstrap, rows: Mask) -> dict[str, Estimate]:
     """Every number over those of the rows that were scored."""
     sums = draws.sums(measured.table, rows & measured.scored)
-    found = {}
+    numbers = {}
     for metric, asked, columns in zip(measured.metrics, measured.asked, measured.columns, strict=True):
         counted, missed = rows & asked & measured.scored, rows & asked & ~measured.scored
         n, groups, unscored = int(counted.sum()), draws.groups(counted), int(missed.sum())
         values = metric.value(sums[:, columns]) if n else np.full((draws.size, len(metric.names)), np.nan)
-        for place, name in enumerate(metric.names):
-            found[name] = Estimate(values[:, place], n, groups, unscored)
-    return found
+        for column, name in enumerate(metric.names):
+            numbers[name] = Estimate(values[:, column], n, groups, unscored)
+    return numbers
 
 
 def block(measured: Measured, settings: Mapping[str, Any], draws: Bootstrap) -> dict[str, Any]:
@@ -95,20 +100,20 @@ def block(measured: Measured, settings: Mapping[str, Any], draws: Bootstrap) -> 
     rows, scored = measured.rows, measured.scored
     every = np.ones(len(rows), np.bool_)
     answered = np.array([row.answer is not None for row in rows], np.bool_)
-    whole = np.array([row.finish_reason == "stop" and bool((row.answer or "").strip()) for row in rows], np.bool_)
-    found = estimates(measured, draws, every)
-    reasons = Counter(_reason(rows[place]) for place in np.flatnonzero(~scored).tolist())
+    complete = np.array([row.finish_reason == "stop" and bool((row.answer or "").strip()) for row in rows], np.bool_)
+    numbers = estimates(measured, draws, every)
+    reasons = Counter(_reason(rows[index]) for index in np.flatnonzero(~scored).tolist())
     by = {
         field: {value: _numbers(estimates(measured, draws, mask)) for value, mask in slices.values(rows, field).items()}
         for field in BY
     }
-    headline = _headline(found)
+    headline = _headline(numbers)
     return {
         "rows": len(rows),
         "unscored": int((~scored).sum()),
         "reasons": dict(sorted(reasons.items())),
-        "valid": draws.share(whole, answered, int((~answered).sum())).number(),
-        "metrics": _numbers(found),
+        "valid": draws.share(complete, answered, int((~answered).sum())).number(),
+        "metrics": _numbers(numbers),
         "majority": _majority(measured, draws),
         "by": by,
         "slices": _slices(measured, headline, draws) if headline else {},
@@ -117,37 +122,39 @@ def block(measured: Measured, settings: Mapping[str, Any], draws: Bootstrap) -> 
 
 
 def _slices(measured: Measured, headline: str, draws: Bootstrap) -> dict[str, Any]:
-    (place,) = (number for number, metric in enumerate(measured.metrics) if headline in metric.names)
-    table = measured.table[:, measured.columns[place]]
-    one = replace(
+    """The headline by slice; measured anew with its metric alone, which is all that a slice shows."""
+    (number,) = (number for number, metric in enumerate(measured.metrics) if headline in metric.names)
+    table = measured.table[:, measured.columns[number]]
+    headline_only = replace(
         measured,
-        metrics=[measured.metrics[place]],
-        asked=measured.asked[[place]],
+        metrics=[measured.metrics[number]],
+        asked=measured.asked[[number]],
         table=table,
         columns=[slice(0, table.shape[1])],
     )
-    return slices.table(measured.rows, headline, lambda mask: estimates(one, draws, mask)[headline])
+    return slices.table(measured.rows, headline, lambda mask: estimates(headline_only, draws, mask)[headline])
 
 
 def _piece(start: int, names: Sequence[str], rows: Sequence[Answer]) -> tuple[int, dict[str, Float]]:
-    found = {}
+    """Where the piece starts, and the statistics of its rows by metric; what a worker does."""
+    tables = {}
     for metric in map(load, names):
-        found[metric.name] = metric.table([row for row in rows if metric.counts(row)])
+        tables[metric.name] = metric.table([row for row in rows if metric.counts(row)])
     advance(len(rows))
-    return start, found
+    return start, tables
 
 
-def _numbers(found: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: one.number() for name, one in found.items()}
+def _numbers(by_name: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.number() for name, estimate in by_name.items()}
 
 
 def _reason(row: Answer) -> str:
     return NO_WORDS if row.answer is not None else rule(row.detail) or "not answered, and no reason was recorded"
 
 
-def _headline(found: Mapping[str, Estimate]) -> str | None:
+def _headline(by_name: Mapping[str, Estimate]) -> str | None:
     """Share right of closed questions where there are any, else the first metric that was asked for."""
-    ready = [name for name in (*CLOSED, *found) if name in found and found[name].n]
+    ready = [name for name in (*CLOSED, *by_name) if name in by_name and by_name[name].n]
     return ready[0] if ready else None
 
 
@@ -159,12 +166,13 @@ def _majority(measured: Measured, draws: Bootstrap) -> dict[str, Any] | None:
     closed = measured.scored & np.array([is_closed(row) for row in measured.rows], np.bool_)
     if not closed.any():
         return None
-    places = np.flatnonzero(closed).tolist()
+    indices = np.flatnonzero(closed).tolist()
     common: dict[str | None, Counter[tuple[str, ...]]] = {}
-    for place in places:
-        row = measured.rows[place]
+    for index in indices:
+        row = measured.rows[index]
         common.setdefault(row.facts.kind, Counter())[words(row.reference)] += 1
     most = {kind: counts.most_common(1)[0][0] for kind, counts in common.items()}
     right = np.zeros(len(measured.rows), np.bool_)
-    right[places] = [words(measured.rows[place].reference) == most[measured.rows[place].facts.kind] for place in places]
+    closed_rows = [measured.rows[index] for index in indices]
+    right[indices] = [words(row.reference) == most[row.facts.kind] for row in closed_rows]
     return draws.share(right, closed).number()

@@ -48,14 +48,17 @@ class Plot:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (self.at(*point) for point in points))
         return Markup('<polyline class="{}" points="{}"/>').format(css, path)
 
-    def mark(self, point: Point, css: str, shape: str, said: str) -> Markup:
-        """A shape on the point; what is said of it appears under the pointer."""
+    def mark(self, point: Point, css: str, shape: str, caption: str) -> Markup:
+        """A shape on the point; the caption appears under the pointer."""
         x, y = self.at(*point)
-        place = f"translate({x:.1f} {y:.1f})"
-        return Markup('<path class="{}" d="{}" transform="{}"><title>{}</title></path>').format(css, shape, place, said)
+        transform = f"translate({x:.1f} {y:.1f})"
+        return Markup('<path class="{}" d="{}" transform="{}"><title>{}</title></path>').format(
+            css, shape, transform, caption
+        )
 
     def svg(self, title: str, names: tuple[str, str], parts: Sequence[Markup]) -> Markup:
         """The drawing: parts over a grid with ticks; `names` are what the axes measure."""
+        # A line and its number at each tick, across and up.
         grid = []
         for value in ticks(*self.x):
             (x, low), (_, high) = self.at(value, self.y[0]), self.at(value, self.y[1])
@@ -65,6 +68,8 @@ class Plot:
             (left, y), (right, _) = self.at(self.x[0], value), self.at(self.x[1], value)
             grid.append(Markup('<path class="grid" d="M{0} {1}H{2}"/>').format(left, f"{y:.1f}", f"{right:.1f}"))
             grid.append(Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(left - 6, y + 4, _tick(value)))
+
+        # What the axes measure.
         across = Markup('<text x="{}" y="{}" class="mid">{}</text>').format(
             (self.left + self.width - self.right) / 2, self.height - 5, names[0]
         )
@@ -103,48 +108,51 @@ def curves(lines: Curves, title: str, names: tuple[str, str]) -> Markup:
     points = [point for line in lines.values() for point in line]
     last, least, most = max(x for x, _ in points), min(0.0, *(y for _, y in points)), max(y for _, y in points)
     plot = Plot(640, 280, (0.0, last or 1.0), (least, most * 1.04 if most > least else least + 1.0))
+
     parts = []
-    for place, (name, line) in enumerate(lines.items()):
-        parts.append(plot.line(thinned(line), f"line {_series(place)}"))
+    for number, (name, line) in enumerate(lines.items()):
+        parts.append(plot.line(thinned(line), f"line {_series(number)}"))
         if len(line) <= 40:
-            shape = SHAPES[place % len(SHAPES)]
+            shape = SHAPES[number % len(SHAPES)]
             parts += [
-                plot.mark(point, f"dot {_series(place)}", shape, f"{name}: {point[1]:.4g} at {point[0]:g}")
+                plot.mark(point, f"dot {_series(number)}", shape, f"{name}: {point[1]:.4g} at {point[0]:g}")
                 for point in line
             ]
     return plot.svg(title, names, parts)
 
 
-def swatch(place: int) -> Markup:
-    """The piece of line and the shape by which a legend names the line of this place."""
+def swatch(number: int) -> Markup:
+    """The piece of line and the shape by which a legend names the line of this number."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 30 10" aria-hidden="true"><path class="line {0}" d="M1 5H29"/>'
         '<path class="dot {0}" d="{1}" transform="translate(15 5)"/></svg>'
-    ).format(_series(place), SHAPES[place % len(SHAPES)])
+    ).format(_series(number), SHAPES[number % len(SHAPES)])
 
 
-def _series(place: int) -> str:
-    return f"s{place % SERIES}"
+def _series(number: int) -> str:
+    return f"s{number % SERIES}"
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> Markup:
     """How often the model is right at each confidence, the diagonal of a calibrated one, and the cases of each bin."""
     plot = Plot(300, 270, (0.0, 1.0), (0.0, 1.0))
-    filled = [one for one in bins if one["n"]]
-    most = max((one["n"] for one in filled), default=1)
+    filled = [bar for bar in bins if bar["n"]]
+    most = max((bar["n"] for bar in filled), default=1)
+
+    # Bars of the cases in the lowest third, the diagonal, and the model's own line over them.
     parts = []
-    for one in filled:
-        (left, top), (right, floor) = plot.at(one["low"], 0.3 * one["n"] / most), plot.at(one["high"], 0.0)
+    for bar in filled:
+        (left, top), (right, floor) = plot.at(bar["low"], 0.3 * bar["n"] / most), plot.at(bar["high"], 0.0)
         parts.append(
             Markup('<path class="bar" d="M{0} {1}V{2}H{3}V{1}z"><title>{4} cases</title></path>').format(
-                f"{left + 0.5:.1f}", f"{floor:.1f}", f"{top:.1f}", f"{right - 0.5:.1f}", f"{one['n']:,}"
+                f"{left + 0.5:.1f}", f"{floor:.1f}", f"{top:.1f}", f"{right - 0.5:.1f}", f"{bar['n']:,}"
             )
         )
     parts.append(plot.line([(0.0, 0.0), (1.0, 1.0)], "ideal"))
-    parts.append(plot.line([(one["confidence"], one["accuracy"]) for one in filled], "line s0"))
-    for one in filled:
-        said = f"confidence {one['confidence']:.3f}, accuracy {one['accuracy']:.3f}, {one['n']:,} cases"
-        parts.append(plot.mark((one["confidence"], one["accuracy"]), "dot s0", SHAPES[0], said))
+    parts.append(plot.line([(bar["confidence"], bar["accuracy"]) for bar in filled], "line s0"))
+    for bar in filled:
+        caption = f"confidence {bar['confidence']:.3f}, accuracy {bar['accuracy']:.3f}, {bar['n']:,} cases"
+        parts.append(plot.mark((bar["confidence"], bar["accuracy"]), "dot s0", SHAPES[0], caption))
     return plot.svg(title, ("confidence", "accuracy"), parts)
 
 
@@ -155,7 +163,7 @@ def risk_coverage(
 
     A threshold is drawn where it puts coverage and risk.
     """
-    line = sorted((one["coverage"], one["risk"]) for one in points)
+    line = sorted((point["coverage"], point["risk"]) for point in points)
     chance = [] if majority is None else [1 - majority]
     chosen = threshold if threshold and threshold["risk"] is not None else None  # None where nothing is answered
     marks = [chosen["risk"]] if chosen else []
@@ -163,8 +171,8 @@ def risk_coverage(
     parts = [plot.line([(0.0, risk), (1.0, risk)], "ideal") for risk in chance]
     parts.append(plot.line(thinned(line), "line s0"))
     if chosen:
-        said = f"threshold {chosen['value']:.3f}: coverage {chosen['coverage']:.3f}, risk {chosen['risk']:.3f}"
-        parts.append(plot.mark((chosen["coverage"], chosen["risk"]), "dot s1", SHAPES[2], said))
+        caption = f"threshold {chosen['value']:.3f}: coverage {chosen['coverage']:.3f}, risk {chosen['risk']:.3f}"
+        parts.append(plot.mark((chosen["coverage"], chosen["risk"]), "dot s1", SHAPES[2], caption))
     return plot.svg(title, ("coverage: share that is answered", "risk: share of these that is wrong"), parts)
 
 
@@ -173,19 +181,20 @@ def whisker(own: Mapping[str, Any] | None, control: Mapping[str, Any] | None, li
 
     The table beside it has the numbers, so readers of the page's text are not told of it.
     """
-    values = [one[end] for one in (own, control) if one for end in ("value", "low", "high") if one.get(end) is not None]
+    numbers = [estimate.get(end) for estimate in (own, control) if estimate for end in ("value", "low", "high")]
+    values = [number for number in numbers if number is not None]
     if own is None or own["value"] is None or not all(0 <= value <= 1 for value in values):
         return Markup("")
     parts = [Markup('<path class="grid" d="M4 8H124M4 4V12M64 5V11M124 4V12"/>')]
     if line is not None:
         parts.append(Markup('<path class="line s1" d="M{:.1f} 1V15"/>').format(_across(line)))
-    for one, css, shape in ((control, "control", SHAPES[2]), (own, "own", SHAPES[0])):
-        if one is None or one["value"] is None:
+    for estimate, css, shape in ((control, "control", SHAPES[2]), (own, "own", SHAPES[0])):
+        if estimate is None or estimate["value"] is None:
             continue
-        if one["low"] is not None and one["high"] is not None:
-            parts.append(Markup('<path class="{}" d="M{:.1f} 8H{:.1f}"/>').format(css, *map(_across, _ends(one))))
-        place = f"translate({_across(one['value']):.1f} 8)"
-        parts.append(Markup('<path class="{} dot" d="{}" transform="{}"/>').format(css, shape, place))
+        if estimate["low"] is not None and estimate["high"] is not None:
+            parts.append(Markup('<path class="{}" d="M{:.1f} 8H{:.1f}"/>').format(css, *map(_across, _ends(estimate))))
+        transform = f"translate({_across(estimate['value']):.1f} 8)"
+        parts.append(Markup('<path class="{} dot" d="{}" transform="{}"/>').format(css, shape, transform))
     return Markup('<svg class="whisker" viewBox="0 0 128 16" aria-hidden="true">{}</svg>').format(
         Markup("").join(parts)
     )
@@ -195,31 +204,33 @@ def _across(value: float) -> float:
     return 4 + 120 * value
 
 
-def _ends(one: Mapping[str, Any]) -> tuple[float, float]:
-    return one["low"], one["high"]
+def _ends(estimate: Mapping[str, Any]) -> tuple[float, float]:
+    return estimate["low"], estimate["high"]
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], caption: str) -> Markup:
     """A table: a row for each true class, shaded by the share of the row; a last column where more than classes."""
+    # Names of few classes fit above the columns; of more, their numbers stand there.
     few = len(classes) <= 4
     names = [*classes, *["none"] * (len(matrix[0]) - len(classes))]
     heads = [
         Markup('<th scope="col" aria-label="predicted {0}">{1}</th>').format(
-            name, name if few or place >= len(classes) else place + 1
+            name, name if few or number >= len(classes) else number + 1
         )
-        for place, name in enumerate(names)
+        for number, name in enumerate(names)
     ]
+
     rows = []
-    for place, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
+    for number, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
         total = sum(counts)
         cells = [
             Markup('<td class="q{}{}">{:,}</td>').format(
-                round(SHADES * count / total) if total else 0, " hit" if place == column else "", count
+                round(SHADES * count / total) if total else 0, " hit" if number == column else "", count
             )
             for column, count in enumerate(counts)
         ]
-        label = name if few else f"{place + 1} {name}"
-        right = f"{counts[place] / total:.3f}" if total else "–"
+        label = name if few else f"{number + 1} {name}"
+        right = f"{counts[number] / total:.3f}" if total else "–"
         rows.append(
             Markup('<tr><th scope="row">{}</th>{}<td>{:,}</td><td>{}</td></tr>').format(
                 label, Markup("").join(cells), total, right

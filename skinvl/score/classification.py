@@ -30,7 +30,7 @@ class ClassifiedSet:
     Attributes:
         true: int[N]; C where a row has no label.
         malignant: bool[C], or None where that is not known of every class.
-        least: the confidence from which on to answer, fitted on the validation rows.
+        threshold: the confidence from which on to answer, fitted on the validation rows.
     """
 
     rows: Sequence[Classified]
@@ -38,7 +38,7 @@ class ClassifiedSet:
     true: Int
     variants: Mapping[str, Variant]
     malignant: Mask | None
-    least: float | None
+    threshold: float | None
 
     @property
     def classes(self) -> Sequence[str]:
@@ -47,8 +47,8 @@ class ClassifiedSet:
         return names
 
 
-def judge(path: Path) -> ClassifiedSet:
-    """The rows of a file of predictions, with what its validation file beside it gives, if there is one.
+def classified_set(path: Path) -> ClassifiedSet:
+    """The rows of a file of predictions by every variant, with what its validation file gives, if there is one.
 
     Raises:
         PredictionError: not readable predictions.
@@ -57,22 +57,26 @@ def judge(path: Path) -> ClassifiedSet:
     settings, rows = read(path, Classified)
     classes = settings["classes"]
     true = probabilities.truth(rows, classes, str(path))
+
+    # The validation rows lie beside it; only temperature and threshold come from them.
     beside = path.with_name(f"{path.stem}.validation.jsonl")
     validation = None
     if beside.is_file():
-        theirs, held = read(beside, Classified)
-        if theirs["classes"] != classes:
+        validation_settings, validation_rows = read(beside, Classified)
+        if validation_settings["classes"] != classes:
             raise probabilities.ClassError(
                 f"{beside}: its classes differ from those of {path.name}; run skinvl classify again"
             )
-        validation = held, probabilities.truth(held, classes, str(beside))
-    found = probabilities.read(rows, true, settings, validation)
-    malignant, least = settings.get("malignant"), None
-    if validation is not None and "calibrated" in found:
-        fitted = found["calibrated"].temperature
-        least = curves.threshold(probabilities.confidence(*validation, len(classes), fitted or 1.0))
-    known = malignant is not None and None not in malignant
-    return ClassifiedSet(rows, settings, true, found, np.array(malignant, np.bool_) if known else None, least)
+        validation = validation_rows, probabilities.truth(validation_rows, classes, str(beside))
+    variants = probabilities.read(rows, true, settings, validation)
+    threshold = None
+    if validation is not None and "calibrated" in variants:
+        temperature = variants["calibrated"].temperature or 1.0
+        threshold = curves.threshold(probabilities.confidence(*validation, len(classes), temperature))
+
+    grades = settings.get("malignant")
+    malignant = None if grades is None or None in grades else np.array(grades, np.bool_)
+    return ClassifiedSet(rows, settings, true, variants, malignant, threshold)
 
 
 def bootstrap(rows: Sequence[Classified], resamples: int, seed: int) -> Bootstrap:
@@ -81,7 +85,11 @@ def bootstrap(rows: Sequence[Classified], resamples: int, seed: int) -> Bootstra
 
 
 def estimates(
-    judged: ClassifiedSet, name: str, draws: Bootstrap, rows: Mask, areas: Sequence[tuple[Float, Float]] | None = None
+    classified: ClassifiedSet,
+    name: str,
+    draws: Bootstrap,
+    rows: Mask,
+    areas: Sequence[tuple[Float, Float]] | None = None,
 ) -> dict[str, Estimate]:
     """Every number of a variant over those of the rows that it has; `areas` of these rows, if they are at hand.
 
@@ -90,105 +98,112 @@ def estimates(
     and a resample, which has fewer different ones, more than the data. AUROC and AUPRC are means over classes, each
     against the rest.
     """
-    variant, size = judged.variants[name], len(judged.classes)
+    # All that is a sum over rows, in one product: true positives and the like, malignancy, calibration.
+    variant, n_classes = classified.variants[name], len(classified.classes)
     counted = rows & variant.rows
-    sides = _malignancy(judged, variant)
-    confident = _confident(judged, variant)
-    table = hstack([_hits(judged, variant), csr_array(sides), confident], format="csr")
+    sides = _malignancy_columns(classified, variant)
+    confident = _calibration_columns(classified, variant)
+    table = hstack([_class_columns(classified, variant), csr_array(sides), confident], format="csr")
     sums = draws.sums(table, counted)
-    tp, true, predicted = _split(sums, size)
+
+    # By class.
+    tp, true, predicted = _split(sums, n_classes)
     total = true.sum(axis=1)
     f1 = np.where(true > 0, ratio(2 * tp, true + predicted), np.nan)
-    found = {
+    numbers = {
         "accuracy": ratio(tp.sum(axis=1), total),
         BALANCED: defined_mean(ratio(tp, true)),
         "macro_f1": defined_mean(f1),
         "weighted_f1": ratio(np.nansum(true * f1, axis=1), total),
     }
-    rest = sums[:, 3 * (size + 1) :]
-    if judged.malignant is not None:
-        found["sensitivity"], found["specificity"] = ratio(rest[:, 0], rest[:, 1]), ratio(rest[:, 2], rest[:, 3])
+
+    # Malignant or not, where that is known; how sure the model is, where it gives probabilities.
+    rest = sums[:, 3 * (n_classes + 1) :]
+    if classified.malignant is not None:
+        numbers["sensitivity"], numbers["specificity"] = ratio(rest[:, 0], rest[:, 1]), ratio(rest[:, 2], rest[:, 3])
     if variant.probabilities is not None:
         top, brier, off = np.split(rest[:, sides.shape[1] :], [1, 2], axis=1)
-        found |= {"top_3": ratio(top[:, 0], total)} if size > TOP else {}
-        found |= {"ece": ratio(np.abs(off).sum(axis=1), total), "brier": ratio(brier[:, 0], total)}
-        found["aurc"] = curves.aurc(variant.confidence, variant.predicted != judged.true, draws, counted)
-        areas = areas or areas_of(judged, variant, draws, counted)
-        found["auroc"] = defined_mean(np.stack([roc for roc, _ in areas], axis=1))
-        found["auprc"] = defined_mean(np.stack([precise for _, precise in areas], axis=1))
+        numbers |= {"top_3": ratio(top[:, 0], total)} if n_classes > TOP else {}
+        numbers |= {"ece": ratio(np.abs(off).sum(axis=1), total), "brier": ratio(brier[:, 0], total)}
+        numbers["aurc"] = curves.aurc(variant.confidence, variant.predicted != classified.true, draws, counted)
+        areas = areas or areas_of(classified, variant, draws, counted)
+        numbers["auroc"] = defined_mean(np.stack([roc for roc, _ in areas], axis=1))
+        numbers["auprc"] = defined_mean(np.stack([precise for _, precise in areas], axis=1))
+
     missed = int((rows & ~variant.rows).sum())
     groups = draws.groups(counted)
-    return {metric: Estimate(values, int(counted.sum()), groups, missed) for metric, values in found.items()}
+    return {metric: Estimate(values, int(counted.sum()), groups, missed) for metric, values in numbers.items()}
 
 
-def balanced(judged: ClassifiedSet, headline: str, draws: Bootstrap, rows: Mask) -> Estimate:
+def balanced(classified: ClassifiedSet, headline: str, draws: Bootstrap, rows: Mask) -> Estimate:
     """Balanced accuracy of the rows; apart from `estimates` because a slice needs none of its other numbers."""
-    variant = judged.variants[headline]
+    variant = classified.variants[headline]
     counted = rows & variant.rows
-    tp, true, _ = by_class(judged, variant, draws, counted)
+    tp, true, _ = by_class(classified, variant, draws, counted)
     missed = int((rows & ~variant.rows).sum())
     return Estimate(defined_mean(ratio(tp, true)), int(counted.sum()), draws.groups(counted), missed)
 
 
-def by_class(judged: ClassifiedSet, variant: Variant, draws: Bootstrap, rows: Mask) -> tuple[Float, Float, Float]:
+def by_class(classified: ClassifiedSet, variant: Variant, draws: Bootstrap, rows: Mask) -> tuple[Float, Float, Float]:
     """float[1 + R, C] three times: true positives, rows of the class, rows predicted as it."""
-    return _split(draws.sums(_hits(judged, variant), rows), len(judged.classes))
+    return _split(draws.sums(_class_columns(classified, variant), rows), len(classified.classes))
 
 
-def areas_of(judged: ClassifiedSet, variant: Variant, draws: Bootstrap, rows: Mask) -> list[tuple[Float, Float]]:
+def areas_of(classified: ClassifiedSet, variant: Variant, draws: Bootstrap, rows: Mask) -> list[tuple[Float, Float]]:
     """float[1 + R] twice for each class against the rest: areas under ROC and precision; NaN for one without rows."""
     if variant.probabilities is None:
         return []
     nothing = np.full(draws.size, np.nan)
-    found = []
-    for place, chances in enumerate(variant.probabilities.T):
-        positive = judged.true == place
-        there = positive[rows].any()
-        found.append(curves.areas(chances, positive, draws, rows) if there else (nothing, nothing))
-    return found
+    areas = []
+    for column, chances in enumerate(variant.probabilities.T):
+        positive = classified.true == column
+        occurs = positive[rows].any()
+        areas.append(curves.areas(chances, positive, draws, rows) if occurs else (nothing, nothing))
+    return areas
 
 
-def _hits(judged: ClassifiedSet, variant: Variant) -> csr_array:
+def _class_columns(classified: ClassifiedSet, variant: Variant) -> csr_array:
     """float[N, 3 (C + 1)]: the class where it was predicted rightly, the true one, the predicted one."""
-    size = len(judged.classes)
+    n_classes = len(classified.classes)
     # One class more takes the rows without a prediction, so that they are predicted as none.
-    hit = np.where(variant.predicted == judged.true, judged.true, size)
-    places = np.stack([hit, judged.true + size + 1, variant.predicted + 2 * (size + 1)], axis=1)
-    return _sparse(np.ones(places.size), places, 3 * (size + 1))
+    hit = np.where(variant.predicted == classified.true, classified.true, n_classes)
+    columns = np.stack([hit, classified.true + n_classes + 1, variant.predicted + 2 * (n_classes + 1)], axis=1)
+    return _sparse(np.ones(columns.size), columns, 3 * (n_classes + 1))
 
 
-def _split(sums: Float, size: int) -> tuple[Float, Float, Float]:
-    tp, true, predicted = (sums[:, start : start + size] for start in range(0, 3 * (size + 1), size + 1))
+def _split(sums: Float, n_classes: int) -> tuple[Float, Float, Float]:
+    tp, true, predicted = (sums[:, start : start + n_classes] for start in range(0, 3 * (n_classes + 1), n_classes + 1))
     return tp, true, predicted
 
 
-def _malignancy(judged: ClassifiedSet, variant: Variant) -> Float:
+def _malignancy_columns(classified: ClassifiedSet, variant: Variant) -> Float:
     """float[N, 4]: malignant and recognised, malignant, benign and recognised, benign; a row without a prediction was
     recognised as neither. float[N, 0] where malignancy is not known."""
-    if judged.malignant is None:
-        return np.zeros((len(judged.rows), 0))
+    if classified.malignant is None:
+        return np.zeros((len(classified.rows), 0))
     columns = []
-    for side in (np.append(judged.malignant, False), np.append(~judged.malignant, False)):
-        columns += [side[judged.true] & side[variant.predicted], side[judged.true]]
+    for side in (np.append(classified.malignant, False), np.append(~classified.malignant, False)):
+        columns += [side[classified.true] & side[variant.predicted], side[classified.true]]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _confident(judged: ClassifiedSet, variant: Variant) -> csr_array:
+def _calibration_columns(classified: ClassifiedSet, variant: Variant) -> csr_array:
     """float[N, 2 + BINS]: whether the true class is among the likeliest, squared error, right − confidence by bin."""
-    n, size = len(judged.rows), len(judged.classes)
+    n, n_classes = len(classified.rows), len(classified.classes)
     if variant.probabilities is None:
         return csr_array((n, 0))
-    label = np.zeros((n, size + 1))
-    label[np.arange(n), judged.true] = 1.0
-    brier = np.square(variant.probabilities - label[:, :size]).sum(axis=1)
+    label = np.zeros((n, n_classes + 1))
+    label[np.arange(n), classified.true] = 1.0
+
+    brier = np.square(variant.probabilities - label[:, :n_classes]).sum(axis=1)
     top = np.argsort(-variant.probabilities, axis=1, kind="stable")[:, :TOP]
-    among = (top == judged.true[:, None]).any(axis=1)
-    off = (variant.predicted == judged.true) - variant.confidence
-    places = np.stack([np.zeros(n, np.int64), np.ones(n, np.int64), 2 + curves.bins(variant.confidence)], axis=1)
-    return _sparse(np.stack([among, brier, off], axis=1).ravel(), places, 2 + curves.BINS)
+    among = (top == classified.true[:, None]).any(axis=1)
+    off = (variant.predicted == classified.true) - variant.confidence
+    columns = np.stack([np.zeros(n, np.int64), np.ones(n, np.int64), 2 + curves.bins(variant.confidence)], axis=1)
+    return _sparse(np.stack([among, brier, off], axis=1).ravel(), columns, 2 + curves.BINS)
 
 
-def _sparse(values: Float, places: Int, columns: int) -> csr_array:
-    """float[N, columns] of values float[N · k] in the columns int[N, k]."""
-    starts = np.arange(len(places) + 1) * places.shape[1]
-    return csr_array((values, places.ravel(), starts), shape=(len(places), columns))
+def _sparse(values: Float, columns: Int, width: int) -> csr_array:
+    """float[N, width] of values float[N · k] in the columns int[N, k]."""
+    starts = np.arange(len(columns) + 1) * columns.shape[1]
+    return csr_array((values, columns.ravel(), starts), shape=(len(columns), width))

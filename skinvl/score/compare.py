@@ -34,38 +34,43 @@ class Resampling:
     seed: int
 
 
-def free(name: str, ours: Measured, theirs: Measured, drawing: Resampling) -> list[dict[str, Any]]:
+def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) -> list[dict[str, Any]]:
     """The tests of two runs' free answers to one set, not yet corrected.
 
     Raises:
         CompareError: they were asked other rows, or these have other references.
     """
+    # Theirs in our order, so that the rows stand pairwise.
     order = _order(name, ours.rows, theirs.rows)
     theirs = replace(
         theirs,
-        rows=[theirs.rows[place] for place in order],
+        rows=[theirs.rows[index] for index in order],
         scored=theirs.scored[order],
         table=theirs.table[order],
         asked=theirs.asked[:, order],
     )
     _same(name, "reference", [(key(row), row.reference) for row in ours.rows], [row.reference for row in theirs.rows])
-    draws = answers.bootstrap(ours.rows, drawing.resamples, drawing.seed)
+
+    # One Bootstrap for both runs, over the rows that both have.
+    draws = answers.bootstrap(ours.rows, resampling.resamples, resampling.seed)
     both = ours.scored & theirs.scored
-    one, other = (answers.estimates(side, draws, both) for side in (ours, theirs))
+    our_numbers, their_numbers = (answers.estimates(side, draws, both) for side in (ours, theirs))
+
     right = {}
     for metric, asked, columns in zip(ours.metrics, ours.asked, ours.columns, strict=True):
         if metric.name in RIGHT_OR_WRONG:
             counted = both & asked
             right[metric.name] = tuple(side.table[counted, columns.start] == 1 for side in (ours, theirs))
-    return _tests(name, "answers", one, other, right, int((~both).sum()))
+    return _tests(name, "answers", our_numbers, their_numbers, right, int((~both).sum()))
 
 
-def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, drawing: Resampling) -> list[dict[str, Any]]:
+def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, resampling: Resampling) -> list[dict[str, Any]]:
     """The tests of two runs' classifications of one set by the headline variant of ours, not yet corrected.
 
     Raises:
         CompareError: they were asked other rows, classes or labels, or theirs lacks that variant.
     """
+    # They were asked the same rows with the same classes and labels, and both were read by our headline variant.
     order = _order(name, ours.rows, theirs.rows)
     if ours.classes != theirs.classes:
         raise CompareError(
@@ -73,7 +78,7 @@ def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, drawing: Resa
             "classify both with one recipe"
         )
     pairs = [(key(row), row.label) for row in ours.rows]
-    _same(name, "label", pairs, [theirs.rows[place].label for place in order])
+    _same(name, "label", pairs, [theirs.rows[index].label for index in order])
     headline = next(iter(ours.variants), None)
     if headline is None:
         return []
@@ -82,19 +87,24 @@ def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, drawing: Resa
             f"{name}: ours was read by {headline}, theirs only by {', '.join(theirs.variants) or 'nothing'}; "
             "classify both with one recipe"
         )
-    mine, variant = ours.variants[headline], theirs.variants[headline]
-    other = replace(
-        variant,
-        predicted=variant.predicted[order],
-        probabilities=None if variant.probabilities is None else variant.probabilities[order],
-        rows=variant.rows[order],
+
+    # Theirs in our order, so that the rows stand pairwise.
+    our_variant, their_variant = ours.variants[headline], theirs.variants[headline]
+    in_our_order = replace(
+        their_variant,
+        predicted=their_variant.predicted[order],
+        probabilities=None if their_variant.probabilities is None else their_variant.probabilities[order],
+        rows=their_variant.rows[order],
     )
-    theirs = replace(theirs, rows=ours.rows, true=ours.true, malignant=ours.malignant, variants={headline: other})
-    draws = classification.bootstrap(ours.rows, drawing.resamples, drawing.seed)
-    both = mine.rows & other.rows
-    one, two = (classification.estimates(side, headline, draws, both) for side in (ours, theirs))
-    right = {"accuracy": tuple((side.predicted == ours.true)[both] for side in (mine, other))}
-    return _tests(name, "classes", one, two, right, int((~both).sum()))
+    theirs = replace(
+        theirs, rows=ours.rows, true=ours.true, malignant=ours.malignant, variants={headline: in_our_order}
+    )
+
+    draws = classification.bootstrap(ours.rows, resampling.resamples, resampling.seed)
+    both = our_variant.rows & in_our_order.rows
+    our_numbers, their_numbers = (classification.estimates(side, headline, draws, both) for side in (ours, theirs))
+    right = {"accuracy": tuple((side.predicted == ours.true)[both] for side in (our_variant, in_our_order))}
+    return _tests(name, "classes", our_numbers, their_numbers, right, int((~both).sum()))
 
 
 def family(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -111,40 +121,55 @@ def _tests(
     right: Mapping[str, tuple[Mask, ...]],
     unpaired: int,
 ) -> list[dict[str, Any]]:
-    found = []
-    for metric, one in ours.items():
-        if metric not in theirs or not one.n:
+    """A row for each number and test of it.
+
+    Args:
+        right: of the numbers that are right or wrong, which rows each run has right.
+    """
+    tests = []
+    for metric, estimate in ours.items():
+        if metric not in theirs or not estimate.n:
             continue
-        difference = one.minus(theirs[metric])
+        difference = estimate.minus(theirs[metric])
         common = {
-            **{"set": name, "what": what, "metric": metric, "n": one.n, "unpaired": unpaired},
-            **{"ours": _plain(one.value), "theirs": _plain(theirs[metric].value), "difference": difference.number()},
+            **{"set": name, "what": what, "metric": metric, "n": estimate.n, "unpaired": unpaired},
+            **{
+                "ours": _plain(estimate.value),
+                "theirs": _plain(theirs[metric].value),
+                "difference": difference.number(),
+            },
         }
         if metric in right:
-            found.append({**common, "p": stats.mcnemar(*right[metric]), "test": "McNemar"})
-        found.append({**common, "p": stats.paired(difference), "test": "paired bootstrap"})
-    return found
+            tests.append({**common, "p": stats.mcnemar(*right[metric]), "test": "McNemar"})
+        tests.append({**common, "p": stats.paired(difference), "test": "paired bootstrap"})
+    return tests
 
 
 def _order(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int[N]: where theirs has each row of ours."""
-    places = {key(row): place for place, row in enumerate(theirs)}
+    positions = {key(row): index for index, row in enumerate(theirs)}
     mine = [key(row) for row in ours]
-    shared = sum(one in places for one in mine)
+    shared = sum(row_key in positions for row_key in mine)
     if not shared == len(mine) == len(theirs):
         raise CompareError(
             f"{name}: ours has {len(mine):,} rows, theirs {len(theirs):,}, and {shared:,} of them are the same rows; a "
             "paired test needs the same rows in both: evaluate both runs on one source and split"
         )
-    return np.array([places[one] for one in mine], np.int64)
+    return np.array([positions[row_key] for row_key in mine], np.int64)
 
 
 def _same(name: str, what: str, ours: Sequence[tuple[str, str | None]], theirs: Sequence[str | None]) -> None:
-    differ = [(row, one, other) for (row, one), other in zip(ours, theirs, strict=True) if one != other]
+    """Refuses rows that differ in what both runs must share, such as the reference.
+
+    Raises:
+        CompareError: some differ; the first is named.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    differ = [(row, own, other) for (row, own), other in pairs if own != other]
     if differ:
-        row, one, other = differ[0]
+        row, own, other = differ[0]
         raise CompareError(
-            f"{name}: {len(differ):,} of {len(ours):,} rows have another {what} in the other run ({row}: {one!r} and "
+            f"{name}: {len(differ):,} of {len(ours):,} rows have another {what} in the other run ({row}: {own!r} and "
             f"{other!r}); the source was prepared anew between them: evaluate both runs again"
         )
 

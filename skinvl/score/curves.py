@@ -28,30 +28,40 @@ def areas(scores: Float, positive: Mask, bootstrap: Bootstrap, rows: Mask) -> tu
     the threshold together, as in scikit-learn's roc_auc_score and average_precision_score. Only thresholds that let a
     positive pass matter, so the negatives between two such are summed at once, by one sparse product for all resamples.
     """
-    chosen = np.flatnonzero(rows)
-    order, ends = _order(scores[chosen])
-    groups, hit = bootstrap.of[chosen[order]], positive[chosen[order]]
+    # Rows from the highest score down, in runs of equal scores.
+    counted = np.flatnonzero(rows)
+    order, ends = _order(scores[counted])
+    groups, hit = bootstrap.of[counted[order]], positive[counted[order]]
     run = np.searchsorted(ends, np.arange(len(order)))  # of equal scores, for each row
+
+    # A step is some negatives alone, then a run that holds positives: how many rows of each group it has of each kind.
     mixed = np.bincount(run[hit], minlength=len(ends)) > 0
-    # A step is some negatives alone, then a run that holds positives.
     step: Int = (np.cumsum(mixed) - mixed)[run]
     tied = mixed[run]
     steps = int(mixed.sum()) + 1
-    before, beside, found = (
+    alone, beside, positives = (
         csr_array((np.ones(int(kind.sum()), np.int32), (step[kind], groups[kind])), (steps, len(bootstrap.counts)))
         for kind in (~tied, tied & ~hit, hit)
     )
-    roc, precise = np.full(bootstrap.size, np.nan), np.full(bootstrap.size, np.nan)
+
+    roc, precision = np.full(bootstrap.size, np.nan), np.full(bootstrap.size, np.nan)
     for columns in _columns(bootstrap, max(steps, len(bootstrap.counts))):
         weights = bootstrap.counts[:, columns].astype(np.int32)
-        alone, level, new = (np.ascontiguousarray((kind @ weights).T, np.float64) for kind in (before, beside, found))
-        hits, falls = np.cumsum(new, axis=1), np.cumsum(alone + level, axis=1)
+        # float[S, T] each, by resample and step: negatives alone, negatives beside positives, positives.
+        below, level, new = (
+            np.ascontiguousarray((kind @ weights).T, np.float64) for kind in (alone, beside, positives)
+        )
+        hits, falls = np.cumsum(new, axis=1), np.cumsum(below + level, axis=1)
+
+        # Pairs in which the positive stands above the negative, a tie counting half.
         above = hits - new
-        wins = np.einsum("st,st->s", alone, above) + np.einsum("st,st->s", level, above + new / 2)
+        wins = np.einsum("st,st->s", below, above) + np.einsum("st,st->s", level, above + new / 2)
         roc[columns] = ratio(wins, hits[:, -1] * falls[:, -1])
+
+        # The precision at each step, weighted by the positives that it adds.
         share = np.divide(hits, hits + falls, out=np.zeros_like(hits), where=new > 0)
-        precise[columns] = ratio(np.einsum("st,st->s", new, share), hits[:, -1])
-    return roc, precise
+        precision[columns] = ratio(np.einsum("st,st->s", new, share), hits[:, -1])
+    return roc, precision
 
 
 def aurc(confidence: Float, wrong: Mask, bootstrap: Bootstrap, rows: Mask) -> Float:
@@ -60,20 +70,22 @@ def aurc(confidence: Float, wrong: Mask, bootstrap: Bootstrap, rows: Mask) -> Fl
     Geifman & El-Yaniv 2017, arXiv:1705.08500; the area as in Geifman, Uziel & El-Yaniv 2019, arXiv:1805.08206. Rows of
     equal confidence are answered together.
     """
-    chosen = np.flatnonzero(rows)
-    found = np.full(bootstrap.size, np.nan)
-    if not len(chosen):
-        return found
-    order, ends = _order(confidence[chosen])
-    groups, missing = bootstrap.of[chosen[order]], wrong[chosen[order]]
+    counted = np.flatnonzero(rows)
+    mean_risks = np.full(bootstrap.size, np.nan)
+    if not len(counted):
+        return mean_risks
+    order, ends = _order(confidence[counted])
+    groups, is_wrong = bootstrap.of[counted[order]], wrong[counted[order]]
     for columns in _columns(bootstrap, max(len(order), len(bootstrap.counts))):
+        # int[S, T], by resample and threshold: rows answered, and those of them that are wrong.
         weights = np.ascontiguousarray(bootstrap.counts[:, columns].T)[:, groups]
         answered = np.cumsum(weights, axis=1, dtype=np.int32)[:, ends]
-        missed = np.cumsum(weights * missing, axis=1, dtype=np.int32)[:, ends]
-        risk = missed / np.maximum(answered, 1)
+        errors = np.cumsum(weights * is_wrong, axis=1, dtype=np.int32)[:, ends]
+
+        risk = errors / np.maximum(answered, 1)
         area = np.einsum("st,st->s", np.diff(answered, axis=1, prepend=0), risk)
-        found[columns] = ratio(area, answered[:, -1].astype(np.float64))
-    return found
+        mean_risks[columns] = ratio(area, answered[:, -1].astype(np.float64))
+    return mean_risks
 
 
 def risk_coverage(confidence: Float, wrong: Mask) -> list[dict[str, float]]:
@@ -83,14 +95,14 @@ def risk_coverage(confidence: Float, wrong: Mask) -> list[dict[str, float]]:
     order, ends = _order(confidence)
     risks = np.cumsum(wrong[order])[ends] / (ends + 1)
     steps = np.linspace(0, 1, POINTS + 1) * len(order)
-    kept = np.unique(np.searchsorted(ends + 1, steps).clip(0, len(ends) - 1))
+    shown = np.unique(np.searchsorted(ends + 1, steps).clip(0, len(ends) - 1))
     return [
         {
-            "coverage": float(ends[place] + 1) / len(order),
-            "risk": float(risks[place]),
-            "threshold": float(confidence[order[ends[place]]]),
+            "coverage": float(ends[run] + 1) / len(order),
+            "risk": float(risks[run]),
+            "threshold": float(confidence[order[ends[run]]]),
         }
-        for place in kept
+        for run in shown
     ]
 
 
@@ -121,23 +133,23 @@ def bins(confidence: Float) -> Int:
 
 def reliability(confidence: Float, right: Mask) -> list[dict[str, Any]]:
     """Each bin with its mean confidence, the share that is right, and the rows; None in an empty one."""
-    places = bins(confidence)
-    counts = np.bincount(places, minlength=BINS)
-    sums = [np.bincount(places, values, BINS) for values in (confidence, right.astype(np.float64))]
+    bin_of = bins(confidence)
+    counts = np.bincount(bin_of, minlength=BINS)
+    sums = [np.bincount(bin_of, values, BINS) for values in (confidence, right.astype(np.float64))]
     return [
         {
-            "low": place / BINS,
-            "high": (place + 1) / BINS,
-            "confidence": float(sums[0][place] / count) if count else None,
-            "accuracy": float(sums[1][place] / count) if count else None,
+            "low": number / BINS,
+            "high": (number + 1) / BINS,
+            "confidence": float(sums[0][number] / count) if count else None,
+            "accuracy": float(sums[1][number] / count) if count else None,
             "n": int(count),
         }
-        for place, count in enumerate(counts)
+        for number, count in enumerate(counts)
     ]
 
 
 def _order(scores: Float) -> tuple[Int, Int]:
-    """int[N] and int[T]: the rows from the highest score down, and the last place of each run of equal scores."""
+    """int[N] and int[T]: the rows from the highest score down, and the last row of each run of equal scores."""
     order = np.argsort(-scores, kind="stable")
     return order, np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
 

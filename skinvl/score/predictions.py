@@ -112,14 +112,14 @@ class PredictionJournal:
         earlier = begun(path) or self.settings
         if changed := sorted(k for k in {**earlier, **self.settings} if earlier.get(k) != self.settings.get(k)):
             first = changed[0]
-            then, now = (json.dumps(one.get(first)) for one in (earlier, self.settings))
+            then, now = json.dumps(earlier.get(first)), json.dumps(self.settings.get(first))
             raise PredictionError(
                 f"{path}: begun with other settings: {', '.join(changed)} differ ({first} was {then} and is {now}); "
                 f"remove {path.parent} to predict anew, or give the settings that it was begun with"
             )
 
     def begin(self) -> None:
-        """Nothing; the settings lie beside the place of the predictions. Called by one process, before any writes."""
+        """Writes the settings beside the place of the predictions. Called by one process, before any writes rows."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path.with_suffix(".json"), self.settings)
 
@@ -129,7 +129,7 @@ class PredictionJournal:
         return {key(row): row for file in files for row in self._whole(file)}
 
     def write(self, rows: Iterable[Answer] | Iterable[Classified], rank: int) -> None:
-        """Nothing; the rows are at the end of the rank's own file, and on the disk."""
+        """Appends the rows to the rank's own file."""
         part = self.path.with_name(f".{self.path.stem}.rank{rank}.jsonl")
         with part.open("a+b") as file:
             end = file.seek(0, 2)
@@ -140,17 +140,17 @@ class PredictionJournal:
                 file.write(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n")
 
     def finish(self, order: Sequence[str]) -> None:
-        """Nothing; the predictions lie in one file, in this order of keys. Called by one process, after all wrote.
+        """Writes the predictions into one file, in this order of keys. Called by one process, after all wrote.
 
         Raises:
             PredictionError: a row is missing.
         """
-        found = self.done()
-        if missing := [name for name in order if name not in found]:
+        rows = self.done()
+        if missing := [name for name in order if name not in rows]:
             raise PredictionError(f"{self.path}: {len(missing)} of {len(order)} rows were not predicted ({missing[0]})")
         with whole_file(self.path) as partial, partial.open("w", encoding="utf-8") as file:
             for name in order:
-                file.write(json.dumps(asdict(found[name]), ensure_ascii=False) + "\n")
+                file.write(json.dumps(asdict(rows[name]), ensure_ascii=False) + "\n")
         for part in self._parts():
             part.unlink()
 
@@ -164,6 +164,7 @@ class PredictionJournal:
 
 
 def _row(plain: dict[str, Any], kind: Any) -> Any:
+    """The row of a line; a KeyError where its fields are not those of the kind."""
     values = {**plain, "facts": Facts(**plain["facts"]), "images": tuple(plain["images"])}
     if values.keys() != {field.name for field in fields(kind)}:
         raise KeyError(f"fields {sorted(values)}")

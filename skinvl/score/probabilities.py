@@ -84,44 +84,49 @@ def read(
 ) -> dict[str, Variant]:
     """The variants that the rows allow, by name; the first is the headline."""
     classes: Sequence[str] = settings["classes"]
-    known = true < len(classes)
-    found: dict[str, Variant] = {}
-    scores, there = _scores(rows, len(classes))
-    if there.any():
+    has_label = true < len(classes)
+    variants: dict[str, Variant] = {}
+
+    # By the likelihoods of the class names.
+    scores, has_scores = _scores(rows, len(classes))
+    if has_scores.any():
 
         def variant(readings: Float, temperature: float | None = None) -> Variant:
-            chances = np.where(there[:, None], softmax(readings, axis=1), 0.0)
-            return Variant(readings.argmax(axis=1), chances, there & known, temperature)
+            chances = np.where(has_scores[:, None], softmax(readings, axis=1), 0.0)
+            return Variant(readings.argmax(axis=1), chances, has_scores & has_label, temperature)
 
-        found["sum"] = variant(scores)
+        variants["sum"] = variant(scores)
         if settings.get("label_tokens"):
-            found["mean"] = variant(scores / np.array(settings["label_tokens"], np.float64))
+            variants["mean"] = variant(scores / np.array(settings["label_tokens"], np.float64))
         if settings.get("prior"):
-            found["prior"] = variant(scores - np.array(settings["prior"], np.float64))
+            variants["prior"] = variant(scores - np.array(settings["prior"], np.float64))
         if validation is not None:
-            held, ready = _scores(validation[0], len(classes))
-            ready &= validation[1] < len(classes)
-            if ready.any():
-                fitted = curves.temperature(held[ready], validation[1][ready])
-                found["calibrated"] = variant(scores / fitted, fitted)
+            validation_rows, validation_true = validation
+            validation_scores, usable = _scores(validation_rows, len(classes))
+            usable &= validation_true < len(classes)
+            if usable.any():
+                fitted = curves.temperature(validation_scores[usable], validation_true[usable])
+                variants["calibrated"] = variant(scores / fitted, fitted)
+
+    # By the free answer to the list of classes.
     asked = np.array([row.outcome is not None for row in rows], np.bool_)
     if asked.any():
-        found["prompted"] = Variant(_numbers([row.choice for row in rows], classes), None, asked & known)
-    return found
+        variants["prompted"] = Variant(_numbers([row.choice for row in rows], classes), None, asked & has_label)
+    return variants
 
 
 def confidence(rows: Sequence[Classified], true: Int, classes: int, temperature: float) -> Float:
     """float[V]: the confidence of the validation rows that have a true class and scores, at the fitted temperature."""
-    scores, there = _scores(rows, classes)
-    chances: Float = softmax(scores[there & (true < classes)] / temperature, axis=1).max(axis=1)
+    scores, has_scores = _scores(rows, classes)
+    chances: Float = softmax(scores[has_scores & (true < classes)] / temperature, axis=1).max(axis=1)
     return chances
 
 
 def _scores(rows: Sequence[Classified], classes: int) -> tuple[Float, Mask]:
-    there = np.array([row.scores is not None for row in rows], np.bool_)
-    return np.array([row.scores or (0.0,) * classes for row in rows], np.float64).reshape(-1, classes), there
+    has_scores = np.array([row.scores is not None for row in rows], np.bool_)
+    return np.array([row.scores or (0.0,) * classes for row in rows], np.float64).reshape(-1, classes), has_scores
 
 
 def _numbers(names: Sequence[str | None], classes: Sequence[str]) -> Int:
-    places = {name: place for place, name in enumerate(classes)}
-    return np.array([len(classes) if name is None else places[name] for name in names], np.int64)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([len(classes) if name is None else numbers[name] for name in names], np.int64)

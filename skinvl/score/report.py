@@ -78,7 +78,7 @@ def page(run: Path) -> str:
             losses=_losses(log),
             during=_during(log),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-            cases=list(samples.sample(run / "eval", scores["sets"], scores["seed"])),
+            cards=list(samples.sample(run / "eval", scores["sets"], scores["seed"])),
             outcomes=OUTCOMES,
             charts=charts,
         )
@@ -146,14 +146,14 @@ def label(metric: str) -> str:
 
 def _headline(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], list[dict[str, Any]]]]:
     """For each set its name, `answers` or `classes`, its block, and a row for each of the metrics that say most."""
-    for name, one in scores["sets"].items():
-        if answers := one.get("answers"):
-            control = (one.get("permuted") or {}).get("metrics", {})
+    for name, blocks in scores["sets"].items():
+        if answers := blocks.get("answers"):
+            control = (blocks.get("permuted") or {}).get("metrics", {})
             rows = _rows("answers", answers["metrics"], control, {"closed_accuracy": answers["majority"]})
             yield name, "answers", answers, rows
-        if classes := one.get("classes"):
-            found = classes["variants"].get(classes["headline"], {})
-            yield name, "classes", classes, _rows("classes", found, {}, {"accuracy": classes["majority"]})
+        if classes := blocks.get("classes"):
+            numbers = classes["variants"].get(classes["headline"], {})
+            yield name, "classes", classes, _rows("classes", numbers, {}, {"accuracy": classes["majority"]})
 
 
 def _rows(
@@ -162,10 +162,10 @@ def _rows(
     chosen = [name for name in HEADLINE[what] if _known(own.get(name)) or (own and name in MALIGNANT)]
     rows = []
     for metric in chosen or list(own)[:1]:
-        found, baselines = own.get(metric), {"permuted": control.get(metric), "majority": majority.get(metric)}
-        beside = [_apart(found, one, what) for what, one in baselines.items() if _known(found) and _known(one)]
-        why = "not known which classes are malignant" if metric in MALIGNANT and found is None else "–"
-        rows.append({"metric": metric, "own": found, "why": why, **baselines, "beside": beside})
+        number, baselines = own.get(metric), {"permuted": control.get(metric), "majority": majority.get(metric)}
+        beside = [_apart(number, other, what) for what, other in baselines.items() if _known(number) and _known(other)]
+        why = "not known which classes are malignant" if metric in MALIGNANT and number is None else "–"
+        rows.append({"metric": metric, "own": number, "why": why, **baselines, "beside": beside})
     return rows
 
 
@@ -201,16 +201,16 @@ def _ledger(path: Path) -> list[tuple[str, int, str]]:
 
 def _losses(log: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """Of each loss, its finite (step, value) pairs; of one step the last."""
-    found = _logged(log, lambda key: key == "loss" or (key.startswith("eval_") and key.endswith("_loss")))
-    if len(found.keys() - {"train"}) == 2:  # of one set the overall loss is the same again
-        found.pop("eval", None)
-    return found
+    losses = _logged(log, lambda key: key == "loss" or (key.startswith("eval_") and key.endswith("_loss")))
+    if len(losses.keys() - {"train"}) == 2:  # of one set the overall loss is the same again
+        losses.pop("eval", None)
+    return losses
 
 
 def _during(log: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """The same of the other scores that were logged at evaluations, if all of them lie between 0 and 1."""
-    found = _logged(log, lambda key: key.startswith("eval_") and not key.endswith("_loss") and key not in NO_SCORES)
-    return {name: line for name, line in found.items() if all(0 <= value <= 1 for _, value in line)}
+    scores = _logged(log, lambda key: key.startswith("eval_") and not key.endswith("_loss") and key not in NO_SCORES)
+    return {name: line for name, line in scores.items() if all(0 <= value <= 1 for _, value in line)}
 
 
 def _logged(log: Iterable[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, list[tuple[float, float]]]:

@@ -29,12 +29,12 @@ _FOLDERS = re.compile(r"""(?<![\w.:/~])/(?=[^\s/])(?:[^/\n"'<>|:,;=]+/)*""")
 
 @dataclass(frozen=True, slots=True)
 class PredictionText:
-    """What is said of one prediction."""
+    """What the page says of one prediction."""
 
     score: float | None  # 0 to 1, better when higher; None where it is not scored, and so neither best nor worst
     outcome: str  # right, partly right, wrong, no answer or not scored
     summary: str  # the score in words
-    said: list[tuple[str, str]]  # what was asked, expected, said, each after the word that names it
+    lines: list[tuple[str, str]]  # what was asked, expected and answered, each after the word that names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class PredictionCard:
     id: str
     source: str
     facts: Facts
-    told: PredictionText
+    text: PredictionText
     images: list[Thumbnail]
     more: int  # images that are not shown
 
@@ -67,24 +67,25 @@ def sample(folder: Path, sets: Mapping[str, Mapping[str, Any]], seed: int) -> It
         PredictionError: a file of predictions is damaged, or is not what was scored.
         ClassError: classifications contradict themselves.
     """
-    shown = lru_cache(maxsize=None)(_picture)
+    thumbnail = lru_cache(maxsize=None)(_thumbnail)
     for name, blocks in sets.items():
         path = folder / "answers" / f"{name}.jsonl"
         if blocks.get("answers") and path.is_file():
             _, answers = predictions.read(path, Answer)
             _check(path, len(answers), blocks["answers"]["rows"])
-            yield from _chosen(name, answers, _answered, shown, seed)
+            yield from _chosen(name, answers, _answered, thumbnail, seed)
         path = folder / "classes" / f"{name}.jsonl"
         if blocks.get("classes") and path.is_file():
             settings, rows = predictions.read(path, Classified)
             classes, question = settings["classes"], settings.get("question") or ""
             _check(path, len(rows), blocks["classes"]["rows"])
             probabilities.truth(rows, classes, str(path))
-            tell = partial(_classified, classes=classes, question=question)
-            yield from _chosen(f"{name} (classes)", rows, tell, shown, seed)
+            describe = partial(_classified, classes=classes, question=question)
+            yield from _chosen(f"{name} (classes)", rows, describe, thumbnail, seed)
 
 
 def _check(path: Path, rows: int, scored: int) -> None:
+    """Refuses predictions that are not those that were scored, told by their count."""
     if rows != scored:
         raise PredictionError(
             f"{path}: {rows:,} rows, but scores.json counts {scored:,}; score the run again with skinvl score"
@@ -92,60 +93,67 @@ def _check(path: Path, rows: int, scored: int) -> None:
 
 
 def _chosen(
-    name: str, rows: Sequence[Any], tell: Callable[[Any], PredictionText], shown: Callable[[str], Thumbnail], seed: int
+    name: str,
+    rows: Sequence[Any],
+    describe: Callable[[Any], PredictionText],
+    thumbnail: Callable[[str], Thumbnail],
+    seed: int,
 ) -> Iterator[PredictionCard]:
     """The rows of the lowest scores, of the highest, and some of the others; each row once, ties drawn."""
-    drawn = [(tell(row), row) for row in rows]
+    # In a drawn order, so that which of equal rows are shown is drawn too.
+    drawn = [(describe(row), row) for row in rows]
     random.Random(f"{seed}-{name}").shuffle(drawn)
     scored = sorted((pair for pair in drawn if pair[0].score is not None), key=lambda pair: pair[0].score or 0.0)
+
+    # The same row is never worst and best, nor drawn again.
     each = min(EACH, len(scored) // 2)
     worst, best = scored[:each], scored[len(scored) - each :][::-1]
     taken = {predictions.key(row) for _, row in (*worst, *best)}
     others = [pair for pair in drawn if predictions.key(pair[1]) not in taken]
     for pick, pairs in (("worst", worst), ("best", best), ("random", others[:EACH])):
-        for told, row in pairs:
-            images = [shown(path) for path in row.images[:IMAGES]]
-            yield PredictionCard(name, pick, row.id, row.source, row.facts, told, images, len(row.images) - len(images))
+        for text, row in pairs:
+            images = [thumbnail(path) for path in row.images[:IMAGES]]
+            yield PredictionCard(name, pick, row.id, row.source, row.facts, text, images, len(row.images) - len(images))
 
 
 def _answered(row: Answer) -> PredictionText:
-    said = [("Question", row.question), ("Reference", row.reference)]
+    lines = [("Question", row.question), ("Reference", row.reference)]
     if row.answer is None:
-        return PredictionText(None, "no answer", "not asked", [*said, ("Not asked", short(row.detail))])
-    said.append(("Answer", row.answer))
+        return PredictionText(None, "no answer", "not asked", [*lines, ("Not asked", short(row.detail))])
+    lines.append(("Answer", row.answer))
     if not words(row.reference):
-        return PredictionText(None, "not scored", "a reference without words", said)
+        return PredictionText(None, "not scored", "a reference without words", lines)
     score = tokens.statistics(row.answer, row)[2]
     same = words(row.answer) == words(row.reference)
     outcome = "right" if same else "partly right" if score else "wrong" if words(row.answer) else "no answer"
     cut = ", cut off at the longest length" if row.finish_reason == "length" else ""
-    return PredictionText(score, outcome, f"token F1 {score:.3f}{cut}", said)
+    return PredictionText(score, outcome, f"token F1 {score:.3f}{cut}", lines)
 
 
 def _classified(row: Classified, classes: Sequence[str], question: str) -> PredictionText:
     """The probability of a class is the softmax over the scores of all; without scores, what the prompt gave counts."""
-    said = [("Question", question)] if question else []
-    said.append(("True class", row.label or "none of the classes"))
+    lines = [("Question", question)] if question else []
+    lines.append(("True class", row.label or "none of the classes"))
     shares = [] if row.scores is None else softmax(row.scores).tolist()
-    ranked = sorted(zip(row.scores or (), shares, classes, strict=False), key=lambda one: -one[0])
+    ranked = sorted(zip(row.scores or (), shares, classes, strict=False), key=lambda scored: -scored[0])
     if ranked:
-        said.append(("Probability", ", ".join(f"{name} {share:.3f}" for _, share, name in ranked[:TOP])))
+        lines.append(("Probability", ", ".join(f"{name} {share:.3f}" for _, share, name in ranked[:TOP])))
     if row.answer is not None:
-        said.append(("Prompted answer", row.answer))
-        said.append(("Matched", row.choice or str(row.outcome)))
+        lines.append(("Prompted answer", row.answer))
+        lines.append(("Matched", row.choice or str(row.outcome)))
     if row.detail:
-        said.append(("Detail", short(row.detail)))
+        lines.append(("Detail", short(row.detail)))
     if row.label is None or (not shares and row.outcome is None):
-        return PredictionText(None, "not scored", "no label or no scores", said)
+        return PredictionText(None, "not scored", "no label or no scores", lines)
     if not shares:
         right = row.choice == row.label
-        return PredictionText(float(right), "right" if right else "wrong", "by the prompted answer", said)
+        return PredictionText(float(right), "right" if right else "wrong", "by the prompted answer", lines)
     score = shares[classes.index(row.label)]
     outcome = "right" if ranked[0][2] == row.label else "wrong"  # of equals the first, as score has it
-    return PredictionText(score, outcome, f"probability of the true class {score:.3f}", said)
+    return PredictionText(score, outcome, f"probability of the true class {score:.3f}", lines)
 
 
-def _picture(path: str) -> Thumbnail:
+def _thumbnail(path: str) -> Thumbnail:
     """The image upright and small, without metadata."""
     name = Path(path).name
     try:

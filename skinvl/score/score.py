@@ -102,7 +102,7 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
                 measured[path.stem] = answers.measure(rows, chosen, crew)
     for path in files["classes"]:
         if not path.stem.endswith(".validation"):
-            found.classes[path.stem] = classification.judge(path)
+            found.classes[path.stem] = classification.classified_set(path)
             _some(path, found.classes[path.stem].rows)
     return found
 

@@ -30,8 +30,8 @@ def fact(row: Answer | Classified, field: str) -> str:
 
 def values(rows: Sequence[Answer] | Sequence[Classified], field: str) -> dict[str, Mask]:
     """The values of a field, sorted, each with the rows that have it."""
-    found = np.array([fact(row, field) for row in rows], object)
-    return {value: np.asarray(found == value) for value in sorted(set(found))}
+    facts = np.array([fact(row, field) for row in rows], object)
+    return {value: np.asarray(facts == value) for value in sorted(set(facts))}
 
 
 def table(
@@ -47,21 +47,23 @@ def table(
 
 
 def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:
-    found = {value: estimate(mask) for value, mask in masks.items()}
-    enough = {value: one for value, one in found.items() if one.n >= CASES and one.groups >= GROUPS}
+    estimates = {value: estimate(mask) for value, mask in masks.items()}
+    usable = {value: number for value, number in estimates.items() if number.n >= CASES and number.groups >= GROUPS}
+
+    # The worst value, and the gap between it and the best.
     ranked = sorted(
-        (value for value, one in enough.items() if value != UNKNOWN and not np.isnan(one.value)),
-        key=lambda value: enough[value].value,
+        (value for value, number in usable.items() if value != UNKNOWN and not np.isnan(number.value)),
+        key=lambda value: usable[value].value,
     )
     worst = gap = None
     if len(ranked) > 1:
-        worst, best = ranked[0], enough[ranked[-1]]
-        low = enough[worst]
-        apart = best.values - low.values
-        gap = Estimate(apart, best.n + low.n, best.groups + low.groups, best.unscored + low.unscored).number()
+        worst, best = ranked[0], usable[ranked[-1]]
+        low = usable[worst]
+        gaps = best.values - low.values
+        gap = Estimate(gaps, best.n + low.n, best.groups + low.groups, best.unscored + low.unscored).number()
     return {
         "metric": metric,
-        "values": {value: enough[value].number() if value in enough else None for value in masks},
+        "values": {value: usable[value].number() if value in usable else None for value in masks},
         "worst": worst,
         "gap": gap,
     }

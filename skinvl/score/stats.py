@@ -84,14 +84,16 @@ class Bootstrap:
     def __init__(self, groups: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0) -> None:
         numbers: dict[Hashable, int] = {}
         self.of = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+
+        # In each resample as many groups are drawn as there are; counted, as many resamples at a time as DRAWN allows.
         size = len(numbers)
         generator = np.random.default_rng(seed)
         drawn = np.ones((1 + resamples, size), np.uint8)
         step = max(1, DRAWN // max(size, 1))
         for start in range(1, 1 + resamples, step):
-            some = drawn[start : start + step]
-            places = generator.integers(0, size, some.shape) + size * np.arange(len(some))[:, None]
-            some[:] = np.bincount(places.ravel(), minlength=some.size).reshape(some.shape)
+            block = drawn[start : start + step]
+            draws = generator.integers(0, size, block.shape) + size * np.arange(len(block))[:, None]
+            block[:] = np.bincount(draws.ravel(), minlength=block.size).reshape(block.shape)
         self.counts = np.ascontiguousarray(drawn.T)
 
     @property
@@ -104,10 +106,12 @@ class Bootstrap:
         of = self.of
         if rows is not None:
             of, table = of[rows], table[np.flatnonzero(rows)]
-        here = np.bincount(of, minlength=len(self.counts)) > 0
-        present, place = np.flatnonzero(here), (np.cumsum(here) - 1)[of]
+
+        # First the sums of each group that has rows, then these by the group's count in each resample.
+        is_present = np.bincount(of, minlength=len(self.counts)) > 0
+        present, present_index = np.flatnonzero(is_present), (np.cumsum(is_present) - 1)[of]
         ones = np.ones(len(of))
-        grouped = csr_array((ones, (place, np.arange(len(of)))), shape=(len(present), len(of))) @ table
+        grouped = csr_array((ones, (present_index, np.arange(len(of)))), shape=(len(present), len(of))) @ table
         total = np.zeros((table.shape[1], self.size))
         for start in range(0, len(present), CHUNK):
             weights = self.counts[present[start : start + CHUNK]].astype(np.float64)
@@ -127,9 +131,9 @@ class Bootstrap:
 def ratio(one: Float, other: Float) -> Float:
     """one / other, and NaN where the other is 0."""
     one, other = np.broadcast_arrays(one, other)
-    found = np.full(one.shape, np.nan)
-    np.divide(one, other, out=found, where=other != 0)
-    return found
+    quotient = np.full(one.shape, np.nan)
+    np.divide(one, other, out=quotient, where=other != 0)
+    return quotient
 
 
 def defined_mean(values: Float) -> Float:
@@ -170,7 +174,8 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
     Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure. Tests without a value are no part of the family.
     """
-    known = sorted((value, place) for place, value in enumerate(values) if value is not None)
-    corrected = np.maximum.accumulate([min(1.0, (len(known) - i) * value) for i, (value, _) in enumerate(known)])
-    by_place = {place: float(value) for (_, place), value in zip(known, corrected, strict=True)}
-    return [by_place.get(place) for place in range(len(values))]
+    # From the smallest, each times the number of tests not yet passed, and never below the one before.
+    ordered = sorted((value, index) for index, value in enumerate(values) if value is not None)
+    corrected = np.maximum.accumulate([min(1.0, (len(ordered) - i) * value) for i, (value, _) in enumerate(ordered)])
+    by_index = {index: float(value) for (_, index), value in zip(ordered, corrected, strict=True)}
+    return [by_index.get(index) for index in range(len(values))]

@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def some(count: int = 300, seed: int = 0, classes: int = 5, missing: float = 0.1) -> list[Classified]:
+def drawn(count: int = 300, seed: int = 0, classes: int = 5, missing: float = 0.1) -> list[Classified]:
     """Rows whose scores know something of the true class; one of the classes occurs nowhere as a label."""
     draw = np.random.default_rng(seed)
     rows = []
@@ -52,14 +52,14 @@ def some(count: int = 300, seed: int = 0, classes: int = 5, missing: float = 0.1
     return rows
 
 
-def judge(
-    tmp_path: Path, rows: Sequence[Classified], held: Sequence[Classified] = (), **settings: Any
+def classified_set(
+    tmp_path: Path, rows: Sequence[Classified], validation: Sequence[Classified] = (), **settings: Any
 ) -> ClassifiedSet:
-    for name, group in (("set", rows), ("set.validation", held)):
+    for name, group in (("set", rows), ("set.validation", validation)):
         if group:
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in group))
             (tmp_path / f"{name}.json").write_text(json.dumps(SETTINGS | settings))
-    return classification.judge(tmp_path / "set.jsonl")
+    return classification.classified_set(tmp_path / "set.jsonl")
 
 
 def block(one: ClassifiedSet, resamples: int = 0) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def value(found: dict[str, Any], variant: str, metric: str) -> float:
 
 
 def test_numbers_are_those_of_scikit_learn(tmp_path: Path) -> None:
-    rows = some()
-    found = block(judge(tmp_path, rows))
+    rows = drawn()
+    found = block(classified_set(tmp_path, rows))
     true = np.array([CLASSES.index(row.label or "") for row in rows])
     chances = softmax(np.array([row.scores for row in rows]), axis=1)
     said, present = chances.argmax(axis=1), [0, 1, 2, 3]
@@ -114,9 +114,11 @@ def test_numbers_are_those_of_scikit_learn(tmp_path: Path) -> None:
 
 
 def test_two_classes_give_the_areas_of_two_classes(tmp_path: Path) -> None:
-    rows = [replace(row, scores=(row.scores or ())[:2], outcome=None, choice=None) for row in some()]
+    rows = [replace(row, scores=(row.scores or ())[:2], outcome=None, choice=None) for row in drawn()]
     rows = [row for row in rows if row.label in CLASSES[:2]]
-    found = block(judge(tmp_path, rows, classes=CLASSES[:2], label_tokens=[1, 1], prior=[0, 0], malignant=None))
+    found = block(
+        classified_set(tmp_path, rows, classes=CLASSES[:2], label_tokens=[1, 1], prior=[0, 0], malignant=None)
+    )
     true = np.array([row.label == "melanoma" for row in rows])
     chances = softmax(np.array([row.scores for row in rows]), axis=1)[:, 1]
     assert value(found, "sum", "auroc") == pytest.approx(sk.roc_auc_score(true, chances))
@@ -127,7 +129,7 @@ def test_two_classes_give_the_areas_of_two_classes(tmp_path: Path) -> None:
 
 
 def test_intervals_are_those_of_rows_drawn_by_group(tmp_path: Path) -> None:
-    one = judge(tmp_path, some(16))
+    one = classified_set(tmp_path, drawn(16))
     draws = classification.bootstrap(one.rows, 40, seed=2)
     found = classification.estimates(one, "sum", draws, every(one))
     said, chances = one.variants["sum"].predicted, one.variants["sum"].probabilities
@@ -149,8 +151,8 @@ def test_intervals_are_those_of_rows_drawn_by_group(tmp_path: Path) -> None:
 
 
 def test_variants_by_their_formulas(tmp_path: Path) -> None:
-    rows = some(40)
-    one = judge(tmp_path, rows, some(60, seed=1))
+    rows = drawn(40)
+    one = classified_set(tmp_path, rows, drawn(60, seed=1))
     scores = np.array([row.scores for row in rows])
     fitted = one.variants["calibrated"].temperature
     assert fitted is not None
@@ -171,16 +173,16 @@ def test_variants_by_their_formulas(tmp_path: Path) -> None:
 
 
 def test_temperature_and_threshold_are_fitted_on_validation_rows_alone(tmp_path: Path) -> None:
-    rows, held = some(200), some(150, seed=1)
-    before = block(judge(tmp_path, rows, held))
+    rows, validation = drawn(200), drawn(150, seed=1)
+    before = block(classified_set(tmp_path, rows, validation))
     wrong = [replace(row, label="scar") for row in rows]
-    after = block(judge(tmp_path, wrong, held))
+    after = block(classified_set(tmp_path, wrong, validation))
     temperature = before["reliability"]["calibrated"]["temperature"]
     assert after["reliability"]["calibrated"]["temperature"] == temperature
     assert after["threshold"]["value"] == before["threshold"]["value"]
     assert before["reliability"]["sum"]["temperature"] is None
-    true = np.array([CLASSES.index(row.label or "") for row in held])
-    scores = np.array([row.scores for row in held])
+    true = np.array([CLASSES.index(row.label or "") for row in validation])
+    scores = np.array([row.scores for row in validation])
     assert temperature == pytest.approx(curves.temperature(scores, true))
     confidence = softmax(scores / temperature, axis=1).max(axis=1)
     assert before["threshold"]["value"] == pytest.approx(curves.threshold(confidence))
@@ -191,21 +193,21 @@ def test_temperature_and_threshold_are_fitted_on_validation_rows_alone(tmp_path:
 
 
 def test_without_validation_nothing_is_fitted(tmp_path: Path) -> None:
-    found = block(judge(tmp_path, some(50)))
+    found = block(classified_set(tmp_path, drawn(50)))
     assert "calibrated" not in found["variants"]
     assert found["threshold"] is None
     assert found["risk_coverage"][-1]["coverage"] == 1.0
 
 
 def test_a_probe_has_one_variant(tmp_path: Path) -> None:
-    rows = [replace(row, answer=None, outcome=None, choice=None) for row in some(50)]
-    found = block(judge(tmp_path, rows, label_tokens=None, prior=None, probe=0.1))
+    rows = [replace(row, answer=None, outcome=None, choice=None) for row in drawn(50)]
+    found = block(classified_set(tmp_path, rows, label_tokens=None, prior=None, probe=0.1))
     assert list(found["variants"]) == ["sum"]
 
 
 def test_unparsed_answers_are_wrong_and_no_class_of_their_own(tmp_path: Path) -> None:
-    rows = some(missing=0.4)
-    found = block(judge(tmp_path, rows))
+    rows = drawn(missing=0.4)
+    found = block(classified_set(tmp_path, rows))
     true = [row.label for row in rows]
     said = [row.choice or "none" for row in rows]
     present = sorted(set(map(str, true)))
@@ -224,38 +226,38 @@ def test_unparsed_answers_are_wrong_and_no_class_of_their_own(tmp_path: Path) ->
 
 
 def test_an_unparsed_answer_recognised_neither_malignant_nor_benign(tmp_path: Path) -> None:
-    plain = some(4)
+    plain = drawn(4)
     labels = ["melanoma", "melanoma", "nevus", "nevus"]
     choices = ["carcinoma", None, "scar", None]
     rows = [
         replace(row, label=label, choice=choice, outcome="matched" if choice else "ambiguous")
         for row, label, choice in zip(plain, labels, choices, strict=True)
     ]
-    found = block(judge(tmp_path, rows))
+    found = block(classified_set(tmp_path, rows))
     assert value(found, "prompted", "sensitivity") == 0.5
     assert value(found, "prompted", "specificity") == 0.5
 
 
 def test_accuracy_hides_missed_cancers_and_sensitivity_does_not(tmp_path: Path) -> None:
-    rows = [replace(row, label="nevus" if place % 10 else "melanoma") for place, row in enumerate(some(100))]
+    rows = [replace(row, label="nevus" if place % 10 else "melanoma") for place, row in enumerate(drawn(100))]
     rows = [replace(row, scores=(0.0, -5.0, -5.0, -5.0, -5.0)) for row in rows]
-    found = block(judge(tmp_path, rows))
+    found = block(classified_set(tmp_path, rows))
     assert value(found, "sum", "accuracy") == 0.9 == found["majority"]["value"]
     assert (value(found, "sum", "sensitivity"), value(found, "sum", "balanced_accuracy")) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize("malignant", [None, [False, True, None, True, False]])
 def test_malignancy_that_is_not_known_has_no_number(tmp_path: Path, malignant: list[bool | None] | None) -> None:
-    assert "sensitivity" not in block(judge(tmp_path, some(20), malignant=malignant))["variants"]["sum"]
+    assert "sensitivity" not in block(classified_set(tmp_path, drawn(20), malignant=malignant))["variants"]["sum"]
 
 
 def test_rows_that_cannot_be_scored_are_counted_with_their_reasons(tmp_path: Path) -> None:
-    rows = some(20)
+    rows = drawn(20)
     rows[0] = replace(rows[0], label=None, detail="label 'cyst' is no class")
     rows[1] = replace(rows[1], scores=None, detail="no image", outcome=None, choice=None, answer=None)
     rows[2] = replace(rows[2], scores=None, detail="no image", outcome=None, choice=None, answer=None)
     rows[3] = replace(rows[3], outcome=None, choice=None, answer=None)
-    found = block(judge(tmp_path, rows))
+    found = block(classified_set(tmp_path, rows))
     assert (found["rows"], found["unscored"]) == (20, 3)
     assert found["reasons"] == {"label 'cyst' is no class": 1, "no image": 2}
     counts = {name: (one["accuracy"]["n"], one["accuracy"]["unscored"]) for name, one in found["variants"].items()}
@@ -264,42 +266,42 @@ def test_rows_that_cannot_be_scored_are_counted_with_their_reasons(tmp_path: Pat
 
 
 def test_a_set_in_which_nothing_can_be_scored(tmp_path: Path) -> None:
-    rows = [replace(row, label=None, detail="no such class") for row in some(5)]
-    found = block(judge(tmp_path, rows), resamples=100)
+    rows = [replace(row, label=None, detail="no such class") for row in drawn(5)]
+    found = block(classified_set(tmp_path, rows), resamples=100)
     assert found["variants"]["sum"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 5}
     assert found["majority"]["value"] is None
     assert found["risk_coverage"] == []
     asked_nothing = [replace(row, scores=None, outcome=None, choice=None) for row in rows]
-    assert block(judge(tmp_path, asked_nothing))["headline"] is None
+    assert block(classified_set(tmp_path, asked_nothing))["headline"] is None
 
 
 def test_the_prompted_variant_alone(tmp_path: Path) -> None:
-    rows = [replace(row, scores=None, detail="not asked for") for row in some(30)]
-    found = block(judge(tmp_path, rows))
+    rows = [replace(row, scores=None, detail="not asked for") for row in drawn(30)]
+    found = block(classified_set(tmp_path, rows))
     assert (found["headline"], found["unscored"]) == ("prompted", 0)
     assert found["risk_coverage"] == []
     assert set(found["per_class"]["nevus"]) == {"precision", "recall", "f1"}
 
 
 def test_contradictions_are_one_message(tmp_path: Path) -> None:
-    rows = some(3)
+    rows = drawn(3)
     with pytest.raises(
         probabilities.ClassError, match=r"row s/r0: label 'cyst' is none of the classes nevus, melanoma"
     ):
-        judge(tmp_path, [replace(rows[0], label="cyst"), *rows[1:]])
+        classified_set(tmp_path, [replace(rows[0], label="cyst"), *rows[1:]])
     with pytest.raises(probabilities.ClassError, match=r"row s/r1: scores \[nan, .* expected 5 finite numbers"):
-        judge(tmp_path, [rows[0], replace(rows[1], scores=(float("nan"), 0.0, 0.0, 0.0, 0.0))])
+        classified_set(tmp_path, [rows[0], replace(rows[1], scores=(float("nan"), 0.0, 0.0, 0.0, 0.0))])
     with pytest.raises(probabilities.ClassError, match="expected 5 finite numbers"):
-        judge(tmp_path, [replace(rows[0], scores=(0.0, 1.0))])
+        classified_set(tmp_path, [replace(rows[0], scores=(0.0, 1.0))])
     (tmp_path / "other").mkdir()
-    judge(tmp_path, rows, rows)
+    classified_set(tmp_path, rows, rows)
     (tmp_path / "set.validation.json").write_text(json.dumps(SETTINGS | {"classes": CLASSES[::-1]}))
     with pytest.raises(probabilities.ClassError, match="its classes differ from those of set"):
-        classification.judge(tmp_path / "set.jsonl")
+        classification.classified_set(tmp_path / "set.jsonl")
 
 
 def test_slices_name_the_worst_and_the_gap(tmp_path: Path) -> None:
-    rows = some(200)
+    rows = drawn(200)
     rows = [
         replace(
             row, facts=Facts(skin_type="I" if place % 2 else "VI"), choice=row.label, scores=None, outcome="matched"
@@ -310,7 +312,7 @@ def test_slices_name_the_worst_and_the_gap(tmp_path: Path) -> None:
         replace(row, choice="scar") if row.facts.skin_type == "VI" and place % 4 == 0 else row
         for place, row in enumerate(rows)
     ]
-    found = block(judge(tmp_path, worse), resamples=300)["slices"]["skin_type"]
+    found = block(classified_set(tmp_path, worse), resamples=300)["slices"]["skin_type"]
     assert found["metric"] == "balanced_accuracy"
     assert found["worst"] == "VI"
     values = {name: one["value"] for name, one in found["values"].items()}
@@ -320,8 +322,8 @@ def test_slices_name_the_worst_and_the_gap(tmp_path: Path) -> None:
 
 
 def test_one_known_group_is_no_evidence_of_fairness(tmp_path: Path) -> None:
-    rows = [replace(row, facts=Facts(skin_type="II" if place < 60 else None)) for place, row in enumerate(some(100))]
-    found = block(judge(tmp_path, rows))["slices"]["skin_type"]
+    rows = [replace(row, facts=Facts(skin_type="II" if place < 60 else None)) for place, row in enumerate(drawn(100))]
+    found = block(classified_set(tmp_path, rows))["slices"]["skin_type"]
     assert set(found["values"]) == {"II", "unknown"}
     assert (found["worst"], found["gap"]) == (None, None)
 
@@ -332,9 +334,9 @@ def test_a_slice_with_few_cases_or_groups_has_no_number(tmp_path: Path) -> None:
 
     rows = [
         replace(row, facts=Facts(site=kind(place)), group="same" if kind(place) == "one patient" else row.group)
-        for place, row in enumerate(some(100))
+        for place, row in enumerate(drawn(100))
     ]
-    found = block(judge(tmp_path, rows))["slices"]["site"]
+    found = block(classified_set(tmp_path, rows))["slices"]["site"]
     assert found["values"]["few"] is None
     assert found["values"]["one patient"] is None
     assert found["values"]["many"]["n"] == 30
@@ -344,9 +346,9 @@ def test_a_slice_with_few_cases_or_groups_has_no_number(tmp_path: Path) -> None:
 def test_ages_are_sliced_in_bands() -> None:
     ages = {0: "<20", 19.9: "<20", 20: "20-39", 39.9: "20-39", 40: "40-59", 79: "60-79", 80: "80+", 101: "80+"}
     for age, band in ages.items():
-        row = replace(some(1)[0], facts=Facts(age=age))
+        row = replace(drawn(1)[0], facts=Facts(age=age))
         assert slices.fact(row, "age") == band
-    assert slices.fact(replace(some(1)[0], facts=Facts()), "age") == "unknown"
+    assert slices.fact(replace(drawn(1)[0], facts=Facts()), "age") == "unknown"
 
 
 def test_a_bootstrap_of_many_classes_stays_small(tmp_path: Path) -> None:
@@ -354,8 +356,8 @@ def test_a_bootstrap_of_many_classes_stays_small(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     rows = [
         replace(row, label=names[place % 300], scores=tuple(draw.normal(size=300).tolist()), outcome=None, choice=None)
-        for place, row in enumerate(some(600))
+        for place, row in enumerate(drawn(600))
     ]
-    one = judge(tmp_path, rows, classes=names, label_tokens=None, prior=None, malignant=None)
+    one = classified_set(tmp_path, rows, classes=names, label_tokens=None, prior=None, malignant=None)
     found = classification.estimates(one, "sum", Bootstrap(range(600), 50), every(one))
     assert found["accuracy"].value < 0.05

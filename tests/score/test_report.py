@@ -485,7 +485,7 @@ def test_a_sample_has_the_worst_the_best_and_some_others_each_once(tmp_path: Pat
         mine = [one for one in shown if one.set == name]
         assert len(mine) == 60 < rows
         assert len({one.id for one in mine}) == 60
-        parts = {pick: [one.told.score for one in mine if one.pick == pick] for pick in ("worst", "best", "random")}
+        parts = {pick: [one.text.score for one in mine if one.pick == pick] for pick in ("worst", "best", "random")}
         assert parts["worst"] == sorted(parts["worst"])
         assert parts["best"] == sorted(parts["best"], reverse=True)
         between = [score for score in parts["random"] if score is not None]
@@ -496,7 +496,7 @@ def test_a_sample_has_the_worst_the_best_and_some_others_each_once(tmp_path: Pat
     found = list(samples.sample(run / "eval", {"demo": {"answers": {"rows": 9}}}, 0))
     assert sorted(one.id for one in found) == sorted(f"row-{i}plain" if i == 0 else f"row-{i}" for i in range(9))
     refused = next(one for one in found if one.id == "row-7")
-    assert (refused.pick, refused.told.outcome, refused.told.score) == ("random", "no answer", None)
+    assert (refused.pick, refused.text.outcome, refused.text.score) == ("random", "no answer", None)
 
 
 @pytest.mark.parametrize(
@@ -514,14 +514,14 @@ def test_an_answer_is_judged_by_its_words(said: str, reference: str, outcome: st
     told = samples._answered(row)
     assert told.outcome == outcome
     assert told.score == pytest.approx(score)
-    assert ("Answer", said) in told.said
+    assert ("Answer", said) in told.lines
 
 
 def test_a_class_is_judged_by_its_probability_or_else_by_the_prompt() -> None:
     row = Classified("1", "s", "g", (), Facts(), "b", (-1.0, -1.0 + float(np.log(3))), "")
     told = samples._classified(row, ["a", "b"], "")
     assert (told.outcome, told.score) == ("right", pytest.approx(0.75))
-    assert ("Probability", "b 0.750, a 0.250") in told.said
+    assert ("Probability", "b 0.750, a 0.250") in told.lines
     tied = Classified("1", "s", "g", (), Facts(), "b", (-1.0, -1.0), "")
     assert samples._classified(tied, ["a", "b"], "").outcome == "wrong"  # as score counts it
     prompted = Classified("1", "s", "g", (), Facts(), "b", None, "", "It is a", "matched", "a")
@@ -533,14 +533,14 @@ def test_a_class_is_judged_by_its_probability_or_else_by_the_prompt() -> None:
 def test_images_are_upright_small_and_without_metadata(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (800, 400), "red").save(path, exif=pictures.exif(6, private=True), comment=b"Ada Patient")
-    found = samples._picture(str(path))
+    found = samples._thumbnail(str(path))
     assert found.uri is not None
     data = base64.b64decode(found.uri.removeprefix("data:image/jpeg;base64,"))
     assert not [secret for secret in (*pictures.SECRETS, b"Exif") if secret in data]
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.size) == ("JPEG", (120, 240))
     path.write_bytes(b"no image")
-    assert samples._picture(str(path)).why == "image unreadable"
+    assert samples._thumbnail(str(path)).why == "image unreadable"
 
 
 def test_losses_are_the_last_of_each_step_and_finite(tmp_path: Path) -> None:
@@ -677,7 +677,7 @@ def said(driver: Any) -> list[str]:
 
 
 def visible(driver: Any) -> list[Any]:
-    return [one for one in driver.find_elements("css selector", ".case") if one.is_displayed()]
+    return [one for one in driver.find_elements("css selector", ".card") if one.is_displayed()]
 
 
 def brightness(driver: Any) -> float:

@@ -113,9 +113,9 @@ def means(sums: Float) -> Float:
 
 def measure(rows: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:
     """Each number over the rows that were answered, without intervals; NaN where no row counts."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for metric in metrics:
         counted = [row for row in rows if row.answer is not None and words(row.reference) and metric.counts(row)]
         values = metric.value(metric.table(counted).sum(axis=0)) if counted else np.full(len(metric.names), np.nan)
-        found.update(zip(metric.names, values.tolist(), strict=True))
-    return found
+        numbers.update(zip(metric.names, values.tolist(), strict=True))
+    return numbers

@@ -8,12 +8,12 @@ models cannot be compared. The layer is that which the package's authors chose f
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from skinvl.recipe.files import read_json
 from skinvl.score.metrics import MetricError
 from skinvl.score.metrics import means as value
 from skinvl.score.predictions import Answer
@@ -43,20 +43,20 @@ def table(rows: Sequence[Answer], model: str) -> Float:
             "`pip install 'skinvl[bertscore]'`, or leave bertscore out"
         ) from error
     folder = _folder(model)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json", "download the model again", MetricError)
     layer = layers.get(model, layers.get(folder.name, config.get("num_hidden_layers")))
     if "t5" in str(folder) and "t5" not in config.get("model_type", ""):
         raise MetricError(
             f"evaluate.metrics: {folder}: bert-score takes any path with t5 in it for a T5; move the model"
         )
     scorer = package.BERTScorer(model_type=str(folder), num_layers=layer, use_fast_tokenizer=True)
-    found = np.zeros((len(rows), 4))
-    found[:, 3] = 1.0
-    said = [place for place, row in enumerate(rows) if (row.answer or "").strip()]
-    if said:
-        scores = scorer.score([rows[place].answer for place in said], [rows[place].reference for place in said])
-        found[said, :3] = np.stack([score.double().numpy() for score in scores], axis=1)
-    return found
+    statistics = np.zeros((len(rows), 4))
+    statistics[:, 3] = 1.0
+    answered = [index for index, row in enumerate(rows) if (row.answer or "").strip()]
+    if answered:
+        scores = scorer.score([rows[index].answer for index in answered], [rows[index].reference for index in answered])
+        statistics[answered, :3] = np.stack([score.double().numpy() for score in scores], axis=1)
+    return statistics
 
 
 def _folder(model: str) -> Path:

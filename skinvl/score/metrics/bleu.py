@@ -32,16 +32,18 @@ def statistics(answer: str, row: Answer) -> tuple[float, ...]:
 
 def value(sums: Float) -> Float:
     """float[..., 4]: BLEU-1 to 4 of corpora with these sums, float[..., 10]; NaN where there is no reference."""
-    said, wanted = sums[..., 0], sums[..., 1]
+    answer_length, reference_length = sums[..., 0], sums[..., 1]
     matched, total = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
     # An order without a match counts half a match, the next such a quarter, and so on.
     halvings = np.cumsum((matched == 0) & (total > 0), axis=-1)
     hits = np.where(matched > 0, matched, 0.5**halvings)
     usable = (total > 0) & (matched[..., :1] > 0)
+
+    # The geometric mean of the orders up to each, times the penalty on answers shorter than their references.
     logs = np.log(np.divide(hits, total, out=np.ones_like(hits), where=usable))
     orders = np.arange(1, ORDER + 1)
     means = np.exp(np.cumsum(logs, axis=-1) / orders)
-    shortfall = np.divide(wanted, said, out=np.ones_like(wanted), where=said > 0)
+    shortfall = np.divide(reference_length, answer_length, out=np.ones_like(reference_length), where=answer_length > 0)
     brevity = np.exp(np.minimum(0.0, 1 - shortfall))
     scores = np.where(np.logical_and.accumulate(usable, axis=-1), brevity[..., None] * means, 0.0)
-    return np.where(wanted[..., None] > 0, scores, np.nan)
+    return np.where(reference_length[..., None] > 0, scores, np.nan)

@@ -36,12 +36,12 @@ def options(question: str) -> dict[str, str]:
     >>> options("Which is it?\\nA. Nevus\\nB. Melanoma")
     {'A': 'Nevus', 'B': 'Melanoma'}
     """
-    found: list[tuple[str, str]] = _OPTION.findall(question)
-    letters = "".join(letter for letter, _ in found)
-    return dict(found) if len(found) > 1 and "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters) else {}
+    listed: list[tuple[str, str]] = _OPTION.findall(question)
+    letters = "".join(letter for letter, _ in listed)
+    return dict(listed) if len(listed) > 1 and "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters) else {}
 
 
 @lru_cache(maxsize=1 << 16)
 def _right(question: str, reference: str) -> str | None:
-    found = options(question)
-    return choice_letter(reference, found).choice if found else None
+    listed = options(question)
+    return choice_letter(reference, listed).choice if listed else None

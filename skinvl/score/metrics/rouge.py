@@ -30,12 +30,12 @@ class _Stemmer:
 
 def statistics(answer: str, row: Answer) -> tuple[float, float, float, float]:
     """The three F measures of one row; and 1, the row."""
-    said, wanted = tokenize(answer, _Stemmer), tokenize(row.reference, _Stemmer)
-    pairs = Counter(pairwise(said)) & Counter(pairwise(wanted))
+    ours, theirs = tokenize(answer, _Stemmer), tokenize(row.reference, _Stemmer)
+    pairs = Counter(pairwise(ours)) & Counter(pairwise(theirs))
     return (
-        _f((Counter(said) & Counter(wanted)).total(), len(said), len(wanted)),
-        _f(pairs.total(), len(said) - 1, len(wanted) - 1),
-        _f(longest(said, wanted), len(said), len(wanted)),
+        _f((Counter(ours) & Counter(theirs)).total(), len(ours), len(theirs)),
+        _f(pairs.total(), len(ours) - 1, len(theirs) - 1),
+        _f(longest(ours, theirs), len(ours), len(theirs)),
         1.0,
     )
 
@@ -46,16 +46,18 @@ def longest(one: Sequence[str], other: Sequence[str]) -> int:
     >>> longest("a b c d".split(), "x a c b d".split())
     3
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(other):
-        places[word] = places.get(word, 0) | 1 << place
+    # Bit i of a word's mask: the i-th word of the other is this one.
+    masks: dict[str, int] = {}
+    for index, word in enumerate(other):
+        masks[word] = masks.get(word, 0) | 1 << index
+
     full = (1 << len(other)) - 1
     unmatched = full
     for word in one:
-        hits = unmatched & places.get(word, 0)
+        hits = unmatched & masks.get(word, 0)
         unmatched = ((unmatched + hits) | (unmatched - hits)) & full
     return len(other) - unmatched.bit_count()
 
 
-def _f(common: int, said: int, wanted: int) -> float:
-    return 2 * common / (said + wanted) if common else 0.0
+def _f(common: int, answer_length: int, reference_length: int) -> float:
+    return 2 * common / (answer_length + reference_length) if common else 0.0

@@ -1,7 +1,7 @@
 """Overlap of normalised words: the means over rows of recall, precision and their harmonic mean.
 
 A word counts as often as both have it, as in SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): repeating a word of the
-reference gains nothing, and lowers precision. What a word is, is said at `skinvl.metrics.words`.
+reference gains nothing, and lowers precision. What a word is, is said at `skinvl.score.metrics.words`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ NAMES = ("token_recall", "token_precision", "token_f1")
 
 def statistics(answer: str, row: Answer) -> tuple[float, float, float, float]:
     """Recall, precision and F1 of one row; and 1, the row."""
-    said, wanted = words(answer), words(row.reference)
-    common = sum((Counter(said) & Counter(wanted)).values())
+    answer_words, reference_words = words(answer), words(row.reference)
+    common = sum((Counter(answer_words) & Counter(reference_words)).values())
     if not common:
         return 0.0, 0.0, 0.0, 1.0
-    return common / len(wanted), common / len(said), 2 * common / (len(said) + len(wanted)), 1.0
+    f1 = 2 * common / (len(answer_words) + len(reference_words))
+    return common / len(reference_words), common / len(answer_words), f1, 1.0
