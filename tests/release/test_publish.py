@@ -297,7 +297,7 @@ def execute(folder: Path, repo: str, base: Path, image: Path, question: str) -> 
 def test_the_card_loads_what_was_trained(
     family: str, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub
 ) -> None:
-    import runs  # these load torch, which nothing else here needs
+    from helpers import runs  # these load torch, which nothing else here needs
 
     from helpers import tiny
     from skinvl import __main__

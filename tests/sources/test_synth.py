@@ -414,7 +414,7 @@ def test_two_at_work_on_one_shard_is_refused(source: Path, tmp_path: Path) -> No
 def test_real_photos_become_a_source_that_is_trained_on(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tiny  # which loads torch, as nothing else here
+    from helpers import tiny  # which loads torch, as nothing else here
     from test_synth_journey import recipe
 
     from skinvl import __main__
