@@ -47,6 +47,8 @@ class Card:
     released: Literal["none", "sound", "leaky"] = "none"  # the authors' own split; a leaky one is kept only on request
     alike: bool = True  # whether images that look the same show the same; false for drawings that share a style
     drawn: bool = False  # the converter makes RAW itself where it is absent
+    published: str = "–"  # how many images it has by its authors; one line of a list, as is `use`
+    use: Literal["any", "non-commercial", "research", "see its terms"] = "see its terms"  # the terms in a word
 
 
 @dataclass(slots=True)

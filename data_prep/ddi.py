@@ -26,6 +26,8 @@ CARD = Card(
     "depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    published="656",
+    use="research",
 )
 
 FILE = "ddi_metadata.csv"

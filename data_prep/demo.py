@@ -28,6 +28,8 @@ CARD = Card(
     released="sound",
     alike=False,
     drawn=True,
+    published="480",
+    use="any",
 )
 
 IMAGES = 480

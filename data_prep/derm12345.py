@@ -31,6 +31,8 @@ CARD = Card(
     splits=("train", "test"),
     parts=("vqa", "archive"),
     released="sound",
+    published="12,345",
+    use="any",
 )
 
 FILES = ("derm12345_metadata_train.csv", "derm12345_metadata_test.csv")

@@ -36,6 +36,8 @@ CARD = Card(
     splits=("train", "validation"),
     parts=("caption", "diagnosis", "hierarchy", "concept"),
     released="sound",
+    published="403,563",
+    use="non-commercial",
 )
 
 # The sentences that stand for a missing value, each in its own column; compared as a whole, in any case.

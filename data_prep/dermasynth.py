@@ -40,6 +40,8 @@ CARD = Card(
     splits=("train", "test"),
     parts=("response", "vqa", "self_instruct", "knowledge", "eval1", "mcq"),
     released="sound",
+    published="45,205",
+    use="non-commercial",
 )
 
 SLOTS = {"q1_general": "q1_general", "q2_dataset": "q2_dataset_specific"}  # prefix in a response, key in a request

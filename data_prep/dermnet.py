@@ -26,6 +26,8 @@ CARD = Card(
     splits=("train", "test"),
     parts=("vqa",),
     released="sound",
+    published="≈ 19,500",
+    use="research",
 )
 
 NAMES = {name.casefold(): name for name in CLASSES["dermnet"]}

@@ -27,6 +27,8 @@ CARD = Card(
     "RAW holds fitzpatrick17k.csv, and the photos as <md5hash>.jpg at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    published="16,577",
+    use="non-commercial",
 )
 
 FILE = "fitzpatrick17k.csv"

@@ -26,6 +26,8 @@ CARD = Card(
     "(add the ending .csv if the download has none), and the images at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    published="10,015",
+    use="non-commercial",
 )
 
 FILE = "HAM10000_metadata.csv"

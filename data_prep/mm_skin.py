@@ -32,6 +32,8 @@ CARD = Card(
     splits=("train", "validation", "test"),
     parts=("vqa", "test", "caption", "json", "classification"),
     released="leaky",  # by question: most images of the test file are asked about in VQA.csv too
+    published="11,039",
+    use="research",
 )
 
 # A pattern may match several files, a plain name only one.

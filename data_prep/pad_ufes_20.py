@@ -21,6 +21,8 @@ CARD = Card(
     obtain="download and unpack it from the address; RAW holds metadata.csv, and the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    published="2,298",
+    use="any",
 )
 
 UNKNOWN = ("", "UNK")

@@ -29,6 +29,8 @@ CARD = Card(
     "the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    published="10,408",
+    use="any",
 )
 
 CASES, LABELS = "scin_cases.csv", "scin_labels.csv"

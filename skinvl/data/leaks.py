@@ -12,12 +12,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
 from skinvl.data import overlap
 from skinvl.data.fingerprints import THRESHOLD
-from skinvl.data.overlap import ImageMatch, Mask, Set, Shared
+from skinvl.data.overlap import ImageMatch, Set, Shared
 from skinvl.data.pixels import ImageError, upright
+from skinvl.recipe.printing import narrow, right
 
 End = tuple[str, Path, str]  # the name of a set, its source, and an image's path there
 
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     # The table, on the screen.
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, markup=False)
-    console.print(_table(sets, shared))
+    _print_shared(console, sets, shared)
 
     # Every pair, as a CSV.
     ends = [(of.name, of.root, path) for of in sets for path in images["path"].slice(of.first, of.images).to_pylist()]
@@ -69,21 +69,22 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _table(sets: Sequence[Set], shared: Shared) -> Table:
-    """How much of each set another one has too, by each kind of evidence and by any."""
-    table = Table("A", "B", "evidence", "images of A", "of B", "conversations of A", "of B")
+def _print_shared(console: Console, sets: Sequence[Set], shared: Shared) -> None:
+    """Prints how much of each set another one has too, by each kind of evidence and by any."""
+    table = narrow(
+        "sets", "evidence", right("images: of 1st"), right("2nd"), right("conversations: of 1st"), right("2nd")
+    )
+    for number, one in enumerate(sets, start=1):
+        console.print(f"{number}: {one.name}, {one.images:,} images, {len(one.group):,} conversations", soft_wrap=True)
     for a, b in combinations(range(len(sets)), 2):
         sides = [overlap.shared(sets[own], sets[theirs], shared[theirs, own]) for own, theirs in ((a, b), (b, a))]
         names = [kind for kind in sides[0] if any(side[kind][1].any() for side in sides)]
         for kind in names if len(names) > 2 else names[:1] or ["any"]:
-            cells = [_cell(side[kind][unit]) for unit in (0, 1) for side in sides]  # images, then conversations
-            table.add_row(sets[a].name, sets[b].name, kind if names else "none", *cells)
-        table.add_section()
-    return table
-
-
-def _cell(mask: Mask) -> str:
-    return f"{int(mask.sum()):,} of {len(mask):,}"
+            cells = [
+                f"{int(side[kind][unit].sum()):,}" for unit in (0, 1) for side in sides
+            ]  # images, then conversations
+            table.add_row(f"{a + 1}, {b + 1}", kind if names else "none", *cells)
+    console.print(table)
 
 
 def _write_pairs(path: Path, ends: Sequence[End], matches: Iterable[ImageMatch]) -> None:

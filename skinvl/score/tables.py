@@ -3,35 +3,79 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
-HEAD = ("metric", "value", "images permuted", "majority", "n", "unscored")
+from skinvl.recipe.printing import narrow, right
+
+MAJORITY = "majority"
+HEAD = ("metric", "value", "images permuted", MAJORITY, "n", "unscored")
+TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n")
+LETTERS = {"paired bootstrap": "B", "McNemar": "M"}
+COUNTS = ("n", "unscored")
+TEXTS = ("metric", "set", "what")
+Titled = tuple[str, Sequence[str], list[list[str]]]  # title, head and rows of a table
 # Accuracy hides missed cancers, so what was found of them always stands right below it.
 BESIDE = ("accuracy", "sensitivity", "specificity")
 NONE = "–"
 NOT_KNOWN = "not known which classes are malignant"
 
 
-def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Nothing; prints the tables of `found`, the content of a scores.json."""
-    console.print(_about(found))
-    for title, head, rows in _tables(found):
-        columns = [Column(name, no_wrap=place == 0) for place, name in enumerate(head)]
-        table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+def show(console: Console, scores: Mapping[str, Any]) -> None:
+    """Prints the tables of `scores`, the content of a scores.json, so that they fit into 80 columns."""
+    console.print(_about(scores), soft_wrap=True)
+    for title, head, rows in [*_sets(scores), *_replicates(scores)]:
+        _print(console, title, *_stacked(head, rows))
+    if scores["comparison"]:
+        _print_tests(console, f"{scores['run']} against {scores['comparison']['against']}", scores["comparison"])
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The same tables in Markdown, with what came from data escaped."""
-    parts = [_escaped(_about(found))]
-    for title, head, rows in _tables(found):
+def _print(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> None:
+    columns = [right(name) if name in COUNTS else Column(name, no_wrap=name in TEXTS) for name in head]
+    table = narrow(*columns, gap=gap)
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"\n{title}", soft_wrap=True)
+    console.print(table)
+
+
+def _stacked(head: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The table with the majority's numbers below those that they are to be compared with, not beside them."""
+    if MAJORITY not in head:
+        return list(head), [list(row) for row in rows]
+    place, stacked = head.index(MAJORITY), []
+    for row in rows:
+        cells = list(row)
+        majority = cells.pop(place)
+        stacked.append(cells)
+        if majority != NONE:
+            stacked.append(["  always the same", majority, *[""] * (len(cells) - 2)])
+    return [name for name in head if name != MAJORITY], stacked
+
+
+def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) -> None:
+    """Prints a table for each set and what was asked of it, then which test a letter stands for."""
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for test in comparison["tests"]:
+        kinds.setdefault((test["set"], test["what"]), []).append(test)
+    for (name, what), tests in kinds.items():
+        rows = []
+        for test in tests:
+            _, _, metric, ours, theirs, difference, p, holm, by, n = _test(test)
+            rows.append([metric, ours, theirs, difference, p, holm, LETTERS[by], n])
+        head = ("metric", "ours", "theirs", "difference", "p", "Holm", "by", "n")
+        _print(console, f"{title}: {name}, {what}", head, rows, gap=1)
+    letters = ", ".join(f"{letter}: {test}" for test, letter in LETTERS.items())
+    console.print(f"p by {letters}; Holm: p corrected for all of these tests")
+
+
+def markdown(scores: Mapping[str, Any]) -> str:
+    """The same numbers in Markdown, all of a table side by side, with what came from data escaped."""
+    parts = [_escaped(_about(scores))]
+    for title, head, rows in [*_sets(scores), *_replicates(scores), *_comparison(scores)]:
         lines = [f"{_escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
         parts.append("\n".join([*lines, *(_line([_escaped(cell) for cell in row]) for row in rows)]))
     return "\n\n".join(parts) + "\n"
@@ -44,15 +88,22 @@ def _about(found: Mapping[str, Any]) -> str:
     )
 
 
-def _tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
-    for name, one in found["sets"].items():
-        for what, rows in (("", _free(one)), *((f", {what}", rows) for what, rows in _classes(one))):
+def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
+    for name, blocks in scores["sets"].items():
+        for what, rows in (("", _free(blocks)), *((f", {what}", rows) for what, rows in _classes(blocks))):
             if rows:
-                yield f"{found['run']}: {name}{what}", *_used(HEAD, rows)
-    if found["replicates"]:
-        yield f"Runs {', '.join(found['replicates']['runs'])}", *_spreads(found["replicates"])
-    if found["comparison"]:
-        yield f"{found['run']} against {found['comparison']['against']}", *_tests(found["comparison"])
+                yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
+
+
+def _replicates(scores: Mapping[str, Any]) -> Iterator[Titled]:
+    if scores["replicates"]:
+        yield f"Runs {', '.join(scores['replicates']['runs'])}", *_spreads(scores["replicates"])
+
+
+def _comparison(scores: Mapping[str, Any]) -> Iterator[Titled]:
+    if scores["comparison"]:
+        rows = [_test(test) for test in scores["comparison"]["tests"]]
+        yield f"{scores['run']} against {scores['comparison']['against']}", TESTS, rows
 
 
 def _free(one: Mapping[str, Any]) -> list[list[str]]:
@@ -108,19 +159,15 @@ def _spreads(replicates: Mapping[str, Any]) -> tuple[Sequence[str], list[list[st
     return ("set", "what", "metric", "mean", "sd", "min", "max"), rows
 
 
-def _tests(comparison: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    rows = [
-        [
-            *(test[key] for key in ("set", "what", "metric")),
-            *(_plain(test[key]) for key in ("ours", "theirs")),
-            number(test["difference"]),
-            *(_p(test[key]) for key in ("p", "p_holm")),
-            test["test"],
-            f"{test['n']:,}",
-        ]
-        for test in comparison["tests"]
+def _test(test: Mapping[str, Any]) -> list[str]:
+    return [
+        *(test[key] for key in ("set", "what", "metric")),
+        *(_plain(test[key]) for key in ("ours", "theirs")),
+        number(test["difference"]),
+        *(_p(test[key]) for key in ("p", "p_holm")),
+        test["test"],
+        f"{test['n']:,}",
     ]
-    return ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n"), rows
 
 
 def _plain(value: float | None) -> str:

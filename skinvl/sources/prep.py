@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 import data_prep
+from data_prep import Card
+from skinvl.recipe.printing import entry, narrow, right, short
 from skinvl.sources.prepare.steps import prepare
 from skinvl.sources.prepare.writer import Account
 from skinvl.sources.rules import RULES
@@ -37,12 +39,20 @@ def main(words: list[str]) -> int:
                         help="do one share of the work, I from 0; whoever ends last joins the shares")  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
                         help="processes (default: one for each core)")  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="the datasets, their licences and how to get them")
+    parser.add_argument("--list", nargs="?", const="", metavar="NAME",
+                        help="the datasets, one a line; of one, all that is known and how to get it")  # fmt: skip
     parser.add_argument("--rules", action="store_true", help="the rules, what they do by default, and why")
     args = parser.parse_args(words)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    if args.list or args.rules:
-        console.print(_cards() if args.list else _rules(), soft_wrap=False)
+    if args.list:
+        _card(console, data_prep.load(args.list).CARD)
+    elif args.list is not None:
+        console.print(_cards(), soft_wrap=False)
+        console.print("skinvl prep --list NAME says more of one, and how to get it.")
+    elif args.rules:
+        console.print("A row that breaks a rule is dropped, or kept and tagged; --keep and --drop say otherwise.\n")
+        _rules(console)
+    if args.rules or args.list is not None:
         return 0
     if args.out is None:
         parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
@@ -84,18 +94,29 @@ def _report(console: Console, out: Path, account: Account) -> None:
     console.print(f"{out}: prepared{hint}. Its card.json holds licence and terms.")
 
 
-def _rules() -> Table:
-    table = Table("rule", "a row that breaks it is", "why")
+def _rules(console: Console) -> None:
     for rule in RULES.values():
-        table.add_row(rule.name, "dropped" if rule.drops else "tagged", rule.reason)
-    return table
+        entry(console, f"{rule.name} ({'dropped' if rule.drops else 'tagged'})", rule.reason)
 
 
 def _cards() -> Table:
-    table = Table("dataset", "licence and terms", "parts (first is default)", "how to get it")
+    table = narrow("dataset", right("images"), short("licence", 34), "use")
     for name in data_prep.names():
         card = data_prep.load(name).CARD
-        what, how = f"{card.licence}. {card.terms}", f"{card.address}: {card.obtain}"
-        table.add_row(name, what, ", ".join(card.parts), how)
-    table.columns[3].overflow = "fold"  # an address is of no use with its end cut off
+        table.add_row(name, card.published, card.licence.partition(" (")[0], card.use)
     return table
+
+
+def _card(console: Console, card: Card) -> None:
+    for head, text in (
+        ("title", card.title),
+        ("images, as published", card.published),
+        ("licence", card.licence),
+        ("terms", card.terms),
+        ("parts, the first by default", ", ".join(card.parts)),
+        ("splits", ", ".join(card.splits)),
+        ("address", card.address),
+        ("how to get it", card.obtain),
+        ("citation", card.citation),
+    ):
+        entry(console, head, text)
