@@ -1,8 +1,9 @@
-# Every target sets up what it needs. `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`, `make eval RUN=runs/…`.
+# Every target installs what it needs and no more: demo, serve and synth an extra, check and the tests all of them.
+# `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`, `make eval RUN=runs/…`.
 # `make merge publish ask demo serve RUN=runs/…` take the words of their verbs in ARGS, `make publish` also REPO=owner/name.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help setup sft eval merge publish ask demo serve plan synth cache prep show dry-run check test test-slow browser bench clean
+.PHONY: help prep synth plan dry-run show sft cache eval merge publish ask demo serve setup check test test-slow browser bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -30,72 +31,91 @@ RAW    ?= data/raw/$(DATASET)
 OUT    ?= data/$(DATASET)
 
 OVERRIDES := $(if $(BASE),base=$(BASE)) $(if $(RUN),run=$(RUN)) $(if $(DEEPSPEED),train.deepspeed=$(DEEPSPEED)) $(ARGS)
-# DeepSpeed needs a process group even on one GPU, so it always goes through torchrun.
+# DeepSpeed needs a process group even on one GPU, so it always goes through torchrun, which would set the threads too,
+# but with six lines about it.
 NODES := $(if $(filter-out 1,$(NNODES)),--nnodes $(NNODES) --node-rank $(NODE_RANK) --master-addr $(MASTER_ADDR) --master-port $(MASTER_PORT),--standalone)
-LAUNCH := $(if $(or $(filter-out 1,$(GPUS) $(NNODES)),$(findstring deepspeed,$(OVERRIDES))),$(BIN)/torchrun $(NODES) --nproc-per-node $(GPUS),$(BIN)/python) -m skinvl
+LAUNCH := $(if $(or $(filter-out 1,$(GPUS) $(NNODES)),$(findstring deepspeed,$(OVERRIDES))),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun $(NODES) --nproc-per-node $(GPUS),$(BIN)/python) -m skinvl
 
-help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+help:  # the targets by wing, as skinvl --help prints the verbs
+	@awk -F ':.*## ' '/^##@ / { wing = substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-10s%-10s%s\n", wing, $$1, $$2; wing = "" }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## install everything, pinned, into .venv
+# Compiled once, here: every rank imports 5,000 modules, and some machines forbid Python to keep what it compiled itself.
+INSTALL = uv="$$(command -v uv || echo $(BIN)/uv)"; "$$uv" pip install --quiet --compile-bytecode \
+	--python $(BIN)/python --constraint constraints.txt --editable
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "skinvl needs Python 3.11 or newer; set PYTHON=python3.12, say")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-# Compiled once, here: every rank imports 5,000 modules, and some machines forbid Python to keep what it compiled itself.
-	@uv="$$(command -v uv || echo $(BIN)/uv)"; "$$uv" pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	@echo "installing what training and evaluation need into $(VENV), pinned; the first time this takes minutes"
+	@$(INSTALL) .
 	@touch $@
 
-data/demo/card.json: | setup
+# With an extra of pyproject.toml: .ready-demo, .ready-serve, .ready-dev.
+$(VENV)/.ready-%: $(VENV)/.ready
+	@echo "installing the extra $* into $(VENV)"
+	@$(INSTALL) '.[$*]'
+	@touch $@
+
+data/demo/card.json: | $(VENV)/.ready
 	$(BIN)/skinvl prep demo data/raw/demo data/demo
 
-sft: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train an adapter: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED, ARGS
-	$(LAUNCH) sft $(RECIPE) $(OVERRIDES)
-
-eval: setup  ## answer, classify, score and report: RUN=runs/… (or RECIPE and BASE, without an adapter), AGAINST, GPUS, ARGS
-	$(LAUNCH) eval $(or $(RUN),$(RECIPE)) $(if $(RUN),,$(if $(BASE),base=$(BASE))) $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
-
-merge: setup  ## fold the adapter of RUN into its base, and check
-	$(BIN)/skinvl merge $(RUN) $(ARGS)
-
-publish: setup  ## write and check the card and the files of RUN, and upload them to REPO (ARGS=--dry-run: not)
-	$(BIN)/skinvl publish $(RUN) $(REPO) $(ARGS)
-
-ask: setup  ## ask RUN about IMAGE in the terminal: QUESTION, or as many as you like
-	$(BIN)/skinvl ask $(RUN) $(IMAGE) $(if $(QUESTION),"$(QUESTION)") $(ARGS)
-
-demo: setup  ## open a page on which RUN is asked, beside its base
-	$(BIN)/skinvl demo $(RUN) $(ARGS)
-
-serve: setup  ## serve RUN by the OpenAI-compatible API, checked first
-	$(BIN)/skinvl serve $(RUN) $(ARGS)
-
-synth: setup  ## have MODEL at ENDPOINT write conversations about SOURCE's images, into OUT
-	$(BIN)/skinvl synth $(SOURCE) $(OUT) --model $(MODEL) --endpoint $(ENDPOINT) $(ARGS)
-
-plan: setup  ## say what RECIPE on BASE needs in memory and hours on GPU and GPUS
-	$(BIN)/skinvl plan $(RECIPE) $(if $(BASE),base=$(BASE)) $(if $(GPU),--gpu $(GPU)) --gpus $(GPUS) $(ARGS)
-
-cache: setup  ## compute the vision features of a recipe's images ahead of sft
-	$(LAUNCH) cache $(RECIPE) $(OVERRIDES)
-
-dry-run: setup  ## show what a recipe would train on a base, without its weights
-	$(BIN)/skinvl sft $(RECIPE) $(OVERRIDES) --dry-run
-
-prep: setup  ## turn raw data into a source: DATASET, RAW, OUT
+##@ sources
+prep: $(VENV)/.ready  ## turn raw data into a source: DATASET, RAW, OUT
 	$(BIN)/skinvl prep $(DATASET) $(RAW) $(OUT)
 
-show: setup $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## paint what is trained in a few conversations of a recipe
+synth: $(VENV)/.ready-serve  ## MODEL at ENDPOINT writes about SOURCE's images, into OUT
+	$(BIN)/skinvl synth $(SOURCE) $(OUT) --model $(MODEL) --endpoint $(ENDPOINT) $(ARGS)
+
+##@ plan
+plan: $(VENV)/.ready  ## memory and hours of RECIPE on BASE, with GPU and GPUS
+	$(BIN)/skinvl plan $(RECIPE) $(if $(BASE),base=$(BASE)) $(if $(GPU),--gpu $(GPU)) --gpus $(GPUS) $(ARGS)
+
+show: $(VENV)/.ready $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## paint what is trained in a few conversations of RECIPE
 	$(BIN)/skinvl show $(RECIPE) $(OVERRIDES)
 
-check: setup  ## ruff, mypy --strict and the layer test
+##@ train
+sft: $(VENV)/.ready $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED
+	$(LAUNCH) sft $(strip $(RECIPE) $(OVERRIDES))
+
+dry-run: $(VENV)/.ready  ## what RECIPE would train on BASE, without its weights
+	$(BIN)/skinvl sft $(strip $(RECIPE) $(OVERRIDES)) --dry-run
+
+cache: $(VENV)/.ready  ## compute the vision features of RECIPE's images ahead
+	$(LAUNCH) cache $(strip $(RECIPE) $(OVERRIDES))
+
+##@ evaluate
+eval: $(VENV)/.ready  ## answer, classify, score, report: RUN or RECIPE, AGAINST
+	$(LAUNCH) eval $(strip $(or $(RUN),$(RECIPE)) $(if $(RUN),,$(if $(BASE),base=$(BASE))) $(if $(AGAINST),--against $(AGAINST)) $(ARGS))
+
+##@ release
+merge: $(VENV)/.ready  ## merge the adapter of RUN into its base, and check
+	$(BIN)/skinvl merge $(RUN) $(ARGS)
+
+publish: $(VENV)/.ready  ## card and files of RUN, to REPO (ARGS=--dry-run: not)
+	$(BIN)/skinvl publish $(RUN) $(REPO) $(ARGS)
+
+##@ serve
+ask: $(VENV)/.ready  ## ask RUN about IMAGE in the terminal: QUESTION, or many
+	$(BIN)/skinvl ask $(RUN) $(IMAGE) $(if $(QUESTION),"$(QUESTION)") $(ARGS)
+
+demo: $(VENV)/.ready-demo  ## open a page on which RUN is asked, beside its base
+	$(BIN)/skinvl demo $(RUN) $(ARGS)
+
+serve: $(VENV)/.ready-serve  ## serve RUN by the OpenAI-compatible API, checked first
+	$(BIN)/skinvl serve $(RUN) $(ARGS)
+
+##@ project
+setup: $(VENV)/.ready  ## install what training and evaluation need into .venv
+
+check: $(VENV)/.ready-dev  ## ruff, mypy --strict and the layer test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-test: setup  ## the tests, at most 10 minutes on 2 cores
+test: $(VENV)/.ready-dev  ## the tests, at most 10 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(TESTS)
 
 browser:
@@ -103,11 +123,11 @@ browser:
 		root=$$(test $$(id -u) = 0 || echo sudo); \
 		$$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 
-test-slow: setup browser  ## the rest: distributed runs, whole trainings
+test-slow: $(VENV)/.ready-dev browser  ## the rest: distributed runs, whole trainings
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone and not gpu" $(TESTS) || test $$? = 5
 	$(BIN)/python -m pytest -m "slow and alone and not gpu" $(TESTS) || test $$? = 5
 
-bench: setup  ## the speed claims, each beside its alternative
+bench: $(VENV)/.ready-dev  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/prep.py
 	$(BIN)/python benchmarks/hashes.py
 	$(BIN)/python benchmarks/scaling.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from skinvl import __main__ as cli
 from skinvl.plan import show
+from skinvl.recipe import silence
 from skinvl.train import sft
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,83 @@ def test_exit_codes_of_the_process() -> None:
     missing = run("sft", "no-such-recipe")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert missing.stderr.startswith("skinvl sft: no-such-recipe: neither a name in recipes/")
+
+
+def test_make_help_lists_the_targets_by_wing() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    wing, wings = "", dict[str, list[str]]()
+    for line in shown.splitlines():
+        assert len(line) <= 80, line
+        wing = line[:12].strip() or wing
+        wings.setdefault(wing, []).append(line[12:22].strip())
+    assert list(wings)[:-1] == [name for name in cli.WINGS if name in wings]
+    for name, targets in wings.items():
+        for target in targets:
+            assert cli.WING_OF.get(target, name) == name
+    verbs = {"prep", "synth", "plan", "show", "sft", "cache", "eval", "merge", "publish", "ask", "demo", "serve"}
+    assert verbs <= {target for targets in wings.values() for target in targets}
+    assert {"setup", "check", "test"} <= set(wings["project"])
+
+
+@pytest.mark.parametrize(
+    ("target", "extras"),
+    [
+        ("sft", set()),
+        ("eval", set()),
+        ("demo", {"demo"}),
+        ("serve", {"serve"}),
+        ("synth", {"serve"}),
+        ("test", {"dev"}),
+    ],
+)
+def test_a_target_installs_what_it_needs_and_no_more(target: str, extras: set[str]) -> None:
+    command = ["make", "--dry-run", "--always-make", target]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installed = re.findall(r"--constraint constraints\.txt --editable (\S+)", shown)
+    assert installed == [".", *(f"'.[{extra}]'" for extra in extras)]
+
+
+SAID = """
+import logging, sys, warnings
+from skinvl.recipe import silence
+silence.messages()
+kernel, engine = logging.getLogger("bitsandbytes.backends.cpu.ops"), logging.getLogger("DeepSpeed")
+kernel.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please", "No module named 'kernels'")
+kernel.warning("another fault of the kernel")
+engine.warning("Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it.")
+engine.warning("another fault of the engine")
+warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning)
+warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed in v6.", UserWarning)
+warnings.warn("another fault in the future", FutureWarning)
+"""
+
+
+def test_what_a_user_can_do_nothing_about_is_left_out_by_name_and_all_else_comes_through() -> None:
+    done = subprocess.run([sys.executable, "-c", SAID], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = [line for line in done.stderr.splitlines() if "warnings.warn(" not in line]
+    assert [line.rpartition(": ")[2] for line in told if line] == [
+        "another fault of the kernel",
+        "another fault of the engine",
+        "`is_gradient_checkpointing` is deprecated and will be removed in v6.",
+        "another fault in the future",
+    ]
+
+
+def test_bars_that_are_done_at_once_are_left_out_and_others_come_through() -> None:
+    made = []
+    silence.bar(lambda *given, **named: made.append((given, named)), ([1],), {"desc": "Loading weights", "total": 1})
+    silence.bar(lambda *given, **named: made.append((given, named)), ([1],), {"desc": "Downloading", "total": 1})
+    (_, quiet), (_, loud) = made
+    assert quiet == {"desc": "Loading weights", "total": 1, "disable": None, "delay": silence.BAR_AFTER, "leave": False}
+    assert loud == {"desc": "Downloading", "total": 1}
+    code = (
+        "from transformers.utils import logging; from skinvl.recipe import silence; silence.bars()\n"
+        "for name in ('Loading weights', 'Writing model shards', 'Downloading'): list(logging.tqdm([1], desc=name))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Downloading" in done.stderr
+    assert "Loading" not in done.stderr
+    assert "shards" not in done.stderr
 
 
 def test_words_reach_prep_and_bases(monkeypatch: pytest.MonkeyPatch) -> None:
