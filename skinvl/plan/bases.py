@@ -100,7 +100,7 @@ def _list(say: Console, configs: Path | None) -> None:
         for name in recipe.bases():
             base = recipe.load_base(name)
             kind, parameters, image, _, _ = _about(base, configs, Path(folder) / name)
-            table.add_row(name, kind, parameters, image, base.licence.partition("; ")[0])
+            table.add_row(name, kind, parameters, image, (base.licence or UNSAID).partition("; ")[0])
     say.print(table)
     for line in (f"An image: {IMAGE}.", UNKNOWN, "skinvl bases NAME says more of one."):
         say.print(line, highlight=False, soft_wrap=True)
@@ -113,7 +113,7 @@ def _print_base(say: Console, name: str, configs: Path | None) -> None:
     heads = ("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix")
     entry(say, "base", name)
     for head, words in (*zip(heads, about, strict=True), ("licence", base.licence), ("note", base.note)):
-        entry(say, head, " ".join(words.split()) or UNSAID)
+        entry(say, head, " ".join((words or UNSAID).split()))
     for line in (f"An image: {IMAGE}.", *[UNKNOWN] * (UNSAID in about)):
         say.print(line, highlight=False, soft_wrap=True)
 

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
+from skinvl.data.progress import Progress
 from skinvl.data.workers import Workers
 from skinvl.recipe import strict
 from skinvl.recipe.files import write_json, write_text
@@ -110,13 +111,16 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
 def blocks(scored: Scored, drawing: Resampling) -> dict[str, dict[str, Any]]:
     """The `sets` of scores.json."""
     found: dict[str, dict[str, Any]] = {}
-    for what, some in (("answers", scored.free), ("permuted", scored.permuted)):
-        for name, measured in some.items():
-            draws = answers.bootstrap(measured.rows, drawing.resamples, drawing.seed)
-            found.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
-    for name, one in scored.classes.items():
-        draws = classification.bootstrap(one.rows, drawing.resamples, drawing.seed)
-        found.setdefault(name, {})["classes"] = class_report.block(one, draws)
+    with Progress("intervals of sets", len(scored.free) + len(scored.permuted) + len(scored.classes)) as progress:
+        for what, some in (("answers", scored.free), ("permuted", scored.permuted)):
+            for name, measured in some.items():
+                draws = answers.bootstrap(measured.rows, drawing.resamples, drawing.seed)
+                found.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
+                progress.advance(1)
+        for name, one in scored.classes.items():
+            draws = classification.bootstrap(one.rows, drawing.resamples, drawing.seed)
+            found.setdefault(name, {})["classes"] = class_report.block(one, draws)
+            progress.advance(1)
     return dict(sorted(found.items()))
 
 
@@ -206,10 +210,14 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _compare(run: Path, ours: Scored, against: Path, theirs: Scored, drawing: Resampling) -> list[dict[str, Any]]:
     tests = []
-    for name in sorted(ours.free.keys() & theirs.free.keys()):
-        tests += compare.free(name, ours.free[name], theirs.free[name], drawing)
-    for name in sorted(ours.classes.keys() & theirs.classes.keys()):
-        tests += compare.classes(name, ours.classes[name], theirs.classes[name], drawing)
+    free, classified = ours.free.keys() & theirs.free.keys(), ours.classes.keys() & theirs.classes.keys()
+    with Progress("comparisons of sets", len(free) + len(classified)) as progress:
+        for name in sorted(free):
+            tests += compare.free(name, ours.free[name], theirs.free[name], drawing)
+            progress.advance(1)
+        for name in sorted(classified):
+            tests += compare.classes(name, ours.classes[name], theirs.classes[name], drawing)
+            progress.advance(1)
     if not tests:
         mine, others = (sorted({*one.free, *one.classes}) for one in (ours, theirs))
         raise ScoreError(
