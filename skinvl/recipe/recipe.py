@@ -169,7 +169,7 @@ class ClassSpec(_Strict):
     images: Text | None = None
     """Of a CSV: the folder that its image paths start from."""
     benchmark: Text | None = None
-    """Name of a class list in skinvl/labels.py; null is the source's own name, if that is one."""
+    """Name of a class list in skinvl/data/labels.py; null is the source's own name, if that is one."""
     label: Text = "diagnosis"
     """Field of an Example's facts that holds the true class; `answer` is the last answer itself."""
     classes: list[Text] | None = Field(default=None, min_length=2)
@@ -186,7 +186,7 @@ class Evaluate(_Strict):
     """What a finished run is asked, and how that is scored."""
 
     metrics: list[Text] = ["bleu", "closed_accuracy", "exact_match", "multiple_choice", "rouge", "tokens"]
-    """Modules of skinvl/metrics; bertscore and meteor need data of their own."""
+    """Modules of skinvl/score/metrics; bertscore and meteor need data of their own."""
     generation: Generation = Generation()
     """How answers are generated."""
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -251,6 +251,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: every fault with its line, key and what was expected.
         FileNotFoundError: no such recipe.
     """
+    # The YAML, the overrides over it, and the file of its base in it.
     path = find(name_or_path, "recipes")
     document = strict.read(path)
     faults = strict.override(document, overrides)
@@ -262,10 +263,14 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         except FileNotFoundError as error:
             faults.append(Fault(("base",), str(error)))
             data["base"] = {"name": "unknown", "model": "unknown"}  # so that the other faults are found as well
+
+    # What pydantic does not see: Hugging Face's own fields, and what settings ask of one another.
     for section in ("lora", "quantization", "train"):
         if isinstance(data.get(section), dict):
             faults += sections.check(section, data[section])
     faults += _settings(data)
+
+    # All faults at once.
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:

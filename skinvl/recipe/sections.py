@@ -116,6 +116,7 @@ def check(section: str, values: dict[str, Any]) -> list[Fault]:
 
 
 def _hugging_face(section: str) -> dict[str, Any]:
+    """The fields of peft.LoraConfig or trl.SFTConfig, each with the values that it takes as a type."""
     config: Any
     if section == "lora":
         from peft import LoraConfig
@@ -126,13 +127,13 @@ def _hugging_face(section: str) -> dict[str, Any]:
 
         config = SFTConfig
     hints = get_type_hints(config)
-    found = {}
+    annotations = {}
     for field in dataclasses.fields(config):
         if section == "train" or field.name in _LORA:
             choices = field.metadata.get("choices")
             hint = Literal[tuple(choices)] if choices else hints[field.name]
-            found[field.name] = _NARROWED.get(field.name, _by_value(hint))
-    return found
+            annotations[field.name] = _NARROWED.get(field.name, _by_value(hint))
+    return annotations
 
 
 def _accepted(section: str, fields: Iterable[str]) -> list[str]:
@@ -154,6 +155,7 @@ def _by_value(annotation: Any) -> Any:
 
 
 def _fits(annotation: Any, value: Any) -> bool:
+    """Whether pydantic takes the value as it is, without turning it into another."""
     try:
         TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
     except ValidationError:
@@ -162,6 +164,7 @@ def _fits(annotation: Any, value: Any) -> bool:
 
 
 def _expected(annotation: Any) -> str:
+    """What a type takes, in the words of an error."""
     plain = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     words = []
     for arm in _arms(annotation):

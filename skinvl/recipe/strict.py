@@ -41,24 +41,25 @@ class Document:
     lines: dict[Keys, int | None] = field(default_factory=dict)  # counted from 1; None is the command line
 
     def fail(self, faults: Iterable[Fault]) -> None:
-        """Nothing, if there are no faults.
+        """Refuses the document if there are faults.
 
         Raises:
             RecipeError: all of them, in the order of the file and then of the command line.
         """
-        placed = [(self._line(fault.keys), fault) for fault in faults]
-        if placed:
-            placed.sort(key=lambda pair: (pair[0] is None, pair[0] or 0))
+        by_line = [(self._line(fault.keys), fault) for fault in faults]
+        if by_line:
+            by_line.sort(key=lambda pair: (pair[0] is None, pair[0] or 0))
             raise RecipeError(
-                "\n".join(f"{self._place(line)} {dotted(fault.keys)}: {fault.text}" for line, fault in placed)
+                "\n".join(f"{self._where(line)} {dotted(fault.keys)}: {fault.text}" for line, fault in by_line)
             )
 
     def _line(self, keys: Keys) -> int | None:
+        """The line of the keys, or of the nearest above them that has one."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return self.lines.get(keys, 1)
 
-    def _place(self, line: int | None) -> str:
+    def _where(self, line: int | None) -> str:
         return COMMAND_LINE if line is None else f"{self.name}:{line}"
 
 
@@ -82,9 +83,9 @@ def shown(value: Any) -> str:
 
 def faults(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
     """What pydantic found in the values of a model, in the words of this module."""
-    found = []
-    for one in error.errors():
-        keys, kind, message = one["loc"], one["type"], one["msg"]
+    faults = []
+    for detail in error.errors():
+        keys, kind, message = detail["loc"], detail["type"], detail["msg"]
         if kind == "extra_forbidden":
             text = unknown(str(keys[-1]), _model_at(keys[:-1], root).model_fields)
         elif kind == "missing":
@@ -92,11 +93,11 @@ def faults(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
         elif kind == "value_error":
             text = message.removeprefix("Value error, ")
         elif kind == "string_pattern_mismatch":
-            text = f"found {shown(one['input'])}; expected letters, digits, '.', '_' and '-', the first not a sign"
+            text = f"found {shown(detail['input'])}; expected letters, digits, '.', '_' and '-', the first not a sign"
         else:
-            text = f"found {shown(one['input'])}; expected {message.removeprefix('Input should be ')}"
-        found.append(Fault(keys, text))
-    return found
+            text = f"found {shown(detail['input'])}; expected {message.removeprefix('Input should be ')}"
+        faults.append(Fault(keys, text))
+    return faults
 
 
 def read(path: Path) -> Document:
@@ -123,7 +124,7 @@ def override(document: Document, overrides: Sequence[str]) -> list[Fault]:
     Raises:
         RecipeError: a word without `=`, or a value that is not YAML.
     """
-    found = []
+    faults = []
     for word in overrides:
         name, equals, text = word.partition("=")
         if not equals or not all(name.split(".")):
@@ -131,9 +132,9 @@ def override(document: Document, overrides: Sequence[str]) -> list[Fault]:
         value, _ = _parse(text, f"{COMMAND_LINE} {name}")
         keys, fault = _lay(document.data, name.split("."), value)
         if fault:
-            found.append(Fault(keys, fault))
+            faults.append(Fault(keys, fault))
         document.lines = {at: line for at, line in document.lines.items() if at[: len(keys)] != keys} | {keys: None}
-    return found
+    return faults
 
 
 def write(value: Any) -> str:
@@ -142,6 +143,7 @@ def write(value: Any) -> str:
 
 
 def _model_at(keys: Keys, root: type[BaseModel]) -> type[BaseModel]:
+    """The model of the mapping that lies at the keys."""
     model = root
     for key in keys:
         if isinstance(key, str):
@@ -198,6 +200,11 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[Keys, int | None]]:
+    """The value of a YAML text, and the line of each of its keys.
+
+    Raises:
+        RecipeError: not YAML, a key given twice, or an alias of what it lies in.
+    """
     lines: dict[Keys, int | None] = {}
     twice: list[str] = []
     loader = _Loader(text)
@@ -217,11 +224,11 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, int | None]]:
                 values[key] = build(value_node, at, (*above, node))
             return values
         if isinstance(node, yaml.SequenceNode):
-            items = []
-            for index, item in enumerate(node.value):
-                lines[*keys, index] = item.start_mark.line + 1
-                items.append(build(item, (*keys, index), (*above, node)))
-            return items
+            elements = []
+            for index, element in enumerate(node.value):
+                lines[*keys, index] = element.start_mark.line + 1
+                elements.append(build(element, (*keys, index), (*above, node)))
+            return elements
         return loader.construct_object(node)
 
     try:
@@ -229,8 +236,8 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Keys, int | None]]:
         value = None if node is None else build(node, (), ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = "" if mark is None else f":{mark.line + 1} column {mark.column + 1}"
-        raise RecipeError(f"{name}{place}: not YAML ({error.problem})") from error
+        position = "" if mark is None else f":{mark.line + 1} column {mark.column + 1}"
+        raise RecipeError(f"{name}{position}: not YAML ({error.problem})") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not YAML ({str(error).splitlines()[0]})") from error
     if twice:
