@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,32 +116,23 @@ def test_a_command_that_is_not_understood_is_seen(monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
 
 
-def skinvl(folder: Path, words: Command) -> str:
-    """What `skinvl` prints in a folder; fails where it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "skinvl", *words],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr[-3000:]}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def after_sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `make sft` leaves it, after fewer steps."""
-    folder = tmp_path_factory.mktemp("docs")
-    skinvl(folder, ["prep", "demo", "data/raw/demo", "data/demo"])
-    skinvl(folder, ["sft", "tiny", "train.max_steps=40"])
-    return folder
-
-
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_work_when_pasted_after_make_sft(page: Path, after_sft: Path) -> None:
-    for runs_here, block in blocks(page):
-        if runs_here:
-            for command in block:
+def test_commands_work_when_pasted_after_make_sft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def skinvl(words: Command) -> None:
+        capsys.readouterr()
+        code = cli.main(words)
+        printed = capsys.readouterr()
+        assert (code, bool(printed.out.strip())) == (0, True), f"{shlex.join(words)}: {printed.err[-3000:]}"
+
+    # What make sft does, in fewer steps.
+    skinvl(["prep", "demo", "data/raw/demo", "data/demo"])
+    skinvl(["sft", "tiny", "train.max_steps=40"])
+    for page in PAGES:
+        for here, block in blocks(page):
+            for command in block if here else []:
                 for words in verbs(command):
-                    assert skinvl(after_sft, words).strip(), command
+                    skinvl(words)
