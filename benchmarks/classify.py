@@ -22,11 +22,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 
 from skinvl.data.example import Example, text
 from skinvl.data.labels import CLASSES
+from skinvl.data.mixture import Row
 from skinvl.model import attention, families, infer
 from skinvl.model.chat import Chat
-from skinvl.model.infer import Asked, Batch
-from skinvl.model.lengths import sizes
-from skinvl.model.pack import Collator
+from skinvl.model.pack import Batch, Collator
+from skinvl.model.row import EncodedRow, encode_last_answer, encode_prompt
 from skinvl.recipe.recipe import Generation
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -95,18 +95,16 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     Image.effect_mandelbrot((SIDE, SIDE), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(folder / "one.png")
 
-    def asked(question: str, answer: str | None) -> Asked:
+    def asked(question: str, answer: str | None) -> EncodedRow:
         turns = (text("user", question, images=1), text("assistant", answer or "?"))
         example = Example("one", "drawn", ("one.png",), turns, "g", "test", "CC0-1.0")
-        given = sizes(folder, example)
-        encoded = chat.prompt(example, given) if answer is None else infer.last_answer(chat.encode(example, given))
-        return Asked(encoded, (folder / "one.png",))
+        return (encode_prompt if answer is None else encode_last_answer)(chat, Row(example, folder))
 
     together, apart = Collator(chat), Collator(chat, share=False)
     print("classes, P, t, seconds shared, apart, ratio, ideal, share of it, largest difference")
     for name in ("isic2019", "dermnet"):
         some = [asked(QUESTIONS[0], one) for one in CLASSES[name]]
-        batch, singles = infer.prepare(together, some), [infer.prepare(apart, [one]) for one in some]
+        batch, singles = together.pack(some), [apart.pack([one]) for one in some]
         prefix = batch.places[0].prefix[1]
         own = sum(place.end - place.start for place in batch.places) / len(some)
         scores = infer.likelihoods(model, batch)
@@ -127,8 +125,8 @@ def main() -> None:
     settings = Generation(max_new_tokens=NEW)
     for count in (1, 2, 4, 8):
         some = [asked(question, None) for question in QUESTIONS[:count]]
-        batch, wide = infer.prepare(together, some), infer.prepare(apart, some)
-        singles = [infer.prepare(apart, [one]) for one in some]
+        batch, wide = together.pack(some), apart.pack(some)
+        singles = [apart.pack([one]) for one in some]
         said = infer.generate(model, chat, batch, settings)
         assert said == [infer.generate(model, chat, one, settings)[0] for one in singles]
         say = partial(infer.generate, model, chat, settings=settings)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -28,7 +27,7 @@ from skinvl.data.example import Example, text
 from skinvl.data.mixture import Row
 from skinvl.model import attention, families, tiny
 from skinvl.model.chat import Chat
-from skinvl.model.pack import Collator
+from skinvl.model.pack import Batch, Collator
 from skinvl.train.trainer import token_losses
 
 THREADS = 2
@@ -59,7 +58,7 @@ class Cost:
     memory: float
 
 
-def batch(base: Path, folder: Path, point: Point, share: bool) -> dict[str, Any]:
+def batch(base: Path, folder: Path, point: Point, share: bool) -> Batch:
     """The batch of a point, as the trainer would be given it."""
     side = round(point.tokens**0.5) * 28
     rows = []
@@ -73,7 +72,7 @@ def batch(base: Path, folder: Path, point: Point, share: bool) -> dict[str, Any]
     return Collator(chat, share=share)([{"row": row} for row in rows])
 
 
-def cost(model: torch.nn.Module, inputs: dict[str, Any], conversations: int) -> Cost:
+def cost(model: torch.nn.Module, batch: Batch, conversations: int) -> Cost:
     """The least of three steps after a first one, and what the first keeps for its backward."""
     times = []
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -88,10 +87,10 @@ def cost(model: torch.nn.Module, inputs: dict[str, Any], conversations: int) -> 
     for number in range(4):
         started = time.perf_counter()
         with saved_tensors_hooks(keep, lambda tensor: tensor) if number == 0 else nullcontext():
-            loss = token_losses(model, inputs)[0].mean()
+            loss = token_losses(model, batch)[0].mean()
         torch.autograd.backward(loss)
         times.append(time.perf_counter() - started)
-    return Cost(min(times[1:]) / conversations, inputs["input_ids"].numel() / conversations, sum(kept.values()) / 2**20)
+    return Cost(min(times[1:]) / conversations, batch.ids.numel() / conversations, sum(kept.values()) / 2**20)
 
 
 def points() -> Iterator[tuple[str, Point]]:

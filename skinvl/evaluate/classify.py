@@ -22,16 +22,15 @@ from torch.utils.data import DataLoader
 from skinvl.data import mixture
 from skinvl.data.example import Example, text
 from skinvl.data.mixture import Row
-from skinvl.data.pixels import ImageError, upright
 from skinvl.evaluate import benchmarks, contamination
 from skinvl.evaluate.benchmarks import Sample, Task
 from skinvl.evaluate.distributed import predict, ranks
+from skinvl.evaluate.engine import packed
 from skinvl.model import infer
-from skinvl.model.chat import UNTRAINED, ChatError
-from skinvl.model.infer import Asked, Batch, last_answer
-from skinvl.model.lengths import sizes
+from skinvl.model.chat import UNTRAINED
 from skinvl.model.loaded import LoadedModel, load_model
-from skinvl.model.pack import Collator, seen
+from skinvl.model.pack import Batch, Collator
+from skinvl.model.row import EncodedRow, encode_last_answer, encode_prompt
 from skinvl.recipe import run
 from skinvl.recipe.recipe import ClassSpec, Generation, Recipe
 from skinvl.recipe.words import recipe_parser
@@ -133,60 +132,50 @@ class ClassCollator:
     task: Task
     prompted: bool
 
-    def __call__(self, cases: Sequence[Sample], whole: bool = False) -> ClassBatch:
-        """The cases that can be weighed, with their batches, and the records of the others.
+    def __call__(self, samples: Sequence[Sample]) -> ClassBatch:
+        """The samples that can be classified, with their batches, and the records of the others."""
+        labelled = [sample for sample in samples if sample.label is not None]
+        asked, (classes, prompts), refused = packed(
+            labelled, lambda sample: Row(sample.example, sample.root), self._encoded, self._packed
+        )
+        refused += [(sample, sample.detail) for sample in samples if sample.label is None]
+        return ClassBatch(asked, classes, prompts, [sample.record(None, why) for sample, why in refused])
 
-        Args:
-            whole: whether each image is read to its end first, so that one that breaks off refuses its own case.
-        """
-        some, given, prompts, refused = [], [], [], []
-        for case in cases:
-            try:
-                if case.label is None:
-                    raise ClassifyError(case.detail)
-                named = [self._asked(case.root, self._naming(case.example, name)) for name in self.task.classes]
-                prompt = [self._prompt(case)] if self.prompted else []
-                if whole:
-                    for name in case.example.images:
-                        upright(case.root / name)
-            except (ChatError, ImageError, ClassifyError) as error:
-                refused.append(case.record(None, str(error)))
-                continue
-            some.append(case)
-            given += named
-            prompts += prompt
-        try:
-            batches = [infer.prepare(self.collator, asked) if asked else None for asked in (given, prompts)]
-        except ImageError:
-            return self(cases, whole=True)
-        return ClassBatch(some, batches[0], batches[1], refused)
+    def _encoded(self, sample: Sample) -> tuple[list[EncodedRow], list[EncodedRow]]:
+        """A sample with each class for its answer, and the prompt that lists them, if it is to be asked."""
+        named = [self._named(sample.root, self._naming(sample.example, name)) for name in self.task.classes]
+        return named, [self._prompt(sample)] if self.prompted else []
+
+    def _packed(
+        self, encoded: Sequence[tuple[list[EncodedRow], list[EncodedRow]]]
+    ) -> tuple[Batch | None, Batch | None]:
+        named = [row for rows, _ in encoded for row in rows]
+        prompts = [row for _, rows in encoded for row in rows]
+        return self.collator.pack(named) if named else None, self.collator.pack(prompts) if prompts else None
 
     def names(self, asked: LoadedModel, begun: dict[str, Any] | None) -> tuple[list[int], list[float] | None]:
         """Of each class, the tokens of its name and its end, and how likely they are where no image is shown.
 
         The latter is None where each case asks a question of its own; what was `begun` keeps what it began with.
         """
-        whole = [self._asked(Path(), self._unseen(name)) for name in self.task.classes]
-        tokens = [sum(label != UNTRAINED for label in one.encoded.labels) for one in whole]
+        unseen = [self._named(Path(), self._unseen(name)) for name in self.task.classes]
+        tokens = [sum(label != UNTRAINED for label in row.encoded.labels) for row in unseen]
         if begun is not None:
             return tokens, begun["prior"]
         if self.task.question is None:
             return tokens, None
         with asked.autocast():
-            return tokens, infer.likelihoods(asked.model, infer.prepare(self.collator, whole))
+            return tokens, infer.likelihoods(asked.model, self.collator.pack(unseen))
 
-    def _asked(self, root: Path, example: Example) -> Asked:
-        row = Row(example, root)
-        encoded = last_answer(self.collator.chat.encode(example, sizes(root, example)))
-        return Asked(encoded, seen(row, encoded))
+    def _named(self, root: Path, example: Example) -> EncodedRow:
+        return encode_last_answer(self.collator.chat, Row(example, root))
 
-    def _prompt(self, case: Sample) -> Asked:
-        example = case.example
+    def _prompt(self, sample: Sample) -> EncodedRow:
+        example = sample.example
         if self.task.question is not None:
             listed = f"{self.task.question}\nAnswer with one of these: {'; '.join(self.task.classes)}."
             example = _asking(example, listed, len(example.images))
-        encoded = self.collator.chat.prompt(example, sizes(case.root, example))
-        return Asked(encoded, seen(Row(example, case.root), encoded))
+        return encode_prompt(self.collator.chat, Row(example, sample.root))
 
     def _naming(self, example: Example, name: str) -> Example:
         return replace(example, messages=(*example.messages[:-1], text("assistant", name)))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import xxhash
 from torch.utils.data import DataLoader
 
 from skinvl.data.example import words
 from skinvl.data.mixture import Row
-from skinvl.data.pixels import ImageError, upright
+from skinvl.data.pixels import ImageError
 from skinvl.data.sampler import alike, together
 from skinvl.model import infer
 from skinvl.model.chat import ChatError
-from skinvl.model.infer import Asked, Batch
-from skinvl.model.lengths import sizes
 from skinvl.model.loaded import LoadedModel
-from skinvl.model.pack import Collator, seen
+from skinvl.model.pack import Batch, Collator
+from skinvl.model.row import encode_prompt, read_images
 from skinvl.recipe.recipe import Generation
 from skinvl.score.predictions import Answer
+
+Item = TypeVar("Item")
+Encoding = TypeVar("Encoding")
+Packed = TypeVar("Packed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +112,9 @@ class Transformers:
 
     def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
         """As Engine."""
-        given: Any = blocks  # anything with a length and items is a dataset
+        dataset: Any = blocks  # anything with a length and items is one
         loader: Any = DataLoader(
-            given, batch_size=None, collate_fn=QuestionCollator(self.subject.collator), num_workers=self.workers
+            dataset, batch_size=None, collate_fn=QuestionCollator(self.subject.collator), num_workers=self.workers
         )
         for asked, batch, refused in loader:
             if batch is None:
@@ -119,17 +122,17 @@ class Transformers:
                 continue
             seeds = [seed_of(question, self.generation) for question in asked]
             with self.subject.autocast():
-                found = infer.generate(self.subject.model, self.subject.chat, batch, self.generation, seeds)
+                answers = infer.generate(self.subject.model, self.subject.chat, batch, self.generation, seeds)
             tokenizer = self.subject.chat.tokenizer
             yield refused + [
                 answer(
                     question,
-                    tokenizer.decode(said.ids, skip_special_tokens=True),
-                    said.finish_reason,
-                    tokens=said.tokens,
+                    tokenizer.decode(generated.ids, skip_special_tokens=True),
+                    generated.finish_reason,
+                    tokens=generated.tokens,
                     seed=seed,
                 )
-                for question, said, seed in zip(asked, found, seeds, strict=True)
+                for question, generated, seed in zip(asked, answers, seeds, strict=True)
             ]
 
 
@@ -139,29 +142,46 @@ class QuestionCollator:
 
     collator: Collator
 
-    def __call__(
-        self, some: Sequence[Question], whole: bool = False
-    ) -> tuple[list[Question], Batch | None, list[Answer]]:
-        """The questions that can be asked, their batch, and the record of each of the others.
+    def __call__(self, block: Sequence[Question]) -> tuple[list[Question], Batch | None, list[Answer]]:
+        """The questions that can be asked, their batch, and the record of each of the others."""
+        asked, batch, refused = packed(
+            block,
+            lambda question: question.row,
+            lambda question: encode_prompt(self.collator.chat, question.row),
+            lambda prompts: self.collator.pack(prompts) if prompts else None,
+        )
+        return asked, batch, [answer(question, None, "refused", why) for question, why in refused]
 
-        Args:
-            whole: whether each image is read to its end first, so that one that breaks off refuses its own questions.
-        """
-        asked, prompts, refused = [], [], []
-        for question in some:
-            try:
-                prompts.append(self._prompt(question.row, whole))
-                asked.append(question)
-            except (ChatError, ImageError) as error:
-                refused.append(answer(question, None, "refused", str(error)))
+
+def packed(
+    items: Sequence[Item],
+    row_of: Callable[[Item], Row],
+    encode: Callable[[Item], Encoding],
+    pack: Callable[[list[Encoding]], Packed],
+    whole: bool = False,
+) -> tuple[list[Item], Packed, list[tuple[Item, str]]]:
+    """The items that can be asked, what `pack` makes of their encodings, and the others with the reason of each.
+
+    An image that breaks off in the middle shows it to `pack` alone, which cannot tell whose it is. All are then packed
+    a second time, with each image read to its end before, so that it refuses the items of its own row and no others.
+
+    Args:
+        whole: whether this is that second time.
+    """
+    asked, encodings, refused = [], [], []
+    for item in items:
         try:
-            return asked, infer.prepare(self.collator, prompts) if prompts else None, refused
-        except ImageError:
-            return self(some, whole=True)
-
-    def _prompt(self, row: Row, whole: bool) -> Asked:
-        encoded = self.collator.chat.prompt(row.example, sizes(row.root, row.example))
+            encoding = encode(item)
+            if whole:
+                read_images(row_of(item))
+        except (ChatError, ImageError) as error:
+            refused.append((item, str(error)))
+            continue
+        asked.append(item)
+        encodings.append(encoding)
+    try:
+        return asked, pack(encodings), refused
+    except ImageError:
         if whole:
-            for name in row.example.images:
-                upright(row.root / name)
-        return Asked(encoded, seen(row, encoded))
+            raise
+        return packed(items, row_of, encode, pack, whole=True)

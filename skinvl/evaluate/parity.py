@@ -20,10 +20,9 @@ from skinvl.evaluate.engine import Question, questions
 from skinvl.model import infer
 from skinvl.model.base import base_dtype, logits
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
-from skinvl.model.infer import Asked
-from skinvl.model.lengths import sizes
 from skinvl.model.loaded import load_model
-from skinvl.model.pack import Collator, seen
+from skinvl.model.pack import Collator
+from skinvl.model.row import encode_prompt, read_images
 from skinvl.recipe.recipe import Generation, Recipe
 
 CHECKED = 5  # examples that a server is asked before anyone else asks it
@@ -93,11 +92,9 @@ def examples(recipe: Recipe, chat: Chat, folder: Path) -> tuple[list[Question], 
 
 
 def _askable(chat: Chat, question: Question) -> bool:
-    row = question.row
     try:
-        chat.prompt(row.example, sizes(row.root, row.example))
-        for name in row.example.images:
-            upright(row.root / name)
+        encode_prompt(chat, question.row)
+        read_images(question.row)
     except (ChatError, ImageError):
         return False
     return True
@@ -145,28 +142,29 @@ def own(recipe: Recipe, chat: Chat, asked: Sequence[Question]) -> list[Own]:
 
 
 @torch.no_grad()
-def _own(whole: torch.nn.Module, collator: Collator, recipe: Recipe, question: Question) -> Own:
-    chat, row = collator.chat, question.row
-    prompt = chat.prompt(row.example, sizes(row.root, row.example))
-    images = seen(row, prompt)
-    (said,) = infer.generate(whole, chat, infer.prepare(collator, [Asked(prompt, images)]), greedy(recipe))
-    shown = said.ids[: said.ids.index(chat.image_id)] if chat.image_id in said.ids else said.ids  # of no image
-    ids = [*prompt.ids, *shown]
-    batch = infer.prepare(collator, [Asked(replace(prompt, ids=ids, labels=[UNTRAINED] * len(ids)), images)])
+def _own(model: torch.nn.Module, collator: Collator, recipe: Recipe, question: Question) -> Own:
+    chat, row = collator.chat, encode_prompt(collator.chat, question.row)
+    prompt = row.encoded.ids
+    (answer,) = infer.generate(model, chat, collator.pack([row]), greedy(recipe))
+
+    # Prompt and answer once more in one forward: what each id, and the end, was chosen from. An image token that the
+    # model said has no image to stand for, and what follows it cannot be computed.
+    shown = answer.ids[: answer.ids.index(chat.image_id)] if chat.image_id in answer.ids else answer.ids
+    ids = [*prompt, *shown]
+    both = replace(row.encoded, ids=ids, labels=[UNTRAINED] * len(ids))
+    batch = collator.pack([replace(row, encoded=both)]).to(next(model.parameters()).device)
     (place,) = batch.places
-    device = next(whole.parameters()).device
-    inputs = {key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in batch.inputs.items()}
-    inputs = {key: one for key, one in inputs.items() if key not in ("labels", "shift_labels")}
-    where = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    where[place.row, place.end - len(shown) - 1 : place.end] = True  # what each id, and the end, was chosen from
-    shares = logits(whole, inputs, where).log_softmax(-1)
-    taken = [[one] for one in said.ids] + [sorted(infer.stops(whole, chat))] * (said.finish_reason == "stop")
-    rivals: list[list[int]] = [[] for _ in range(len(said.ids) + 1)]
-    for number, (share, chosen) in enumerate(zip(shares, taken, strict=False)):
-        least = max(share[chosen].tolist()) - TIE[base_dtype(recipe)]
-        rivals[number] = [one for one in (share >= least).nonzero()[:, 0].tolist() if one not in chosen]
-    said_text = chat.tokenizer.decode(said.ids, skip_special_tokens=True)
-    return Own(question, prompt.ids, said_text, said.ids, rivals)
+    where = torch.zeros_like(batch.ids, dtype=torch.bool)
+    where[place.row, place.end - len(shown) - 1 : place.end] = True
+    log_shares = logits(model, batch.inputs, where).log_softmax(-1)
+
+    # Every token within a tie of the chosen one; at the end any of those that end an answer was as good.
+    chosen = [[id_] for id_ in answer.ids] + [sorted(infer.stops(model, chat))] * (answer.finish_reason == "stop")
+    rivals: list[list[int]] = [[] for _ in range(len(answer.ids) + 1)]
+    for number, (shares, taken) in enumerate(zip(log_shares, chosen, strict=False)):
+        least = max(shares[taken].tolist()) - TIE[base_dtype(recipe)]
+        rivals[number] = [id_ for id_ in (shares >= least).nonzero()[:, 0].tolist() if id_ not in taken]
+    return Own(question, prompt, chat.tokenizer.decode(answer.ids, skip_special_tokens=True), answer.ids, rivals)
 
 
 def messages(question: Question) -> list[dict[str, Any]]:

@@ -116,12 +116,27 @@ class Step:
             own, key, value = own[:, -window:], key[:, :, -window:], value[:, :, -window:]
         # Heads that share keys are queries of one another's here: nothing is repeated for them.
         shared = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])
-        found = scaled_dot_product_attention(shared, key, value, attn_mask=own[:, None, None], scale=scaling)
-        return found.reshape(query.shape).transpose(1, 2)
+        output = scaled_dot_product_attention(shared, key, value, attn_mask=own[:, None, None], scale=scaling)
+        return output.reshape(query.shape).transpose(1, 2)
+
+
+class FollowUp(Step):
+    """Several new tokens of one row: each sees all that was cached before them, and of them those up to itself."""
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    ) -> torch.Tensor:
+        """Attention of [1, H, Q, D] queries to [1, G, K, D] keys and values, [1, Q, H, D]."""
+        queries, keys = query.shape[2], key.shape[2]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+        if window is not None:
+            mask = mask.triu(keys - queries - window + 1)
+        output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2)
 
 
 def use(model: PreTrainedModel, kernel: str) -> None:
-    """Nothing; from here on the model's language layers attend over the `spans` that its forward is given.
+    """Has the model's language layers attend, from here on, over the `spans` that its forward is given.
 
     The vision tower keeps the kernel that the model was loaded with.
 
@@ -177,7 +192,7 @@ def attend(
     if kernel in ("sdpa", "eager"):
         attention = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
         with sdpa_kernel(SDPBackend.MATH) if kernel == "eager" else nullcontext():
-            return _one_by_one(query, key, value, spans, sliding_window, attention), None
+            return _in_precision(query, key, value, spans, sliding_window, attention), None
     queries, keys, lengths = spans.varlen(query.device)
     flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [R * T, heads, D]
     q, k, v = (one[index][None] for one, index in zip(flat, (queries, keys, keys), strict=True))
@@ -200,7 +215,7 @@ def attend(
     return whole.unflatten(0, (rows, length)), None
 
 
-def _one_by_one(
+def _in_precision(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -208,24 +223,43 @@ def _one_by_one(
     window: int | None,
     attention: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    dtype, device = query.dtype, query.device
+    """As `over_spans`, in the dtype of the queries; on a CPU computed in float32."""
+    dtype = query.dtype
     # The backward of torch's attention in bf16 takes twice as long on a CPU as in fp32, casts included.
-    with torch.autocast(device.type, enabled=False):
-        if device.type == "cpu":
+    with torch.autocast(query.device.type, enabled=False):
+        if query.device.type == "cpu":
             query, key, value = query.float(), key.float(), value.float()
-        repeats = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-        rows: list[list[torch.Tensor]] = [[] for _ in range(spans.shape[0])]
-        begin = {one.row: one.start for one in reversed(spans.spans)}
-        for one in spans.spans:
-            own, before = slice(one.start, one.end), slice(*one.prefix)
-            q, k, v = (part[one.row : one.row + 1, :, own] for part in (query, key, value))
-            mask = spans.mask(one, window, device)
-            if one.prefix[1] > one.prefix[0]:
-                k = torch.cat([key[one.row : one.row + 1, :, before], k], 2)
-                v = torch.cat([value[one.row : one.row + 1, :, before], v], 2)
-            rows[one.row].append(attention(q, k, v, attn_mask=mask, is_causal=mask is None))
-        done = [torch.cat(parts, 2) for parts in rows]
-        after = [spans.shape[1] - begin[row] - one.shape[2] for row, one in enumerate(done)]
-        padded = [torch.nn.functional.pad(one, (0, 0, begin[row], after[row])) for row, one in enumerate(done)]
-        return torch.cat(padded).transpose(1, 2).to(dtype)
+        return over_spans(query, key, value, spans, window, attention).to(dtype)
+
+
+def over_spans(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    window: int | None,
+    attention: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """Attention of [R, H, T, D] queries to [R, G, T, D] keys and values, span by span, [R, T, H, D].
+
+    Args:
+        attention: of one span to its prefix and itself; called as torch's `scaled_dot_product_attention` is.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    outputs: list[list[torch.Tensor]] = [[] for _ in range(spans.shape[0])]  # of the spans of each row
+    for span in spans.spans:
+        own, before = slice(span.start, span.end), slice(*span.prefix)
+        q, k, v = (part[span.row : span.row + 1, :, own] for part in (query, key, value))
+        mask = spans.mask(span, window, query.device)
+        if span.prefix[1] > span.prefix[0]:
+            k = torch.cat([key[span.row : span.row + 1, :, before], k], 2)
+            v = torch.cat([value[span.row : span.row + 1, :, before], v], 2)
+        outputs[span.row].append(attention(q, k, v, attn_mask=mask, is_causal=mask is None))
+
+    # The spans of a row follow one another; what stands before and after them is padding.
+    begin = {span.row: span.start for span in reversed(spans.spans)}
+    rows = [torch.cat(parts, 2) for parts in outputs]
+    after = [spans.shape[1] - begin[number] - row.shape[2] for number, row in enumerate(rows)]
+    padded = [torch.nn.functional.pad(row, (0, 0, begin[number], after[number])) for number, row in enumerate(rows)]
+    return torch.cat(padded).transpose(1, 2)

@@ -74,7 +74,7 @@ def sizes(root: Path, example: Example) -> tuple[Size, ...]:
     Raises:
         ImageError: an image is missing or cannot be read.
     """
-    return tuple(_size(root / name) for name in example.images)
+    return tuple(_size(root / name, _changed(root / name)) for name in example.images)
 
 
 def preflight(chat: Chat, rows: Sequence[tuple[Example, Path]]) -> Preflight:
@@ -102,4 +102,14 @@ def preflight(chat: Chat, rows: Sequence[tuple[Example, Path]]) -> Preflight:
     return Preflight(kept, dropped)
 
 
-_size = lru_cache(maxsize=1 << 20)(size)
+def _changed(path: Path) -> int:
+    """When a file was last written, ns; 0 where that cannot be known, and where `size` says why."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=1 << 20)
+def _size(path: Path, changed: int) -> Size:
+    return size(path)  # of the image that lies there now: one that is asked about may be replaced by another

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +15,59 @@ from skinvl.data.example import Example, text
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import upright
 from skinvl.model.attention import Span, Spans
-from skinvl.model.chat import UNTRAINED, Chat, Encoded
+from skinvl.model.chat import UNTRAINED, Chat
 from skinvl.model.families import Picture
 from skinvl.model.feature_cache import Cache
-from skinvl.model.lengths import sizes
+from skinvl.model.layout import Group, branches, grouped, spans, stretches
+from skinvl.model.row import EncodedRow, encode_row
 
 SIDE = 64  # pixels of a blank image
-Shown = tuple[Path | None, ...]  # the images of a conversation; None is a blank one
-
-OURS = ("labels", "shift_labels", "row_ids", "tokens", "filler")  # of a batch, what no model takes
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Conversations, by their place in the batch, that share so many first tokens."""
+class Batch:
+    """Conversations in rows, those about one image with it once: what a model is given, and what is known of it.
 
-    members: tuple[int, ...]
-    prefix: int
-
-
-def grouped(encoded: Sequence[Encoded], shown: Sequence[Shown], image_id: int) -> list[Group]:
-    """The groups of a batch: conversations that show the same images, or none, share what they begin with.
-
-    A prefix ends before the token that predicts the first trained one of any conversation, so that no position has two
-    targets; where nothing is trained, before the last token, which predicts the answer. Conversations whose later turns
-    show images of their own stay alone.
+    Data loaders that find `to` and `pin_memory` on a batch call these.
     """
-    alike: dict[Shown, list[int]] = defaultdict(list)
-    for place, images in enumerate(shown):
-        alike[images].append(place)
-    groups = []
-    for members in alike.values():
-        some = [encoded[place] for place in members]
-        first = min(_first_trained(one) for one in some)
-        prefix = _common([one.ids for one in some], first - 1) if len(some) > 1 else 0
-        if all(image_id not in one.ids[prefix:] for one in some):
-            groups.append(Group(tuple(members), prefix))
-        else:
-            groups += [Group((place,), 0) for place in members]
-    return groups
 
+    inputs: dict[str, Any]  # what the model's forward takes; `spans` among it, which its attention reads
+    targets: torch.Tensor  # int64[R, T]: the label of the token after each position, -100 where it is not trained
+    places: tuple[Span, ...]  # where each conversation's own tokens stand, in the order of the conversations
+    tokens: int  # of the conversations, each on its own
+    names: tuple[str, ...] = ()  # the ids of the conversations' Examples, where these are known
+    filler: bool = False  # whether its last conversation is a blank one; it counts among neither tokens nor names
 
-def _first_trained(one: Encoded) -> int:
-    return next((i for i, label in enumerate(one.labels) if label != UNTRAINED), len(one.ids))
+    @property
+    def ids(self) -> torch.Tensor:
+        """The `input_ids`, int64[R, T]."""
+        ids: torch.Tensor = self.inputs["input_ids"]
+        return ids
 
+    @property
+    def spans(self) -> Spans:
+        """Where the conversations and what they share lie in the rows."""
+        laid: Spans = self.inputs["spans"]
+        return laid
 
-def _common(some: Sequence[list[int]], limit: int) -> int:
-    least, most = min(some), max(some)  # what these two share, all share
-    return next((i for i in range(min(limit, len(least))) if least[i] != most[i]), min(limit, len(least)))
+    @property
+    def supervised(self) -> torch.Tensor:
+        """bool[R, T]: at which positions a trained token is predicted."""
+        return self.targets != UNTRAINED
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same with its tensors on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-def seen(row: Row, encoded: Encoded) -> Shown:
-    """The images that a conversation shows: fewer than its Example names where turns were cut from its end."""
-    return tuple(row.root / name for name in row.example.images[: len(encoded.pictures)])
+    def pin_memory(self) -> Batch:
+        """The same with its tensors in page-locked memory, from which a GPU copies fast."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        inputs = {
+            name: change(value) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs, targets=change(self.targets))
 
 
 def blank_of(images: int) -> Example:
@@ -90,45 +88,51 @@ class Collator:
     share: bool = True  # whether conversations about the same images share their prefix, where the family can
     cache: Cache | None = None  # what holds the images' features, if these are read in place of their pixels
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """The model's inputs with `labels`, `shift_labels`, `row_ids`, the `tokens` of the conversations and `filler`.
+    def __call__(self, items: list[dict[str, Any]]) -> Batch:
+        """The batch of the rows of a data set, as a training step takes it.
 
         Raises:
             ChatError, ImageError: a conversation cannot be trained on; preflight finds these before training.
             CacheError: an image's features are gone or damaged.
         """
-        given: list[Row] = [item["row"] for item in items if item["row"] is not None]
-        encoded = [self.chat.encode(row.example, sizes(row.root, row.example)) for row in given]
-        shown = [seen(row, one) for row, one in zip(given, encoded, strict=True)]
-        rows = self.groups(encoded, shown)
-        tokens = sum(len(one.ids) for one in encoded)
-        blanks = int(self.filler and not any(shown))  # images of the filler
-        if filled := blanks > 0 or not given:
+        rows: list[Row] = [item["row"] for item in items if item["row"] is not None]
+        conversations = [encode_row(self.chat, row) for row in rows]
+        groups = self.groups(conversations)
+        tokens = sum(len(conversation.encoded.ids) for conversation in conversations)
+
+        blanks = int(self.filler and not any(conversation.images for conversation in conversations))
+        if filled := blanks > 0 or not rows:
             blank = self.chat.encode(blank_of(blanks), [(SIDE, SIDE)] * blanks)
-            alone = Group((len(encoded),), 0)
-            rows = [[*rows[0], alone]] if rows and self.chat.family.one_row else [*rows, [alone]]
-            encoded.append(replace(blank, labels=[UNTRAINED] * len(blank.labels)))
-            shown.append((None,) * blanks)
-        return {
-            **self.lay(encoded, shown, rows),
-            "row_ids": [row.example.id for row in given],
-            "tokens": tokens,
-            "filler": filled,
-        }
+            alone = Group((len(conversations),), 0)
+            groups = [[*groups[0], alone]] if groups and self.chat.family.one_row else [*groups, [alone]]
+            untrained = replace(blank, labels=[UNTRAINED] * len(blank.labels))
+            conversations.append(EncodedRow(untrained, (None,) * blanks))
 
-    def groups(self, encoded: Sequence[Encoded], shown: Sequence[Shown]) -> list[list[Group]]:
-        """The groups of each row of a batch of conversations that show these images."""
-        found = (
-            grouped(encoded, shown, self.chat.image_id)
+        batch = self.lay(conversations, groups)
+        return replace(batch, tokens=tokens, names=tuple(row.example.id for row in rows), filler=filled)
+
+    def pack(self, conversations: Sequence[EncodedRow]) -> Batch:
+        """The batch of some conversations that a model is asked, prompts or whole ones.
+
+        Where layers carry a state along the row it must not meet padding after a prompt: rows then end together.
+
+        Raises:
+            ImageError: an image cannot be read.
+            CacheError: an image's features are gone or damaged.
+        """
+        return self.lay(conversations, self.groups(conversations), left=self.chat.family.recurrent)
+
+    def groups(self, conversations: Sequence[EncodedRow]) -> list[list[Group]]:
+        """The groups of each row of a batch of conversations."""
+        groups = (
+            grouped(conversations, self.chat.image_id)
             if self.share and self.chat.family.shares
-            else [Group((place,), 0) for place in range(len(encoded))]
+            else [Group((number,), 0) for number in range(len(conversations))]
         )
-        return [found] * bool(found) if self.chat.family.one_row else [[group] for group in found]
+        return [groups] * bool(groups) if self.chat.family.one_row else [[group] for group in groups]
 
-    def lay(
-        self, encoded: Sequence[Encoded], shown: Sequence[Shown], rows: Sequence[Sequence[Group]], left: bool = False
-    ) -> dict[str, Any]:
-        """The model's inputs for rows of groups of these conversations, with `labels` and `shift_labels`.
+    def lay(self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]], left: bool = False) -> Batch:
+        """The batch of conversations whose groups lie in rows as they are given.
 
         Args:
             left: whether rows end together, with an `attention_mask` that tells what stands before them as padding.
@@ -137,105 +141,63 @@ class Collator:
             ImageError: an image cannot be read.
             CacheError: an image's features are gone or damaged.
         """
-        read = {
-            path: self._image(path, picture)
-            for some, one in zip(shown, encoded, strict=True)
-            for path, picture in dict(zip(some, one.pictures, strict=True)).items()
-        }
-        ids, labels, targets, positions = self._rows(encoded, rows, "left" if left else "right")
-        looks = self.chat.family.looks_ahead
-        whole = [stretches(one.ids, self.chat.image_id) if looks else [] for one in encoded]
+        encoded = [conversation.encoded for conversation in conversations]
+        ids, targets, positions = self._rows(conversations, rows, "left" if left else "right")
+
+        looks_ahead = self.chat.family.looks_ahead
+        whole = [stretches(one.ids, self.chat.image_id) if looks_ahead else [] for one in encoded]
         laid = spans(rows, [len(one.ids) for one in encoded], left, whole)
-        first = [[group.members[0] for group in row] for row in rows]  # a group's members show the same images
-        return {
+
+        # Each image is read once, and shown once in each row: a group's members show the same ones.
+        pixels = {
+            path: self._image(path, picture)
+            for conversation in conversations
+            for path, picture in dict(zip(conversation.images, conversation.encoded.pictures, strict=True)).items()
+        }
+        first = [[conversations[group.members[0]] for group in row] for row in rows]
+        inputs = {
             "input_ids": ids,
             "position_ids": positions,
-            "labels": labels,
-            "shift_labels": targets,
             "spans": laid,
             **({"attention_mask": laid.filled().long()} if left else {}),
             **self.chat.family.inputs(
                 self.chat.processor,
                 ids,
-                [[picture for place in row for picture in encoded[place].pictures] for row in first],
-                [[read[path] for place in row for path in shown[place]] for row in first],
+                [[picture for each in row for picture in each.encoded.pictures] for row in first],
+                [[pixels[path] for each in row for path in each.images] for row in first],
             ),
         }
+        return Batch(inputs, targets, branches(rows, laid), sum(len(one.ids) for one in encoded))
 
     def _image(self, path: Path | None, picture: Picture) -> torch.Tensor:
+        """What the model reads of an image: its features where they are cached, else its pixels."""
         if self.cache is not None:
             return self.cache.blank(picture) if path is None else self.cache.get(path, picture)
         return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)) if path is None else upright(path))
 
-    def _rows(self, encoded: Sequence[Encoded], rows: Sequence[Sequence[Group]], side: str) -> list[torch.Tensor]:
-        """Ids, labels and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""
-        columns: list[list[torch.Tensor]] = [[], [], [], []]
+    def _rows(
+        self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]], side: str
+    ) -> list[torch.Tensor]:
+        """Ids and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""
+        columns: list[list[torch.Tensor]] = [[], [], []]
         for row in rows:
-            parts: list[list[torch.Tensor]] = [[], [], [], []]
+            parts: list[list[torch.Tensor]] = [[], [], []]
             for group in row:
-                for number, place in enumerate(group.members):
-                    one = encoded[place]
-                    cut = slice(group.prefix if number else 0, None)
-                    found = [torch.tensor(one.ids), torch.tensor(one.labels)]
-                    found.append(torch.tensor([*one.labels[1:], UNTRAINED]))
-                    found.append(self.chat.family.positions(self.chat.processor, one.ids, one.pictures))
-                    for part, tensor in zip(parts, found, strict=True):
-                        part.append(tensor[..., cut])
+                for order, number in enumerate(group.members):
+                    encoded = conversations[number].encoded
+                    own = slice(group.prefix if order else 0, None)  # the first member brings the prefix
+                    targets = torch.tensor([*encoded.labels[1:], UNTRAINED])
+                    positions = self.chat.family.positions(self.chat.processor, encoded.ids, encoded.pictures)
+                    for part, tensor in zip(parts, (torch.tensor(encoded.ids), targets, positions), strict=True):
+                        part.append(tensor[..., own])
             for column, part in zip(columns, parts, strict=True):
                 column.append(torch.cat(part, -1))
-        fill = (self.chat.pad_id, UNTRAINED, UNTRAINED, 0)
+
+        # pad_sequence pads the first dimension, and a row's is the last.
+        fill = (self.chat.pad_id, UNTRAINED, 0)
         return [
             pad_sequence([row.movedim(-1, 0) for row in column], padding_value=value, padding_side=side)
             .movedim(0, -1)
             .movedim(0, -2)
             for column, value in zip(columns, fill, strict=True)
         ]
-
-
-def stretches(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
-    """Start and end of each run of a token."""
-    found, cursor = [], 0
-    for is_token, run in groupby(ids, lambda one: one == token):
-        start, cursor = cursor, cursor + len(list(run))
-        found += [(start, cursor)] * is_token
-    return found
-
-
-def spans(
-    rows: Sequence[Sequence[Group]],
-    lengths: Sequence[int],
-    left: bool = False,
-    whole: Sequence[Sequence[tuple[int, int]]] | None = None,
-) -> Spans:
-    """Where each group's prefix and branches lie in their row.
-
-    Args:
-        lengths: the tokens of each conversation.
-        left: whether rows end together.
-        whole: of each conversation, the stretches whose positions see one another; in its prefix, where it has one.
-    """
-
-    def moved(place: int, by: int) -> tuple[tuple[int, int], ...]:
-        return tuple((start + by, end + by) for start, end in whole[place]) if whole else ()
-
-    widths = [sum(_tokens(group, lengths) for group in row) for row in rows]
-    found: list[Span] = []
-    for index, row in enumerate(rows):
-        cursor = max(widths) - widths[index] if left else 0
-        for group in row:
-            begin = cursor
-            if group.prefix:
-                cursor += group.prefix
-                found.append(Span(index, begin, cursor, whole=moved(group.members[0], begin)))
-            for place in group.members:
-                end = cursor + lengths[place] - group.prefix
-                if group.prefix:
-                    found.append(Span(index, cursor, end, (begin, begin + group.prefix)))
-                else:
-                    found.append(Span(index, cursor, end, whole=moved(place, cursor)))
-                cursor = end
-    return Spans(tuple(found), (len(rows), max(widths)))
-
-
-def _tokens(group: Group, lengths: Sequence[int]) -> int:
-    return group.prefix + sum(lengths[place] - group.prefix for place in group.members)

@@ -7,7 +7,7 @@ run. Whole numbers that steer the model (ids, grids, spans) stay real; a weight 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,14 +16,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface, PretrainedConfig
-from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from skinvl.model import adapter
-from skinvl.model.attention import Spans
+from skinvl.model.attention import Spans, over_spans
 from skinvl.model.base import base_dtype, blank_model, logits
-from skinvl.model.chat import UNTRAINED
 from skinvl.model.families import Family, Picture
+from skinvl.model.pack import Batch
 from skinvl.plan.counter import Casts, Counted
 from skinvl.recipe.recipe import Recipe
 
@@ -78,13 +77,13 @@ class MetaStep:
         recipe = self.recipe.model_copy(update={"lora": lora, "init_adapter": None})
         return adapter.attach(found, self.family, recipe, cached=self.cached)
 
-    def step(self, batch: Mapping[str, Any], *, whole: bool = False) -> Trace:
+    def step(self, batch: Batch, *, whole: bool = False) -> Trace:
         """What one forward and backward of a batch takes.
 
         Of a model whose layers repeat only a few are run: each repetition adds the same.
 
         Args:
-            batch: as the collator makes it; of `pixel_values` only the shape and dtype matter.
+            batch: as the collator makes it; of its `pixel_values` only the shape and dtype matter.
             whole: whether all layers are run.
         """
         blank: Any = blank_model(self.config).get_submodule(self.family.parts["language"][0])
@@ -117,12 +116,12 @@ class MetaStep:
             parameter.data = parameter.data.to(base_dtype(self.recipe))
         return found
 
-    def _step(self, batch: Mapping[str, Any], layers: int | None) -> Trace:
+    def _step(self, batch: Batch, layers: int | None) -> Trace:
         peft_model = self.model(layers)
         base = peft_model.get_base_model()
         count = Counted()
         casts = Casts(self.recipe.bf16, self.cuda, count)
-        casts.head, casts.positions = base.get_output_embeddings().weight, batch["input_ids"].numel()
+        casts.head, casts.positions = base.get_output_embeddings().weight, batch.ids.numel()
         AttentionInterface.register(KERNEL, partial(_attend, casts))
         peft_model.train()
         if self.checkpointing:
@@ -133,21 +132,19 @@ class MetaStep:
             count.resident(parameter)
         language = base.get_submodule(self.family.parts["language"][0])
         language.layers[0].register_forward_pre_hook(partial(_enter, count), with_kwargs=True)
-        given = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
-        targets = batch["shift_labels"]
-        supervised = targets != UNTRAINED
+        inputs, supervised = dict(batch.inputs), batch.supervised
         with count:
-            if "pixel_values" in given:
-                given["pixel_values"] = torch.empty_like(given["pixel_values"], device="meta")
+            if "pixel_values" in inputs:
+                inputs["pixel_values"] = torch.empty_like(inputs["pixel_values"], device="meta")
             with casts:
-                found = logits(peft_model, given, supervised)
+                trained = logits(peft_model, inputs, supervised)
             casts.end_forward()
-            torch.autograd.backward(cross_entropy(found, targets[supervised], reduction="none").sum())
+            torch.autograd.backward(cross_entropy(trained, batch.targets[supervised], reduction="none").sum())
         return Trace(tuple(count.peaks), casts.shares())
 
 
 def _enter(count: Counted, module: nn.Module, given: Any, settings: dict[str, Any]) -> None:
-    """Nothing; what follows is counted as the language layers', until the gradient of what enters them is there."""
+    """Counts what follows as the language layers', until the gradient of what enters them is there."""
     if count.phase > 0:  # under checkpointing the layer is entered again
         return
     count.phase = 1
@@ -188,17 +185,10 @@ def _attend(
         )
         return found
     assert spans is not None
-    repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-    rows: list[list[torch.Tensor]] = [[] for _ in range(spans.shape[0])]
-    for one in spans.spans:
-        own, before = slice(one.start, one.end), slice(*one.prefix)
-        q, k, v = (part[one.row : one.row + 1, :, own] for part in (query, key, value))
-        if one.prefix[1] > one.prefix[0]:
-            k = torch.cat([key[one.row : one.row + 1, :, before], k], 2)
-            v = torch.cat([value[one.row : one.row + 1, :, before], v], 2)
-        causal = spans.mask(one, sliding_window, query.device) is None
-        rows[one.row].append(casts.attention(q, k, v, causal, "pairs"))
-    done = [torch.cat(parts, 2) for parts in rows]
-    padded = [torch.nn.functional.pad(one, (0, 0, 0, spans.shape[1] - one.shape[2])) for one in done]
-    return torch.cat(padded).transpose(1, 2), None
+
+    def counted(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, attn_mask: torch.Tensor | None, is_causal: bool
+    ) -> torch.Tensor:
+        return casts.attention(query, key, value, is_causal, "pairs")
+
+    return over_spans(query, key, value, spans, sliding_window, counted), None

@@ -13,19 +13,19 @@ from torch.nn.functional import kl_div
 
 from skinvl.data import mixture
 from skinvl.data.mixture import Row
-from skinvl.data.pixels import ImageError, upright
+from skinvl.data.pixels import ImageError
 from skinvl.model.base import load_base, logits
-from skinvl.model.chat import UNTRAINED, Chat, ChatError
-from skinvl.model.lengths import sizes
+from skinvl.model.chat import Chat, ChatError
 from skinvl.model.loaded import load_model
 from skinvl.model.pack import Collator
+from skinvl.model.row import encode_row, read_images
 from skinvl.recipe.recipe import Recipe
 from skinvl.release.merging import Merging, Onto
 
 EXAMPLES = 8
 POSITIONS = 64  # of an example that are looked at, its first supervised ones
-# Of the fold before it is rounded, as a share of the greatest logit: float32 keeps seven digits of a sum, and loses one
-# or two of them between two orders of the same sums.
+# Of the merged weights before they are rounded, as a share of the greatest logit: float32 keeps seven digits of a sum,
+# and loses one or two of them between two orders of the same sums.
 EXACT = 1e-4
 # Of rounding to bf16, in nats a token, a hundredth of the perplexity; on tiny bases rounding costs 1e-5, 4 bits of nf4
 # 0.02 to 0.06. That each weight is the rounded one is checked bit by bit: what this finds is one bf16 cannot hold.
@@ -48,7 +48,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class MergeCheck:
-    """A gate that was passed."""
+    """A merge check that was passed."""
 
     exact: Drift  # before rounding, against base + adapter on the same base
     rounded: Drift  # as written, against the same
@@ -58,7 +58,7 @@ class MergeCheck:
     positions: int
 
     def record(self) -> dict[str, Any]:
-        """The `gate` of merge.json."""
+        """The `check` of merge.json."""
         found = {name: value for name, value in asdict(self.exact).items() if name != "kl"}
         return {
             **found,
@@ -73,10 +73,10 @@ def examples(recipe: Recipe, chat: Chat) -> list[Row]:
     """The first conversations of a recipe's eval sets, or else of its train sets, each about other images.
 
     Raises:
-        GateError: their files are gone, or none can be shown to the model.
+        MergeCheckError: their files are gone, or none can be shown to the model.
     """
     specs = recipe.data.eval or recipe.data.train
-    again = "the gate compares on them; put them back, or merge with --ungated, which merge.json records"
+    again = "the merge check compares on them; put them back, or merge with --unchecked, which merge.json records"
     try:
         sets = [mixture.rows(spec) for spec in specs]
     except OSError as error:
@@ -88,9 +88,8 @@ def examples(recipe: Recipe, chat: Chat) -> list[Row]:
             break
         if row is not None and row.example.images not in found:
             try:
-                chat.encode(row.example, sizes(row.root, row.example))
-                for name in row.example.images:
-                    upright(row.root / name)
+                encode_row(chat, row)
+                read_images(row)
             except (ChatError, ImageError, OSError) as error:  # such rows were not trained on either
                 why = str(error)
             else:
@@ -102,31 +101,31 @@ def examples(recipe: Recipe, chat: Chat) -> list[Row]:
     return list(found.values())
 
 
-def check(folding: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequence[Row]) -> MergeCheck:
+def check(merging: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequence[Row]) -> MergeCheck:
     """The verdict on a written merge; one model at a time is in memory, in float32.
 
     Raises:
-        GateError: it is not the trained model.
+        MergeCheckError: it is not the trained model.
     """
     plain = recipe.model_copy(update={"quantization": None})
-    trained, collator = _trained(recipe, folding, rows)
-    same = trained if recipe.quantization is None or onto == "dequantized" else _trained(plain, folding, rows)[0]
-    loaded: torch.nn.Module = load_base(merged, folding.family, plain)
-    loaded.to(folding.device).eval()
+    trained, collator = _trained(recipe, merging, rows)
+    same = trained if recipe.quantization is None or onto == "dequantized" else _trained(plain, merging, rows)[0]
+    loaded: torch.nn.Module = load_base(merged, merging.family, plain)
+    loaded.to(merging.device).eval()
     _in_float32(loaded)
     written = supervised_logits(loaded, collator, rows)
     state = loaded.state_dict()
-    for name, tensor in folding.tensors(onto):
+    for name, tensor in merging.tensors(onto):
         if not torch.equal(state[name], _rounded(tensor).to(state[name])):
             raise MergeCheckError(
-                f"{merged}: {name} is not the folded weight; the files were written or are named wrongly"
+                f"{merged}: {name} is not the merged weight; the files were written or are named wrongly"
             )
-    _put(state, folding.tensors(onto))
+    _put(state, merging.tensors(onto))
     exact = compare(same, supervised_logits(loaded, collator, rows))
     drift = {onto: compare(trained, written)}
     if recipe.quantization is not None:
         other: Onto = "bf16" if onto == "dequantized" else "dequantized"
-        _put(state, ((name, _rounded(tensor)) for name, tensor in folding.tensors(other)))
+        _put(state, ((name, _rounded(tensor)) for name, tensor in merging.tensors(other)))
         drift[other] = compare(trained, supervised_logits(loaded, collator, rows))
     tolerance = EXACT * max(1.0, max(float(one.abs().max()) for one in same))
     rounded = compare(same, written)
@@ -148,17 +147,13 @@ def check(folding: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
 @torch.no_grad()
 def supervised_logits(loaded: torch.nn.Module, collator: Collator, rows: Sequence[Row]) -> list[torch.Tensor]:
     """Of each conversation alone the logits at its first POSITIONS supervised positions, float32[N, V]."""
-    found = []
+    of_rows = []
     device = next(loaded.parameters()).device
     for row in rows:
-        batch = collator([{"row": row}])
-        where = batch["shift_labels"] != UNTRAINED
-        where &= where.cumsum(-1) <= POSITIONS
-        for name in ("labels", "shift_labels", "row_ids", "tokens", "filler"):
-            batch.pop(name)
-        inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        found.append(logits(loaded, inputs, where.to(device)).cpu())
-    return found
+        batch = collator([{"row": row}]).to(device)
+        first = batch.supervised & (batch.supervised.cumsum(-1) <= POSITIONS)
+        of_rows.append(logits(loaded, batch.inputs, first).cpu())
+    return of_rows
 
 
 def compare(right: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Drift:
@@ -174,9 +169,9 @@ def compare(right: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Dri
     )
 
 
-def _trained(recipe: Recipe, folding: Merging, rows: Sequence[Row]) -> tuple[list[torch.Tensor], Collator]:
+def _trained(recipe: Recipe, merging: Merging, rows: Sequence[Row]) -> tuple[list[torch.Tensor], Collator]:
     """The logits of a recipe's base + adapter, its weights as they were trained and all arithmetic in float32."""
-    whole = load_model(recipe, folding.device)
+    whole = load_model(recipe, merging.device)
     _in_float32(whole.model)
     return supervised_logits(whole.model, whole.collator, rows), whole.collator
 

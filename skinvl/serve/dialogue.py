@@ -17,19 +17,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache, TextStreamer
+from transformers import TextStreamer
 
-from skinvl.data import pixels
 from skinvl.data.example import Example, Message, text
 from skinvl.data.mixture import Row
 from skinvl.evaluate import engine
 from skinvl.model import infer
-from skinvl.model.attention import Step
-from skinvl.model.base import logits
-from skinvl.model.chat import Encoded
-from skinvl.model.infer import Asked
+from skinvl.model.decode import Decoder
 from skinvl.model.loaded import LoadedModel
+from skinvl.model.row import EncodedRow, encode_last_answer, encode_prompt
 from skinvl.recipe import recipe, run
 from skinvl.recipe.recipe import Generation, Recipe
 from skinvl.score.stats import Float
@@ -106,11 +102,10 @@ class DialogueReply:
 
 @dataclass(slots=True)
 class _Kept:
-    """Keys and values of the conversation so far, and what the next token needs beside its own."""
+    """What was read of the conversation so far, with its keys and values."""
 
-    cache: DynamicCache
-    ids: list[int]  # of which every layer holds them; a forward that broke off leaves some layers with more
-    further: dict[str, torch.Tensor]
+    decoder: Decoder
+    ids: list[int]  # of which every layer has them; a forward that broke off leaves some layers with more
 
 
 class Dialogue:
@@ -137,11 +132,11 @@ class Dialogue:
         return Dialogue(self.asked, self.generation, self.base)
 
     def forget(self) -> None:
-        """Nothing; the keys and values are freed, and the next turn computes them again."""
+        """Frees the keys and values; the next turn computes them again."""
         self._kept = None
 
     def stop(self) -> None:
-        """Nothing; the answer under way ends with its next token."""
+        """Ends the answer under way with its next token."""
         self._stop = True
 
     def ask(self, question: str, images: Sequence[Path] = ()) -> Iterator[str]:
@@ -159,37 +154,39 @@ class Dialogue:
         began, self.reply, self._stop = time.perf_counter(), None, False
         shown = [*self.images, *(path.absolute() for path in images)]
         turn = text("user", question, len(images))
-        encoded = self._prompt([*self.messages, turn], shown)
+        prompt = self._prompt([*self.messages, turn], shown)
+        chat = self.asked.chat
+        ends = infer.stops(self.asked.model, chat)
+        generators = [torch.Generator().manual_seed(self._seed(len(self.messages)))]
+        words: Any = _Words(chat.tokenizer)
         said: list[int] = []
         ended: Literal["stop", "length", "stopped"] | None = None
-        words: Any = _Words(self.asked.chat.tokenizer)
-        ends = infer.stops(self.asked.model, self.asked.chat)
-        draws = [torch.Generator().manual_seed(self._seed(len(self.messages)))]
-        found, cached = self._read(encoded, shown)
-        position = self._positions(encoded)[..., -1:]
+        logits, cached = self._read(prompt)
         while ended is None:
-            said += infer.choose(found, self.generation, draws)
+            said += infer.choose(logits, self.generation, generators)
             if said[-1] in ends:
                 ended = "stop"
             elif len(said) == self.generation.max_new_tokens:
                 ended = "length"
             elif self._stop:
                 ended = "stopped"
+
+            # The next token is on its way before what is whole of the words so far goes out.
             if ended != "stop":
                 words.put(torch.tensor(said[-1:]))
             if ended is None:
-                position = position + 1
-                found = self._step(said[-1], position)
+                logits = self._step(said[-1])
             else:
                 words.end()
             if piece := words.taken():
                 yield piece
-        answer = self.asked.chat.tokenizer.decode(said[:-1] if ended == "stop" else said, skip_special_tokens=True)
+
+        answer = chat.tokenizer.decode(said[:-1] if ended == "stop" else said, skip_special_tokens=True)
         # Llama's template trims what it is given; a conversation is the same under every template.
         self.messages += [turn, text("assistant", answer.strip())]
         self.images = shown
         self.reply = DialogueReply(
-            question, answer, ended, len(encoded.ids), cached, len(said), time.perf_counter() - began
+            question, answer, ended, len(prompt.encoded.ids), cached, len(said), time.perf_counter() - began
         )
 
     def _example(self, messages: Sequence[Message], images: Sequence[Path]) -> Example:
@@ -200,87 +197,74 @@ class Dialogue:
         example = self._example((text("user", "?"),), ())
         return engine.seed_of(engine.Question(f"turn-{turns // 2 + 1}", Row(example, Path())), self.generation)
 
-    def _prompt(self, messages: Sequence[Message], images: Sequence[Path]) -> Encoded:
-        chat = self.asked.chat
-        encoded = chat.prompt(self._example(messages, images), [pixels.size(path) for path in images])
-        most, room = self._config.get_text_config().max_position_embeddings, self.generation.max_new_tokens
-        if len(encoded.ids) + room > most:
+    def _prompt(self, messages: Sequence[Message], images: Sequence[Path]) -> EncodedRow:
+        prompt = encode_prompt(self.asked.chat, Row(self._example(messages, images), Path()))
+        tokens, room = len(prompt.encoded.ids), self.generation.max_new_tokens
+        most = self._config.get_text_config().max_position_embeddings
+        if tokens + room > most:
             raise DialogueError(
-                f"the conversation is too long: {len(encoded.ids):,} tokens and up to {room:,} of an answer; this base "
+                f"the conversation is too long: {tokens:,} tokens and up to {room:,} of an answer; this base "
                 f"reads {most:,}. Begin a new one, or ask for shorter answers with evaluate.generation.max_new_tokens"
             )
-        return encoded
+        return prompt
 
-    def _positions(self, encoded: Encoded) -> torch.Tensor:
-        chat = self.asked.chat
-        return chat.family.positions(chat.processor, encoded.ids, encoded.pictures)[..., None, :]
-
-    def _read(self, encoded: Encoded, shown: Sequence[Path]) -> tuple[torch.Tensor, int]:
-        """The logits of what follows a prompt, float[1, V], and how many of its tokens were read before."""
-        if (shared := self._shared(encoded.ids)) and self._kept is not None:
-            kept, new = self._kept, encoded.ids[shared:]
-            family, config = self.asked.chat.family, self._config
-            layers: list[Any] = kept.cache.layers
-            for number, layer in enumerate(layers):
-                if layer.get_seq_length() and family.branch(number, config):
-                    layer.keys, layer.values = layer.keys[:, :, :shared], layer.values[:, :, :shared]
+    def _read(self, prompt: EncodedRow) -> tuple[torch.Tensor, int]:
+        """The logits of what follows a prompt, float32[1, V], and how many of its tokens were read before."""
+        encoded, kept = prompt.encoded, self._kept
+        if kept is not None and (shared := self._shared(encoded.ids, kept.ids)):
+            family, processor = self.asked.chat.family, self.asked.chat.processor
+            positions = family.positions(processor, encoded.ids, encoded.pictures)[..., None, shared:]
+            new = encoded.ids[shared:]
             del kept.ids[shared:]
-            spans = _Behind(torch.ones(1, shared, dtype=torch.bool, device=self._device))
-            return self._forward(kept, new, self._positions(encoded)[..., shared:], spans), shared
-        given = infer.prepare(self.asked.collator, [Asked(encoded, tuple(shown))]).inputs
-        spans, positions = given.pop("spans"), given.pop("position_ids")
-        for name in ("input_ids", "labels", "shift_labels"):
-            given.pop(name)
-        given = {name: one.to(self._device) for name, one in given.items()}
-        row, last = (torch.tensor([place], device=self._device) for place in (0, len(encoded.ids) - 1))
-        cache = DynamicCache(config=self._config) if self.asked.chat.family.recurrent else DynamicCache()
-        self._kept = _Kept(cache, [], self.asked.chat.family.step(given, row, last))
-        return self._forward(self._kept, encoded.ids, positions, spans, given), 0
+            with self._reading(len(new)):
+                logits = kept.decoder.follow(new, positions, shared)
+            kept.ids += new
+            return logits, shared
+        batch = self.asked.collator.pack([prompt])
+        self._kept = None  # its memory is free before the prompt needs as much
+        decoder = Decoder(self.asked.model, self.asked.chat)
+        with self._reading(len(encoded.ids)):
+            logits = decoder.read(batch)
+        self._kept = _Kept(decoder, list(encoded.ids))
+        return logits, 0
 
-    def _shared(self, ids: Sequence[int]) -> int:
+    def _shared(self, ids: Sequence[int], kept: Sequence[int]) -> int:
         """How many of the ids need not be read again: none where a new image is among the others."""
-        if self._kept is None or not self.asked.chat.family.shares:
+        chat = self.asked.chat
+        if not chat.family.shares:
             return 0
-        limit = min(len(ids) - 1, len(self._kept.ids))
-        common = next((i for i in range(limit) if ids[i] != self._kept.ids[i]), limit)
-        return 0 if self.asked.chat.image_id in ids[common:] else common
+        limit = min(len(ids) - 1, len(kept))
+        common = next((i for i in range(limit) if ids[i] != kept[i]), limit)
+        return 0 if chat.image_id in ids[common:] else common
 
-    def _step(self, token: int, position: torch.Tensor) -> torch.Tensor:
+    def _step(self, token: int) -> torch.Tensor:
+        """The logits of what follows one more token, float32[1, V]."""
         assert self._kept is not None
-        keys = torch.ones(1, len(self._kept.ids), dtype=torch.bool, device=self._device)
-        return self._forward(self._kept, [token], position, Step(keys))
+        with self._reading(1):
+            logits = self._kept.decoder.step([token])
+        self._kept.ids.append(token)
+        return logits
 
-    @torch.no_grad()
-    def _forward(
-        self, kept: _Kept, ids: list[int], positions: torch.Tensor, spans: Any, given: dict[str, Any] | None = None
-    ) -> torch.Tensor:
-        """The logits of what follows the ids, float[1, V]; their keys and values are then kept."""
-        model = self.asked.model
-        if given is None:  # of what stands behind the images every token needs the same
-            given = {name: one.expand(-1, len(ids), *one.shape[2:]) for name, one in kept.further.items()}
-        inputs = {"input_ids": torch.tensor([ids], device=self._device), "position_ids": positions.to(self._device)}
-        where = torch.zeros(1, len(ids), dtype=torch.bool, device=self._device)
-        where[0, -1] = True
+    @contextmanager
+    def _reading(self, tokens: int) -> Iterator[None]:
+        """The model on this conversation's side, about to read so many tokens.
+
+        Raises:
+            DialogueError: the memory is full.
+        """
         try:
             with _side(self.asked, self.base):
-                found = logits(
-                    model, {**inputs, "spans": spans, **given}, where, use_cache=True, past_key_values=kept.cache
-                )
+                yield
         except torch.OutOfMemoryError as error:
+            device = next(self.asked.model.parameters()).device
             raise DialogueError(
-                f"the conversation is too long for the memory of the {self._device.type} device: {len(ids):,} new "
+                f"the conversation is too long for the memory of the {device.type} device: {tokens:,} new "
                 "tokens. Begin a new one, or show fewer images"
             ) from error
-        kept.ids += ids
-        return found
 
     @property
     def _config(self) -> Any:
         return self.asked.model.config
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.asked.model.parameters()).device
 
 
 @contextmanager
@@ -289,21 +273,6 @@ def _side(asked: LoadedModel, base: bool) -> Iterator[None]:
     model = asked.model
     with model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext(), asked.autocast():
         yield
-
-
-class _Behind(Step):
-    """Several new tokens of one row: each sees all that was cached before them, and of them those up to itself."""
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
-    ) -> torch.Tensor:
-        """Attention of [1, H, Q, D] queries to [1, G, K, D] keys and values, [1, Q, H, D]."""
-        queries, keys = query.shape[2], key.shape[2]
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-        if window is not None:
-            mask = mask.triu(keys - queries - window + 1)
-        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-        return found.transpose(1, 2)
 
 
 class _Words(TextStreamer):
@@ -318,8 +287,8 @@ class _Words(TextStreamer):
 
     def taken(self) -> str:
         """What became ready since this was last asked."""
-        found, self.ready = self.ready, ""
-        return found
+        ready, self.ready = self.ready, ""
+        return ready
 
 
 def weigh(asked: LoadedModel, images: Sequence[Path], question: str, names: Sequence[str], base: bool = False) -> Float:
@@ -328,11 +297,8 @@ def weigh(asked: LoadedModel, images: Sequence[Path], question: str, names: Sequ
     Raises:
         ChatError, ImageError: it cannot be asked.
     """
-    shown, turn = tuple(path.absolute() for path in images), text("user", question, len(images))
-    sizes, given = [pixels.size(path) for path in shown], []
-    for name in names:
-        turns = (turn, text("assistant", name))
-        encoded = asked.chat.encode(Example(name, "ask", tuple(map(str, shown)), turns, "ask", "ask", "none"), sizes)
-        given.append(Asked(infer.last_answer(encoded), shown))
+    shown, turn = tuple(str(path.absolute()) for path in images), text("user", question, len(images))
+    named = [Example(name, "ask", shown, (turn, text("assistant", name)), "ask", "ask", "none") for name in names]
+    rows = [encode_last_answer(asked.chat, Row(example, Path())) for example in named]
     with _side(asked, base):
-        return np.array(infer.likelihoods(asked.model, infer.prepare(asked.collator, given)))
+        return np.array(infer.likelihoods(asked.model, asked.collator.pack(rows)))

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skinvl.data.progress import Progress
 from skinvl.model.adapter import WRAPPER
 from skinvl.model.families import PARTS, Family
+from skinvl.model.pack import Batch
 from skinvl.recipe.recipe import EarlyStopping as Patience
 from skinvl.recipe.recipe import Recipe
+
+UNSHOWN = ("tokens", "runtime")  # of an evaluation; log.jsonl has them
 
 
 class TrainingError(ValueError):
@@ -38,6 +44,50 @@ class Log(TrainerCallback):
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **event["logs"]}) + "\n")
+
+
+class Steps(TrainerCallback):
+    """Shows how far training is, and a line for each logged step and each evaluation; its block ends with training.
+
+    It takes the place of transformers' bar, of which a log file holds every state, and of its printed dictionaries.
+    """
+
+    def __init__(self, say: Console) -> None:
+        self._say = say
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(*error)
+            self._progress = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress = Progress("steps", state.max_steps, self._say, done=state.global_step)
+        self._progress.__enter__()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._progress is not None:
+            self._progress.show(state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        if self._progress is not None and (line := self.line(event["logs"], state, self._progress.speed())):
+            self._say.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @staticmethod
+    def line(logs: Mapping[str, Any], state: TrainerState, speed: str) -> str:
+        """A logged dictionary as a sentence; nothing for what the summary of the run says."""
+        step = f"step {state.global_step:,} of {state.max_steps:,}"
+        if "loss" in logs:
+            parts = [f"loss {logs['loss']:.4g}", f"learning rate {logs['learning_rate']:.4g}", *filter(None, [speed])]
+            return f"{step}: {', '.join(parts)}"
+        numbers = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        if len([name for name in numbers if name.endswith("_loss")]) == 1:
+            numbers.pop("loss", None)  # of one set the loss of all is the same again
+        shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items() if name not in UNSHOWN]
+        return f"{step}, evaluated: {', '.join(shown)}" if shown else ""
 
 
 class Gradients(TrainerCallback):
@@ -125,13 +175,13 @@ class Throughput(TrainerCallback):
         self.steps = self.samples = self.tokens = self.positions = 0
         self.waited = self.stepped = self._begun = 0.0
 
-    def batches(self, found: list[dict[str, Any]], seconds: float) -> None:
-        """Nothing; these batches of the next step took so long to come."""
+    def batches(self, batches: Sequence[Batch], seconds: float) -> None:
+        """Counts the batches of the next step, which took so long to come."""
         self.waited += seconds
-        for batch in found:  # a filler does not count
-            self.samples += len(batch["row_ids"])
-            self.tokens += batch["tokens"]
-            self.positions += batch["input_ids"].numel()
+        for batch in batches:  # a filler does not count
+            self.samples += len(batch.names)
+            self.tokens += batch.tokens
+            self.positions += batch.ids.numel()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._begun = time.perf_counter()

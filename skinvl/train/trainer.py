@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,10 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
+from rich.console import Console
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
-from transformers import TrainerControl
+from transformers import PrinterCallback, ProgressCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from skinvl.data.mixture import NOTHING, Row
@@ -22,16 +24,15 @@ from skinvl.data.sampler import MixtureSampler, alike, together
 from skinvl.evaluate.engine import Question, Transformers, blocks, questions
 from skinvl.model.adapter import WRAPPER
 from skinvl.model.base import logits
-from skinvl.model.chat import UNTRAINED
 from skinvl.model.families import Family
 from skinvl.model.loaded import LoadedModel
-from skinvl.model.pack import OURS, Collator
+from skinvl.model.pack import Batch, Collator
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.metrics import load as load_metric
 from skinvl.score.metrics import measure
 from skinvl.score.predictions import Answer
 from skinvl.train import checkpoint
-from skinvl.train.callbacks import Gradients, Log, StopEarly, Throughput, TrainingError
+from skinvl.train.callbacks import Gradients, Log, Steps, StopEarly, Throughput, TrainingError
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -79,12 +80,22 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.images_seen = False  # by this rank, in the current step
         self.preemption = checkpoint.Preemption(self.accelerator)
         self.pace = Throughput()
+        for theirs in (ProgressCallback, PrinterCallback):  # of which it added one
+            self.remove_callback(theirs)
+        bar = False if args.disable_tqdm else None  # where there is a terminal
+        self.steps = Steps(Console(quiet=not self.is_world_process_zero(), force_terminal=bar))
+        self.add_callback(self.steps)
         self.add_callback(self.preemption)
         self.add_callback(self.pace)
         self.add_callback(Log(log))
         self.add_callback(Gradients(self, recipe, family))
         if recipe.early_stopping is not None:
             self.add_callback(StopEarly(recipe.early_stopping))
+
+    def train(self, *given: Any, **named: Any) -> Any:
+        """What transformers returns of the training, shown as it goes."""
+        with self.steps:
+            return super().train(*given, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset).rows
@@ -129,7 +140,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Any],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -142,10 +153,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             TrainingError: the loss is not a number; the message names the conversations of the batch.
         """
         assert not return_outputs
-        self.images_seen = self.images_seen or ("pixel_values" in inputs and not inputs["filler"])
+        self.images_seen = self.images_seen or ("pixel_values" in inputs.inputs and not inputs.filler)
         losses, _ = token_losses(model, inputs)
         if not losses.isfinite().all():
-            self._refuse_loss(inputs["row_ids"])
+            self._refuse_loss(inputs.names)
         if num_items_in_batch is None:
             return losses.mean()
         ranks: int = self.accelerator.num_processes
@@ -159,7 +170,25 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             + "; look at these conversations with skinvl show, lower train.learning_rate or set train.max_grad_norm"
         )
 
-    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+    # What transformers moves to the device and counts of a batch, which it expects to be a dictionary.
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return replace(inputs.to(self.args.device), inputs=super()._prepare_inputs(inputs.inputs))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | int | None:
+        labels = [{"labels": batch.targets, "shift_labels": batch.targets} for batch in batch_samples]
+        items: torch.Tensor | int | None = super()._get_num_items_in_batch(labels, device)
+        return items
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        super()._track_num_input_tokens(inputs.inputs)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """The operations of a step by transformers' own rule, from the positions of the batch."""
+        operations: int = super().floating_point_ops(inputs.inputs)
+        return operations
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The batches of the next step, and their supervised tokens."""
         started = time.perf_counter()
         batches, items = super().get_batch_samples(*given, **named)
@@ -228,28 +257,25 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         sums = torch.zeros(4, dtype=torch.float64)
         self.model.eval()
         for batch in loader:
-            inputs = self._prepare_inputs(batch)
+            batch = self._prepare_inputs(batch)
             with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-                losses, right = token_losses(self.model, inputs)
-            targets = inputs["shift_labels"]
-            answer = targets[targets != UNTRAINED] != close
+                losses, right = token_losses(self.model, batch)
+            answer = batch.targets[batch.supervised] != close
             counts = torch.tensor([len(losses), int(answer.sum()), int((right & answer).sum())])
             sums += torch.cat([losses.double().sum().cpu()[None], counts])
         gathered: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
         return gathered
 
 
-def token_losses(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, whether the token is the most likely one) of each supervised token, float32[N] and bool[N], row by row.
 
     Logits are computed at those positions alone.
     """
-    plain = {key: value for key, value in inputs.items() if key not in OURS}
-    targets = inputs["shift_labels"]
-    supervised = targets != UNTRAINED
-    found = logits(model, plain, supervised)
-    targets = targets[supervised]
-    return cross_entropy(found, targets, reduction="none"), found.argmax(-1) == targets
+    supervised = batch.supervised
+    predicted = logits(model, batch.inputs, supervised)
+    targets = batch.targets[supervised]
+    return cross_entropy(predicted, targets, reduction="none"), predicted.argmax(-1) == targets
 
 
 def _sample(evaluation: Mapping[str, Sequence[Row]], recipe: Recipe) -> list[Question]:

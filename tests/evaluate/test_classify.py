@@ -178,7 +178,7 @@ def test_what_was_stopped_goes_on_and_weighs_the_same(tmp_path: Path, monkeypatc
     counted: list[int] = []
 
     def counting(model: Any, batch: Any) -> list[float]:
-        counted.append(len(batch.asked))
+        counted.append(len(batch.places))
         return weighed(model, batch)
 
     monkeypatch.setattr(infer, "likelihoods", counting)
@@ -272,7 +272,9 @@ def test_the_prompt_lists_the_classes_and_its_answer_is_matched(
     generate = infer.generate
 
     def said(model: Any, chat: Any, batch: Any, settings: Any, seeds: Any = ()) -> list[infer.Generated]:
-        prompts.extend(chat.tokenizer.decode(asked.encoded.ids) for asked in batch.asked)
+        for place in batch.places:
+            row = batch.ids[place.row]
+            prompts.append(chat.tokenizer.decode([*row[slice(*place.prefix)], *row[place.start : place.end]]))
         ids = chat.tokenizer("It is not a nevus, but a basal cell carcinoma.", add_special_tokens=False)["input_ids"]
         return [replace(one, ids=ids) for one in generate(model, chat, batch, settings)]
 

@@ -16,7 +16,9 @@ from skinvl.data import example
 from skinvl.evaluate import engine, parity
 from skinvl.evaluate.parity import Own, ServedAnswer, judge
 from skinvl.model.chat import Chat, ChatError
+from skinvl.model.lengths import sizes
 from skinvl.model.loaded import load_model
+from skinvl.model.row import encode_prompt
 from skinvl.recipe.recipe import Recipe
 
 
@@ -43,7 +45,7 @@ def test_our_own_answers_are_those_of_the_evaluation(tmp_path: Path) -> None:
     assert [own.text for own in found[:2]] == [answer.answer for answer in evaluated]
     assert len({own.text for own in found}) > 1
     for own in found:
-        assert own.prompt == chat.prompt(own.question.row.example, parity.sizes(*pair(own))).ids
+        assert own.prompt == encode_prompt(chat, own.question.row).encoded.ids
         assert len(own.rivals) == len(own.ids) + 1
         assert not any(token in some for token, some in zip(own.ids, own.rivals, strict=False))
 
@@ -64,7 +66,7 @@ def test_rivals_are_what_rounding_may_prefer(tmp_path: Path, monkeypatch: pytest
     assert [len(some) for some in every.rivals] == [everything - 1] * len(every.ids) + [0]  # it was cut, not ended
     # The lead of each id over the likeliest other, by the bare model that reads prompt and answer.
     row = asked[0].row
-    inputs = runs.alone(chat, row)
+    inputs = runs.alone(chat, row).inputs
     ids = torch.tensor([none.prompt + none.ids])
     images = [[parity.upright(row.root / row.example.images[0])]]
     given = {"input_ids": ids, **chat.family.batch(chat.processor, ids, images, chat.image_arguments)}
@@ -163,7 +165,7 @@ def test_without_the_data_others_are_asked_and_it_says_so(tmp_path: Path, left: 
     else:
         assert "no such split" in told
         assert told.endswith("; 5 drawn pictures, as none of the run's examples can be asked")
-        counts = {parity.sizes(question.row.root, question.row.example) for question in asked[:5]}
+        counts = {sizes(question.row.root, question.row.example) for question in asked[:5]}
         assert len(counts) == 5
 
 

@@ -11,13 +11,14 @@ import torch
 
 from helpers import runs, tiny
 from skinvl.data.example import Example, text
+from skinvl.data.mixture import Row
 from skinvl.model import infer
 from skinvl.model.base import load_base, read_config
 from skinvl.model.chat import UNTRAINED, Chat
-from skinvl.model.infer import Asked
 from skinvl.model.lengths import sizes
 from skinvl.model.loaded import load_model
 from skinvl.model.pack import Collator
+from skinvl.model.row import EncodedRow, encode_last_answer, encode_prompt, last_answer
 from skinvl.recipe.recipe import Generation, Recipe
 
 SHOWN = ("images/train-0.png", "images/train-1.png")
@@ -40,10 +41,8 @@ QUESTIONS = [
 TEXT_ONLY = [example("What is a lesion?", ()), example("What is a border?", ())]
 
 
-def asked(chat: Chat, root: Path, example: Example, whole: bool = False) -> Asked:
-    given = sizes(root, example)
-    encoded = infer.last_answer(chat.encode(example, given)) if whole else chat.prompt(example, given)
-    return Asked(encoded, tuple(root / name for name in example.images))
+def asked(chat: Chat, root: Path, example: Example, whole: bool = False) -> EncodedRow:
+    return (encode_last_answer if whole else encode_prompt)(chat, Row(example, root))
 
 
 def loaded(one: Recipe) -> Any:
@@ -52,7 +51,7 @@ def loaded(one: Recipe) -> Any:
     return load_base(path, family, one).eval()
 
 
-def alone(chat: Chat, one: Asked) -> dict[str, Any]:
+def alone(chat: Chat, one: EncodedRow) -> dict[str, Any]:
     """A prompt as Hugging Face's own model takes it."""
     from skinvl.data.pixels import upright
 
@@ -72,8 +71,8 @@ def test_answers_are_those_of_each_prompt_alone(family: str, tmp_path: Path) -> 
     said = {}
     for some in (QUESTIONS, TEXT_ONLY):
         prompts = [asked(chat, tmp_path / "drawn", question) for question in some]
-        batch = infer.prepare(Collator(chat), prompts)
-        fewer = batch.inputs["input_ids"].numel() < sum(len(prompt.encoded.ids) for prompt in prompts)
+        batch = Collator(chat).pack(prompts)
+        fewer = batch.ids.numel() < sum(len(prompt.encoded.ids) for prompt in prompts)
         assert fewer or family == "mllama" or not chat.family.shares
         found = infer.generate(ours, chat, batch, Generation(max_new_tokens=12))
         for question, prompt, generated in zip(some, prompts, found, strict=True):
@@ -98,7 +97,7 @@ def test_likelihoods_are_those_of_each_conversation_alone(family: str, tmp_path:
         for question in (QUESTIONS[0], QUESTIONS[4], QUESTIONS[1])
         for name in CLASSES
     ]
-    batch = infer.prepare(Collator(chat), some)
+    batch = Collator(chat).pack(some)
     found = infer.likelihoods(ours, batch)
     expected = []
     for conversation in some:
@@ -120,11 +119,11 @@ def test_what_branches_share_decides(family: str, tmp_path: Path) -> None:
     two = (QUESTIONS[0], QUESTIONS[2])
 
     def said(images: tuple[str, ...]) -> list[list[int]]:
-        batch = infer.prepare(Collator(chat), [asked(chat, root, replace(one, images=images)) for one in two])
+        batch = Collator(chat).pack([asked(chat, root, replace(one, images=images)) for one in two])
         return [answer.ids for answer in infer.generate(ours, chat, batch, Generation(max_new_tokens=12))]
 
     def likely(shift: int) -> list[float]:
-        batch = infer.prepare(Collator(chat), [asked(chat, root, one, whole=True) for one in two])
+        batch = Collator(chat).pack([asked(chat, root, one, whole=True) for one in two])
         place = batch.places[1]
         own = slice((place.start + place.end) // 2, place.end)  # a whole row would stand as it stood
         batch.inputs["position_ids"][..., place.row, own] += shift
@@ -142,8 +141,8 @@ def test_a_prefix_of_another_branch_is_not_seen(tmp_path: Path) -> None:
     few = [asked(chat, tmp_path / "drawn", question) for question in (QUESTIONS[0], QUESTIONS[5])]
     more = [*few, asked(chat, tmp_path / "drawn", QUESTIONS[2])]
     settings = Generation(max_new_tokens=12)
-    first = infer.generate(ours, chat, infer.prepare(Collator(chat), few), settings)
-    second = infer.generate(ours, chat, infer.prepare(Collator(chat), more), settings)
+    first = infer.generate(ours, chat, Collator(chat).pack(few), settings)
+    second = infer.generate(ours, chat, Collator(chat).pack(more), settings)
     assert second[:2] == first
 
 
@@ -154,7 +153,7 @@ def test_what_is_drawn_depends_on_its_own_seed_alone(tmp_path: Path) -> None:
     prompts = [asked(chat, tmp_path / "drawn", question) for question in QUESTIONS[:3]]
 
     def drawn(places: list[int], seeds: list[int]) -> list[list[int]]:
-        batch = infer.prepare(Collator(chat), [prompts[place] for place in places])
+        batch = Collator(chat).pack([prompts[place] for place in places])
         return [answer.ids for answer in infer.generate(ours, chat, batch, settings, seeds)]
 
     together = drawn([0, 1, 2], [7, 8, 9])
@@ -167,7 +166,7 @@ def test_only_the_last_answer_is_weighed(tmp_path: Path) -> None:
     chat = runs.chat(one)
     turns = example("How many?", SHOWN[:1], "One.").messages
     twice = replace(QUESTIONS[0], messages=(*turns, text("user", "Which colour?"), text("assistant", "Brown.")))
-    encoded = infer.last_answer(chat.encode(twice, sizes(tmp_path / "drawn", twice)))
+    encoded = last_answer(chat.encode(twice, sizes(tmp_path / "drawn", twice)))
     trained = [label for label in encoded.labels if label != UNTRAINED]
     assert chat.tokenizer.decode(trained) == "Brown." + chat.family.turn_close
     assert len(encoded.labels) == len(encoded.ids)
@@ -184,9 +183,9 @@ def test_a_run_is_asked_in_its_own_precision(family: str, kind: str, tmp_path: P
     whole = [asked(chat, tmp_path / "drawn", example("Which?", SHOWN[:1], name), whole=True) for name in CLASSES]
     prompts = [asked(chat, tmp_path / "drawn", question) for question in QUESTIONS[:3]]
     with asking.autocast():
-        shared = infer.likelihoods(asking.model, infer.prepare(asking.collator, whole))
-        apart = [infer.likelihoods(asking.model, infer.prepare(asking.collator, [one]))[0] for one in whole]
-        said = infer.generate(asking.model, chat, infer.prepare(asking.collator, prompts), Generation(max_new_tokens=3))
+        shared = infer.likelihoods(asking.model, asking.collator.pack(whole))
+        apart = [infer.likelihoods(asking.model, asking.collator.pack([one]))[0] for one in whole]
+        said = infer.generate(asking.model, chat, asking.collator.pack(prompts), Generation(max_new_tokens=3))
     assert shared == pytest.approx(apart, rel=2e-2 if kind == "bf16" else 1e-5)
     assert all(answer.tokens <= 3 for answer in said)
 
@@ -194,7 +193,7 @@ def test_a_run_is_asked_in_its_own_precision(family: str, kind: str, tmp_path: P
 def test_an_answer_ends_at_what_the_base_ends_at(tmp_path: Path) -> None:
     one = runs.make(tmp_path, "qwen2_vl")
     chat, ours = runs.chat(one), loaded(one)
-    batch = infer.prepare(Collator(chat), [asked(chat, tmp_path / "drawn", question) for question in QUESTIONS[:3]])
+    batch = Collator(chat).pack([asked(chat, tmp_path / "drawn", question) for question in QUESTIONS[:3]])
     settings = Generation(max_new_tokens=8)
     free = infer.generate(ours, chat, batch, settings)
     end = free[1].ids[2]

@@ -22,8 +22,9 @@ from skinvl.model import attention, families, infer
 from skinvl.model.base import blank_model, count_parameters, load_base, load_tower, tower_names
 from skinvl.model.chat import Chat
 from skinvl.model.families import PARTS
-from skinvl.model.infer import Asked
-from skinvl.model.pack import Collator, Group
+from skinvl.model.layout import Group
+from skinvl.model.pack import Collator
+from skinvl.model.row import EncodedRow
 from skinvl.recipe.recipe import Generation
 
 LLAVA, GEMMA = families.load("llava"), families.load("gemma3")
@@ -193,7 +194,7 @@ def test_windows_and_images_are_those_of_hugging_face(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = ours(input_ids=ids, **inputs).logits
         attention.use(ours, "sdpa")
-        laid = Collator(chat).lay([encoded], [shown], [[Group((0,), 0)]])
+        laid = Collator(chat).lay([EncodedRow(encoded, shown)], [[Group((0,), 0)]]).inputs
         given = {name: laid[name] for name in ("input_ids", "position_ids", "spans", "pixel_values", "token_type_ids")}
         torch.testing.assert_close(ours(**given).logits, theirs, atol=1e-5, rtol=1e-5)
         for layer in ours.model.language_model.layers:
@@ -320,10 +321,10 @@ def test_a_long_answer_leaves_the_window_as_hugging_face_does(tmp_path: Path) ->
     for name in ("0.png", "1.png"):
         tiny.picture(int(name[0])).save(tmp_path / name)
     asked = [
-        Asked(chat.prompt(conversation(*answers), [(112, 112)]), (tmp_path / "0.png",))
+        EncodedRow(chat.prompt(conversation(*answers), [(112, 112)]), (tmp_path / "0.png",))
         for answers in (("Brown.",), ("It is brown with a lighter rim. " * 3, "No."), ("Two.", "One."))
     ]
-    batch = infer.prepare(Collator(chat), asked)
+    batch = Collator(chat).pack(asked)
     found = infer.generate(ours, chat, batch, Generation(max_new_tokens=32))
     for prompt, one in zip(asked, found, strict=True):
         ids = torch.tensor([prompt.encoded.ids])

@@ -20,8 +20,10 @@ from skinvl.data.mixture import Row
 from skinvl.model import families
 from skinvl.model.attention import Span, Spans
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
+from skinvl.model.layout import Group, grouped, spans, stretches
 from skinvl.model.lengths import sizes
-from skinvl.model.pack import Collator, Group, grouped, spans, stretches
+from skinvl.model.pack import Batch, Collator
+from skinvl.model.row import EncodedRow, encode_row
 from skinvl.recipe.recipe import Recipe
 from skinvl.train.trainer import token_losses
 
@@ -77,7 +79,7 @@ def trainable(one: Recipe) -> Any:
     return model
 
 
-def step(model: nn.Module, batches: list[dict[str, Any]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step(model: nn.Module, batches: list[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The losses of some batches, sorted, and the gradients of their sum."""
     model.zero_grad()
     losses = []
@@ -129,40 +131,43 @@ def test_a_shared_prefix_trains_as_separate_rows_do(
     assert float((losses.sum() - expected.sum()).abs() / expected.sum()) < 1e-6
     parts = {runs.family_of(one).part_of(name.removeprefix("base_model.model.")) for name in gradients}
     assert parts == {"language", "projector"} | (set() if checkpointing else {"vision"})
-    fewer = packed["input_ids"].numel() < 0.9 * sum(len(chat_ids(chat, one)) for one in rows)
+    fewer = packed.ids.numel() < 0.9 * sum(len(chat_ids(chat, one)) for one in rows)
     assert fewer or family == "mllama" or not chat.family.shares
 
 
 def chat_ids(chat: Chat, one: Row) -> list[int]:
     """The ids of a conversation on its own."""
-    ids: list[int] = runs.alone(chat, one)["input_ids"][0].tolist()
+    ids: list[int] = runs.alone(chat, one).ids[0].tolist()
     return ids
 
 
-def hide_nothing(batch: dict[str, Any]) -> None:
+def hide_nothing(batch: Batch) -> None:
     """Lets every branch see the branches before it."""
-    rows, length = batch["spans"].shape
-    batch["spans"] = Spans(tuple(Span(row, 0, length) for row in range(rows)), (rows, length))
+    rows, length = batch.spans.shape
+    batch.inputs["spans"] = Spans(tuple(Span(row, 0, length) for row in range(rows)), (rows, length))
 
 
-def forget_prefix(batch: dict[str, Any]) -> None:
+def forget_prefix(batch: Batch) -> None:
     """Takes the prefix away from every branch."""
-    batch["spans"] = Spans(tuple(replace(span, prefix=(0, 0)) for span in batch["spans"].spans), batch["spans"].shape)
+    spans = batch.spans
+    batch.inputs["spans"] = Spans(tuple(replace(span, prefix=(0, 0)) for span in spans.spans), spans.shape)
 
 
-def look_back_alone(batch: dict[str, Any]) -> None:
+def look_back_alone(batch: Batch) -> None:
     """Hides from the tokens of an image those of it that follow."""
-    batch["spans"] = Spans(tuple(replace(span, whole=()) for span in batch["spans"].spans), batch["spans"].shape)
+    spans = batch.spans
+    batch.inputs["spans"] = Spans(tuple(replace(span, whole=()) for span in spans.spans), spans.shape)
 
 
-def go_on_counting(batch: dict[str, Any]) -> None:
+def go_on_counting(batch: Batch) -> None:
     """Gives branches the positions that follow the branch before them."""
-    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["position_ids"])
+    positions = batch.inputs["position_ids"]
+    batch.inputs["position_ids"] = torch.arange(batch.ids.shape[1]).expand_as(positions)
 
 
-def other_pixels(batch: dict[str, Any]) -> None:
+def other_pixels(batch: Batch) -> None:
     """Shows other images."""
-    batch["pixel_values"] = batch["pixel_values"].flip(0) * 0.5
+    batch.inputs["pixel_values"] = batch.inputs["pixel_values"].flip(0) * 0.5
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def other_pixels(batch: dict[str, Any]) -> None:
     + [(family, look_back_alone) for family in tiny.FAMILIES if families.load(family).looks_ahead],
 )
 def test_a_broken_row_would_be_seen(
-    tmp_path: Path, pictures: Path, family: str, breaks: Callable[[dict[str, Any]], None]
+    tmp_path: Path, pictures: Path, family: str, breaks: Callable[[Batch], None]
 ) -> None:
     one = runs.make(tmp_path, family)
     rows, chat, model = [row(pictures, name, (0,)) for name in "abc"], runs.chat(one), trainable(one)
@@ -245,7 +250,7 @@ def test_positions_are_those_of_the_model(pictures: Path, family: str) -> None:
     model, kind = tiny.model(family), families.load(family)
     chat = Chat(tiny.processor(family), kind, 16, 512)
     for one in some_rows(pictures):
-        inputs = runs.alone(chat, one)
+        inputs = runs.alone(chat, one).inputs
         encoded = chat.encode(one.example, sizes(one.root, one.example))
         found = kind.positions(chat.processor, encoded.ids, encoded.pictures)
         if not hasattr(model.model, "get_rope_index"):
@@ -260,8 +265,7 @@ def test_a_prefix_ends_before_the_first_trained_token_is_predicted(pictures: Pat
     chat = Chat(tiny.processor("qwen2_vl"), families.load("qwen2_vl"), 16, 512)
     same = [row(pictures, "a", (0,)), row(pictures, "a", (0,))]  # alike to the last token
     encoded = [chat.encode(one.example, [(112, 112)]) for one in same]
-    shown = [(pictures / "0.png",)] * 2
-    (group,) = grouped(encoded, shown, chat.image_id)
+    (group,) = grouped([EncodedRow(ids, (pictures / "0.png",)) for ids in encoded], chat.image_id)
     first = next(i for i, label in enumerate(encoded[0].labels) if label != UNTRAINED)
     assert group.members == (0, 1)
     assert group.prefix == first - 1
@@ -291,13 +295,15 @@ def test_a_batch_counts_conversations_and_not_what_it_shares(tmp_path: Path) -> 
     one = runs.make(tmp_path, "qwen2_vl")
     rows, chat = mixture.load(one.data).train[:3], runs.chat(one)
     packed, single = (Collator(chat, share=share)([{"row": row} for row in rows]) for share in (True, False))
-    assert packed["tokens"] == single["tokens"] == single["input_ids"].numel()
-    assert packed["input_ids"].numel() < 0.75 * packed["tokens"]
-    assert len(packed["image_grid_thw"]) == 1
-    assert len(single["image_grid_thw"]) == 3
-    assert packed["row_ids"] == [row.example.id for row in rows]
+    assert packed.tokens == single.tokens == single.ids.numel()
+    assert packed.ids.numel() < 0.75 * packed.tokens
+    assert len(packed.inputs["image_grid_thw"]) == 1
+    assert len(single.inputs["image_grid_thw"]) == 3
+    assert packed.names == tuple(row.example.id for row in rows)
+    encoded = [encode_row(chat, row).encoded for row in rows]
+    trained = sum(len(one.labels) - one.labels.count(UNTRAINED) for one in encoded)
     for batch in (packed, single):
-        assert (batch["labels"] != UNTRAINED).sum() == (batch["shift_labels"] != UNTRAINED).sum()
+        assert batch.supervised.sum() == trained
 
 
 def test_a_conversation_that_cannot_be_encoded_is_named(pictures: Path) -> None:

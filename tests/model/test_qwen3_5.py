@@ -17,8 +17,9 @@ from skinvl.model import adapter, attention, families, infer
 from skinvl.model.base import logits
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
 from skinvl.model.families.qwen3_5 import Qwen35
-from skinvl.model.infer import Asked
-from skinvl.model.pack import Collator, Group
+from skinvl.model.layout import Group
+from skinvl.model.pack import Batch, Collator
+from skinvl.model.row import EncodedRow
 from skinvl.recipe.recipe import Generation
 from skinvl.train.trainer import token_losses
 
@@ -81,17 +82,15 @@ def ready(kind: str) -> tuple[Chat, Any]:
     return Chat(tiny.processor(kind), families.load(kind), 16, 512), model
 
 
-def beside(kind: str, places: list[list[int]], left: bool = False) -> tuple[list[torch.Tensor], dict[str, Any]]:
+def beside(kind: str, places: list[list[int]], left: bool = False) -> tuple[list[torch.Tensor], Batch]:
     """The logits of LONG and SHORT, each in the row where `places` puts it, and their batch."""
     chat, model = ready(kind)
-    encoded = [chat.encode(one, ()) for one in (LONG, SHORT)]
-    batch = Collator(chat).lay(encoded, [(), ()], [[Group((one,), 0) for one in row] for row in places], left)
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "shift_labels")}
-    spans = dict(zip([one for row in places for one in row], batch["spans"].spans, strict=True))
+    encoded = [EncodedRow(chat.encode(one, ()), ()) for one in (LONG, SHORT)]
+    batch = Collator(chat).lay(encoded, [[Group((one,), 0) for one in row] for row in places], left)
     with torch.no_grad():
-        every = logits(model, inputs, torch.ones_like(batch["input_ids"], dtype=torch.bool))
-    rows = every.view(*batch["input_ids"].shape, -1)
-    return [rows[spans[one].row, spans[one].start : spans[one].end] for one in (0, 1)], batch
+        every = logits(model, batch.inputs, torch.ones_like(batch.ids, dtype=torch.bool))
+    rows = every.view(*batch.ids.shape, -1)
+    return [rows[place.row, place.start : place.end] for place in batch.places], batch
 
 
 @cache
@@ -118,13 +117,13 @@ def test_in_one_row_a_conversation_would_remember_the_one_before_it() -> None:
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_before_or_after_a_row_changes_nothing(left: bool) -> None:
     found, batch = beside("qwen3_5", [[0], [1]], left)
-    assert batch["input_ids"].shape[0] == 2
-    assert ("attention_mask" in batch) == left
+    assert batch.ids.shape[0] == 2
+    assert ("attention_mask" in batch.inputs) == left
     assert max(difference([alone(0), alone(1)], found)) < 1e-4
 
 
 def test_padding_before_a_row_that_no_mask_tells_of_would_be_seen() -> None:
-    batch = beside("qwen3_5", [[0], [1]], left=True)[1]
+    batch = beside("qwen3_5", [[0], [1]], left=True)[1].inputs
     del batch["attention_mask"]
     with torch.no_grad():
         found = tiny.model("qwen3_5")(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
@@ -135,17 +134,17 @@ def test_a_collator_never_puts_two_conversations_into_a_row(tmp_path: Path) -> N
     one = runs.make(tmp_path, "qwen3_5")
     rows = mixture.load(one.data).train[:6]
     batch = Collator(runs.chat(one), share=True)([{"row": row} for row in rows])
-    assert len(batch["input_ids"]) == 6
-    assert [(span.row, span.start, span.prefix) for span in batch["spans"].spans] == [(n, 0, (0, 0)) for n in range(6)]
-    assert len(batch["image_grid_thw"]) == 6
+    assert len(batch.ids) == 6
+    assert [(span.row, span.start, span.prefix) for span in batch.spans.spans] == [(n, 0, (0, 0)) for n in range(6)]
+    assert len(batch.inputs["image_grid_thw"]) == 6
 
 
 def test_answers_from_rows_that_begin_together_would_be_others(monkeypatch: pytest.MonkeyPatch) -> None:
     chat, model = ready("qwen3_5")
-    prompts = [Asked(chat.prompt(each, ()), ()) for each in (LONG, SHORT)]
+    prompts = [EncodedRow(chat.prompt(each, ()), ()) for each in (LONG, SHORT)]
 
-    def said(*some: Asked) -> list[list[int]]:
-        batch = infer.prepare(Collator(chat), some)
+    def said(*some: EncodedRow) -> list[list[int]]:
+        batch = Collator(chat).pack(some)
         return [answer.ids for answer in infer.generate(model, chat, batch, Generation(max_new_tokens=4))]
 
     apart = [*said(prompts[0]), *said(prompts[1])]

@@ -15,7 +15,7 @@ from skinvl.data import mixture
 from skinvl.model import attention
 from skinvl.model.base import logits, read_config
 from skinvl.model.chat import UNTRAINED
-from skinvl.model.pack import Collator
+from skinvl.model.pack import Batch, Collator
 from skinvl.plan.counter import Counted
 from skinvl.plan.meta_step import MetaStep
 from skinvl.recipe.recipe import Recipe
@@ -26,13 +26,12 @@ def stage(one: Recipe, **changes: Any) -> MetaStep:
     return replace(MetaStep(one, config, family, cached=False, checkpointing=False, cuda=False), **changes)
 
 
-def batch(one: Recipe, count: int = 6, share: bool = True) -> dict[str, Any]:
+def batch(one: Recipe, count: int = 6, share: bool = True) -> Batch:
     rows = mixture.rows(one.data.train[0])[:count]
-    found = Collator(runs.chat(one), share=share)([{"row": row} for row in rows])
-    return {key: value for key, value in found.items() if key not in ("row_ids", "tokens", "filler")}
+    return Collator(runs.chat(one), share=share)([{"row": row} for row in rows])
 
 
-def real(one: Recipe, given: dict[str, Any], checkpointing: bool) -> Counted:
+def real(one: Recipe, given: Batch, checkpointing: bool) -> Counted:
     """What is counted of the step itself, with numbers."""
     peft_model = runs.attached(one)
     assert attention.kernel_of(peft_model.get_base_model()) == "sdpa"
@@ -43,10 +42,9 @@ def real(one: Recipe, given: dict[str, Any], checkpointing: bool) -> Counted:
     count = Counted()
     for parameter in [*peft_model.parameters(), *peft_model.buffers()]:
         count.resident(parameter)
-    targets = given["shift_labels"]
-    plain = {key: value for key, value in given.items() if key not in ("labels", "shift_labels")}
+    targets = given.targets
     with count:
-        found = logits(peft_model, plain, targets != UNTRAINED)
+        found = logits(peft_model, given.inputs, targets != UNTRAINED)
         torch.autograd.backward(cross_entropy(found, targets[targets != UNTRAINED], reduction="none").sum())
     return count
 
@@ -112,7 +110,7 @@ def test_operations_are_those_of_the_weights(tmp_path: Path) -> None:
     given = batch(one)
     made = stage(one)
     trace = made.step(given)
-    positions, trained = given["input_ids"].numel(), int((given["shift_labels"] != UNTRAINED).sum())
+    positions, trained = given.ids.numel(), int(given.supervised.sum())
     language = made.model().get_base_model().model.language_model
     linear = {name: p.numel() for name, p in language.named_parameters() if name.endswith("weight") and p.dim() == 2}
     frozen = sum(size for name, size in linear.items() if "base_layer" in name)

@@ -29,6 +29,7 @@ from helpers import runs, tiny
 from skinvl import __main__
 from skinvl.evaluate import parity
 from skinvl.evaluate.parity import Own
+from skinvl.model.row import encode_prompt
 from skinvl.recipe import run as skinvl_run
 from skinvl.release import merge
 from skinvl.serve import serve, serving
@@ -96,7 +97,7 @@ def vllm(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     ours = []
     for number, question in enumerate(asked):
         row = question.row
-        prompt = given.chat.prompt(row.example, parity.sizes(row.root, row.example)).ids
+        prompt = encode_prompt(given.chat, row).encoded.ids
         own = Own(question, prompt, f"No. {number}", given.chat.tokenizer(f"No. {number}")["input_ids"], [[]] * 20)
         words = parity.words(row.example.messages[-2])
         table["answers"][words] = {"text": own.text, "tokens": len(prompt), "ids": folded(prompt, given.chat.image_id)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from skinvl.data import mixture
 from skinvl.model.chat import UNTRAINED
 from skinvl.model.lengths import sizes
 from skinvl.model.pack import Collator
+from skinvl.model.row import encode_row
 from skinvl.recipe.recipe import Recipe
 from skinvl.train import sft
 from skinvl.train.log import mean_loss
@@ -79,8 +81,7 @@ def test_a_mean_of_batch_means_would_be_seen(tmp_path: Path) -> None:
         abs(torch.stack([one.mean() for one in sums]).mean() - true) / true > 1e-4
     )  # lengths differ, so this can fail
     parts = [
-        made.compute_loss(made.model, dict(batch), num_items_in_batch=torch.tensor(sum(map(len, sums))))
-        for batch in batches
+        made.compute_loss(made.model, batch, num_items_in_batch=torch.tensor(sum(map(len, sums)))) for batch in batches
     ]
     assert sum(part.item() for part in parts) == pytest.approx(float(true), rel=1e-6)
 
@@ -92,15 +93,16 @@ def test_the_loss_is_that_of_hugging_face_at_the_supervised_tokens(tmp_path: Pat
     found, wrong, expected = [], [], []
     with torch.no_grad():
         for row in mixture.load(one.data).train[:4]:
-            inputs = runs.alone(chat, row)
-            theirs = model(**{key: value for key, value in inputs.items() if key != "shift_labels"}).loss
-            losses, right = token_losses(model, inputs)
-            assert len(losses) == int((inputs["labels"] != UNTRAINED).sum()) == len(right)
+            batch = runs.alone(chat, row)
+            labels = torch.tensor([encode_row(chat, row).encoded.labels])
+            theirs = model(**batch.inputs, labels=labels).loss
+            losses, right = token_losses(model, batch)
+            assert len(losses) == int((labels != UNTRAINED).sum()) == len(right)
             assert float(losses.mean()) == pytest.approx(float(theirs), rel=1e-5)
-            rolled = torch.roll(inputs["shift_labels"], 1, 1)
+            rolled = replace(batch, targets=torch.roll(batch.targets, 1, 1))
             found.append(losses)
             expected.append(theirs.expand(len(losses)))
-            wrong.append(token_losses(model, {**inputs, "shift_labels": rolled})[0])
+            wrong.append(token_losses(model, rolled)[0])
     mean = float(torch.cat(expected).mean())
     assert float(torch.cat(found).mean()) == pytest.approx(mean, rel=1e-5)
     assert float(torch.cat(wrong).mean()) != pytest.approx(mean, rel=1e-2)
@@ -114,7 +116,7 @@ def test_logits_are_computed_where_a_token_is_supervised_and_nowhere_else(tmp_pa
     model.get_output_embeddings().register_forward_hook(lambda module, given, logits: seen.append(logits.shape))
     losses, _ = token_losses(model, batch)
     assert [shape[:2] for shape in seen] == [(1, len(losses))]
-    assert len(losses) == int((batch["shift_labels"] != UNTRAINED).sum())
+    assert len(losses) == int((batch.targets != UNTRAINED).sum())
 
 
 def test_every_part_and_decay_has_its_group(tmp_path: Path) -> None:
@@ -226,11 +228,11 @@ def test_a_filler_lets_the_tower_run_and_changes_nothing(tmp_path: Path, family:
     plain, filled = Collator(runs.chat(one)), Collator(runs.chat(one), filler=True)
     text = [{"row": row} for row in rows if not row.example.images][:2]
     batch, more = plain(text), filled(text)
-    assert "pixel_values" in more
-    assert "pixel_values" not in batch
-    assert more["row_ids"] == batch["row_ids"]
-    assert (batch["filler"], more["filler"]) == (False, True)
-    assert more["tokens"] == batch["tokens"]
+    assert "pixel_values" in more.inputs
+    assert "pixel_values" not in batch.inputs
+    assert more.names == batch.names
+    assert (batch.filler, more.filler) == (False, True)
+    assert more.tokens == batch.tokens
     losses, _ = token_losses(model, batch)
     again, _ = token_losses(model, more)
     assert torch.allclose(losses, again, rtol=1e-5, atol=1e-6)
@@ -239,7 +241,7 @@ def test_a_filler_lets_the_tower_run_and_changes_nothing(tmp_path: Path, family:
     assert projector
     assert all(p.grad is not None and not p.grad.any() for p in projector)
     mixed = [{"row": row} for row in rows if row.example.images][:1] + text
-    assert not filled(mixed)["filler"]  # an image is there already
+    assert not filled(mixed).filler  # an image is there already
 
 
 def test_the_speed_of_a_run_counts_its_conversations(tmp_path: Path) -> None:
