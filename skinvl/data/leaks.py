@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from rich.table import Table
 
 from skinvl.data import overlap
 from skinvl.data.fingerprints import THRESHOLD
@@ -50,7 +51,9 @@ def main(arguments: list[str]) -> int:
     # The table, on the screen.
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, markup=False)
-    _print_shared(console, sets, shared)
+    for number, one in enumerate(sets, start=1):
+        console.print(f"{number}: {one.name}, {one.images:,} images, {len(one.group):,} conversations", soft_wrap=True)
+    console.print(_table(sets, shared))
 
     # Every pair, as a CSV.
     ends = [(of.name, of.root, path) for of in sets for path in images["path"].slice(of.first, of.images).to_pylist()]
@@ -69,22 +72,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _print_shared(console: Console, sets: Sequence[Set], shared: Shared) -> None:
-    """Prints how much of each set another one has too, by each kind of evidence and by any."""
+def _table(sets: Sequence[Set], shared: Shared) -> Table:
+    """How much of each set another one has too, by each kind of evidence and by any; sets are named by their number."""
     table = narrow(
         "sets", "evidence", right("images: of 1st"), right("2nd"), right("conversations: of 1st"), right("2nd")
     )
-    for number, one in enumerate(sets, start=1):
-        console.print(f"{number}: {one.name}, {one.images:,} images, {len(one.group):,} conversations", soft_wrap=True)
     for a, b in combinations(range(len(sets)), 2):
         sides = [overlap.shared(sets[own], sets[theirs], shared[theirs, own]) for own, theirs in ((a, b), (b, a))]
         names = [kind for kind in sides[0] if any(side[kind][1].any() for side in sides)]
         for kind in names if len(names) > 2 else names[:1] or ["any"]:
-            cells = [
-                f"{int(side[kind][unit].sum()):,}" for unit in (0, 1) for side in sides
-            ]  # images, then conversations
-            table.add_row(f"{a + 1}, {b + 1}", kind if names else "none", *cells)
-    console.print(table)
+            counts = [int(side[kind][unit].sum()) for unit in (0, 1) for side in sides]  # images, then conversations
+            table.add_row(f"{a + 1}, {b + 1}", kind if names else "none", *(f"{count:,}" for count in counts))
+    return table
 
 
 def _write_pairs(path: Path, ends: Sequence[End], matches: Iterable[ImageMatch]) -> None:

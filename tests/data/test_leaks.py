@@ -53,7 +53,12 @@ def cells(table: Table) -> list[list[str]]:
 
 def counted(*names: Path | str) -> list[list[str]]:
     sets, images = read([str(name) for name in names])
-    return cells(leaks._table(sets, nearest(sets, evidence(images, THRESHOLD)[0])))
+    rows = []
+    for pair, kind, *counts in cells(leaks._table(sets, nearest(sets, evidence(images, THRESHOLD)[0]))):
+        both = [sets[int(number) - 1] for number in pair.split(", ")]
+        totals = [one.images for one in both] + [len(one.group) for one in both]
+        rows.append([*(one.name for one in both), kind, *map("{} of {}".format, counts, totals)])
+    return rows
 
 
 def test_each_kind_is_counted_in_images_and_conversations_of_both_sets(pair: tuple[Path, Path]) -> None:
