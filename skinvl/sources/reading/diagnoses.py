@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from skinvl.data import clauses, labels, match
+from skinvl.data import clauses, labels
 from skinvl.data.clauses import SplitText
-from skinvl.data.match import Mention
+from skinvl.data.match import match
+from skinvl.data.mentions import Mention, mentioned
 
 # What an answer may take for the diagnosis instead; labels has the spellings of most.
 _OTHERS = (
@@ -158,7 +159,7 @@ def contradiction(question: str, answer: str, known: Known) -> str | None:
     # Another name is the conclusion, unless several are or the known one is among them.
     counted = [mention for mention in mentions if mention.counted and not words.asked(mention.last)]
     classes = frozenset[int]().union(*(mention.counted for mention in counted))
-    if len(classes) > 1 and (choice := match.match(answer, known.names).choice):
+    if len(classes) > 1 and (choice := match(answer, known.names).choice):
         classes = frozenset((known.names.index(choice),))
     if classes & known.own:
         return None
@@ -180,7 +181,7 @@ def _asked(question: str, known: Known, affirmed: bool) -> frozenset[int]:
 def _read(text: str, known: Known) -> tuple[SplitText, list[Mention]]:
     text = _LIKE_IT.sub(" as", _NO_GRADE.sub("", text) if "malignant" in known.names else text)
     words = SplitText.of(clauses.plain(text))
-    mentions = match.mentioned(words, known.names, {})
+    mentions = mentioned(words, known.names, {})
     for mention in mentions:
         if mention.denial is None and _OUTWEIGHED.search(_sentence(words, mention)[0].casefold()):
             mention.denial = "denied"
