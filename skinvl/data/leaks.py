@@ -51,12 +51,18 @@ def main(arguments: list[str]) -> int:
     # The table, on the screen.
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, markup=False)
-    for number, one in enumerate(sets, start=1):
-        console.print(f"{number}: {one.name}, {one.images:,} images, {len(one.group):,} conversations", soft_wrap=True)
+    for number, split in enumerate(sets, start=1):
+        console.print(
+            f"{number}: {split.name}, {split.images:,} images, {len(split.group):,} conversations", soft_wrap=True
+        )
     console.print(_table(sets, shared))
 
     # Every pair, as a CSV.
-    ends = [(of.name, of.root, path) for of in sets for path in images["path"].slice(of.first, of.images).to_pylist()]
+    ends = [
+        (split.name, split.root, path)
+        for split in sets
+        for path in images["path"].slice(split.first, split.images).to_pylist()
+    ]
     _write_pairs(options.out / "pairs.csv", ends, matches)
     console.print(f"{options.out / 'pairs.csv'}: {len(matches):,} pairs, nearest first", soft_wrap=True)
 

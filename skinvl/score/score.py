@@ -50,37 +50,44 @@ def main(words: Sequence[str]) -> int:
     Raises:
         ScoreError, PredictionError, MetricError, ClassError, CompareError, RecipeError: what a user can mend.
     """
-    given = _arguments(words)
-    runs: list[Path] = given.runs
-    named = given.metrics.split(",") if given.metrics else _named(runs[0])
-    chosen = [metrics.load(name) for name in dict.fromkeys(named)]
-    drawing = Resampling(given.resamples, given.seed)
-    ours = load(runs[0], chosen, given.workers)
-    found: dict[str, Any] = {
+    options = _arguments(words)
+    runs: list[Path] = options.runs
+    metric_names = options.metrics.split(",") if options.metrics else _metrics_of(runs[0])
+    chosen = [metrics.load(name) for name in dict.fromkeys(metric_names)]
+    resampling = Resampling(options.resamples, options.seed)
+
+    # The first run's own numbers, with intervals.
+    ours = load(runs[0], chosen, options.workers)
+    scores: dict[str, Any] = {
         "run": runs[0].resolve().name,
-        "resamples": given.resamples,
-        "seed": given.seed,
+        "resamples": options.resamples,
+        "seed": options.seed,
         "level": LEVEL,
-        "sets": blocks(ours, drawing),
+        "sets": blocks(ours, resampling),
         "replicates": None,
         "comparison": None,
     }
+
+    # How they vary over all of the runs; of the others the numbers alone are needed.
     if len(runs) > 1:
-        rest = [blocks(load(run, chosen, given.workers), Resampling(0, given.seed)) for run in runs[1:]]
-        found["replicates"] = {
+        rest = [blocks(load(run, chosen, options.workers), Resampling(0, options.seed)) for run in runs[1:]]
+        scores["replicates"] = {
             "runs": [run.resolve().name for run in runs],
-            "sets": _replicates([found["sets"], *rest]),
+            "sets": _replicates([scores["sets"], *rest]),
         }
-    if given.against:
-        theirs = load(given.against, chosen, given.workers)
-        found["comparison"] = {
-            "against": given.against.resolve().name,
-            "tests": _compare(runs[0], ours, given.against, theirs, drawing),
+
+    # Whether another run differs.
+    if options.against:
+        theirs = load(options.against, chosen, options.workers)
+        scores["comparison"] = {
+            "against": options.against.resolve().name,
+            "tests": _compare(runs[0], ours, options.against, theirs, resampling),
         }
-    found = _rounded(found)
-    write_json(runs[0] / "scores.json", found, indent=1, allow_nan=False)
-    write_text(runs[0] / "scores.md", tables.markdown(found))
-    tables.show(Console(highlight=False, markup=False), found)
+
+    scores = _rounded(scores)
+    write_json(runs[0] / "scores.json", scores, indent=1, allow_nan=False)
+    write_text(runs[0] / "scores.md", tables.markdown(scores))
+    tables.show(Console(highlight=False, markup=False), scores)
     return 0
 
 
@@ -93,35 +100,36 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
     files = {folder: _files(run, folder) for folder in FOLDERS}
     if not any(files.values()):
         raise ScoreError(f"{run / 'eval'}: no predictions to score; make them with: make eval RUN={run}")
-    found = Scored({}, {}, {}, {})
-    for folder, measured in (("answers", found.free), ("permuted", found.permuted)):
+    scored = Scored({}, {}, {}, {})
+    for folder, measured in (("answers", scored.free), ("permuted", scored.permuted)):
         for path in files[folder]:
             settings, rows = read(path, Answer)
-            _some(path, rows)
-            found.settings[folder, path.stem] = settings
-            with Workers(workers if len(rows) > SMALL_ROWS else 1) as crew:
-                measured[path.stem] = answers.measure(rows, chosen, crew)
+            _refuse_empty(path, rows)
+            scored.settings[folder, path.stem] = settings
+            with Workers(workers if len(rows) > SMALL_ROWS else 1) as pool:
+                measured[path.stem] = answers.measure(rows, chosen, pool)
+
     for path in files["classes"]:
         if not path.stem.endswith(".validation"):
-            found.classes[path.stem] = classification.classified_set(path)
-            _some(path, found.classes[path.stem].rows)
-    return found
+            scored.classes[path.stem] = classification.classified_set(path)
+            _refuse_empty(path, scored.classes[path.stem].rows)
+    return scored
 
 
-def blocks(scored: Scored, drawing: Resampling) -> dict[str, dict[str, Any]]:
+def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
     """The `sets` of scores.json."""
-    found: dict[str, dict[str, Any]] = {}
+    blocks_by_set: dict[str, dict[str, Any]] = {}
     with Progress("intervals of sets", len(scored.free) + len(scored.permuted) + len(scored.classes)) as progress:
-        for what, some in (("answers", scored.free), ("permuted", scored.permuted)):
-            for name, measured in some.items():
-                draws = answers.bootstrap(measured.rows, drawing.resamples, drawing.seed)
-                found.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
+        for what, sets in (("answers", scored.free), ("permuted", scored.permuted)):
+            for name, measured in sets.items():
+                draws = answers.bootstrap(measured.rows, resampling.resamples, resampling.seed)
+                blocks_by_set.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
                 progress.advance(1)
-        for name, one in scored.classes.items():
-            draws = classification.bootstrap(one.rows, drawing.resamples, drawing.seed)
-            found.setdefault(name, {})["classes"] = class_report.block(one, draws)
+        for name, classified in scored.classes.items():
+            draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)
+            blocks_by_set.setdefault(name, {})["classes"] = class_report.block(classified, draws)
             progress.advance(1)
-    return dict(sorted(found.items()))
+    return dict(sorted(blocks_by_set.items()))
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -135,25 +143,25 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
                         help="processes (default: one for each core)")  # fmt: skip
-    given = parser.parse_intermixed_args(words)
-    if given.resamples < 100:
-        parser.error(f"--resamples {given.resamples}: expected at least 100, for the ends of a 95 % interval")
-    if given.seed < 0 or given.workers < 1:
+    options = parser.parse_intermixed_args(words)
+    if options.resamples < 100:
+        parser.error(f"--resamples {options.resamples}: expected at least 100, for the ends of a 95 % interval")
+    if options.seed < 0 or options.workers < 1:
         parser.error("--seed starts at 0 and --workers at 1")
-    return given
+    return options
 
 
-def _named(run: Path) -> list[str]:
+def _metrics_of(run: Path) -> list[str]:
     """The metrics that the run's recipe names, or the default ones where it has no recipe."""
     path = run / "recipe.yaml"
     document = strict.read(path) if path.is_file() else strict.Document(path.name, {})
     try:
-        chosen = Evaluate.model_validate(document.data.get("evaluate") or {})
+        settings = Evaluate.model_validate(document.data.get("evaluate") or {})
     except ValidationError as error:
         faults = strict.faults(error, Evaluate)
         document.fail(strict.Fault(("evaluate", *fault.keys), fault.text) for fault in faults)
         raise
-    return list(chosen.metrics)
+    return list(settings.metrics)
 
 
 def _files(run: Path, folder: str) -> list[Path]:
@@ -168,34 +176,42 @@ def _files(run: Path, folder: str) -> list[Path]:
     return sorted(path for path in where.glob("*.jsonl") if not path.name.startswith("."))
 
 
-def _some(path: Path, rows: Sequence[object]) -> None:
+def _refuse_empty(path: Path, rows: Sequence[object]) -> None:
+    """Refuses a set without rows.
+
+    Raises:
+        ScoreError: it has none.
+    """
     if not rows:
         raise ScoreError(f"{path}: no rows; remove it, and evaluate a set that has some")
 
 
 def _replicates(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Mean, standard deviation (n − 1), least and greatest over the runs, of what all of them have."""
-    found: dict[str, Any] = {}
+    replicates: dict[str, Any] = {}
     for name in runs[0]:
         for what in ("answers", "classes"):
             if any(what not in run.get(name, {}) for run in runs):
                 continue
-            numbers = [_headline(run[name][what]) for run in runs]
-            shared = [metric for metric in numbers[0] if all(metric in one for one in numbers)]
-            found.setdefault(name, {})[what] = {
-                metric: _spread([one[metric]["value"] for one in numbers]) for metric in shared
+            by_run = [_headline(run[name][what]) for run in runs]
+            shared = [metric for metric in by_run[0] if all(metric in numbers for numbers in by_run)]
+            replicates.setdefault(name, {})[what] = {
+                metric: _spread([numbers[metric]["value"] for numbers in by_run]) for metric in shared
             }
-    return found
+    return replicates
 
 
 def _headline(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The numbers of a set's block: of its answers, or of the headline variant of its classes."""
     if "metrics" in block:
-        found: Mapping[str, Any] = block["metrics"]
-        return found
-    return block["variants"][block["headline"]] if block["headline"] else {}
+        numbers: Mapping[str, Any] = block["metrics"]
+    else:
+        numbers = block["variants"][block["headline"]] if block["headline"] else {}
+    return numbers
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation, least and greatest; None where a run has no value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return {"mean": None, "sd": None, "min": None, "max": None, "values": list(values)}
@@ -208,18 +224,23 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _compare(run: Path, ours: Scored, against: Path, theirs: Scored, drawing: Resampling) -> list[dict[str, Any]]:
+def _compare(run: Path, ours: Scored, against: Path, theirs: Scored, resampling: Resampling) -> list[dict[str, Any]]:
+    """The tests of every set that both runs were asked, corrected as one family.
+
+    Raises:
+        ScoreError: there is none.
+    """
     tests = []
     free, classified = ours.free.keys() & theirs.free.keys(), ours.classes.keys() & theirs.classes.keys()
     with Progress("comparisons of sets", len(free) + len(classified)) as progress:
         for name in sorted(free):
-            tests += compare.free(name, ours.free[name], theirs.free[name], drawing)
+            tests += compare.free(name, ours.free[name], theirs.free[name], resampling)
             progress.advance(1)
         for name in sorted(classified):
-            tests += compare.classes(name, ours.classes[name], theirs.classes[name], drawing)
+            tests += compare.classes(name, ours.classes[name], theirs.classes[name], resampling)
             progress.advance(1)
     if not tests:
-        mine, others = (sorted({*one.free, *one.classes}) for one in (ours, theirs))
+        mine, others = (sorted({*scored.free, *scored.classes}) for scored in (ours, theirs))
         raise ScoreError(
             f"{run} has the sets {', '.join(mine)} and {against} {', '.join(others)}: there is none that both were "
             "asked; evaluate both on one"
@@ -233,5 +254,5 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -46,10 +46,10 @@ def _stacked(head: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[list[s
     """The table with the majority's numbers below those that they are to be compared with, not beside them."""
     if MAJORITY not in head:
         return list(head), [list(row) for row in rows]
-    place, stacked = head.index(MAJORITY), []
+    column, stacked = head.index(MAJORITY), []
     for row in rows:
         cells = list(row)
-        majority = cells.pop(place)
+        majority = cells.pop(column)
         stacked.append(cells)
         if majority != NONE:
             stacked.append(["  always the same", majority, *[""] * (len(cells) - 2)])
@@ -81,10 +81,10 @@ def markdown(scores: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _about(found: Mapping[str, Any]) -> str:
+def _about(scores: Mapping[str, Any]) -> str:
     return (
-        f"All numbers with {found['level']:.0%} intervals from {found['resamples']:,} resamples of whole groups "
-        f"(seed {found['seed']})."
+        f"All numbers with {scores['level']:.0%} intervals from {scores['resamples']:,} resamples of whole groups "
+        f"(seed {scores['seed']})."
     )
 
 
@@ -106,21 +106,22 @@ def _comparison(scores: Mapping[str, Any]) -> Iterator[Titled]:
         yield f"{scores['run']} against {scores['comparison']['against']}", TESTS, rows
 
 
-def _free(one: Mapping[str, Any]) -> list[list[str]]:
-    own, control = one.get("answers", {}), one.get("permuted", {})
+def _free(blocks: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each number of a set's free answers, with the control's and the baseline's beside it."""
+    own, control = blocks.get("answers", {}), blocks.get("permuted", {})
     numbers, controls = own.get("metrics", {}), control.get("metrics", {})
     rows = [_row("valid answers", own.get("valid"), control.get("valid"), None)]
     for metric in numbers or controls:
         majority = own.get("majority") if metric == "closed_accuracy" else None
-        some = numbers.get(metric) or controls[metric]
-        if some["n"] or some["unscored"]:  # else no row is such a question
+        shown = numbers.get(metric) or controls[metric]
+        if shown["n"] or shown["unscored"]:  # else no row is such a question
             rows.append(_row(metric, numbers.get(metric), controls.get(metric), majority))
     return rows if own or control else []
 
 
-def _classes(one: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
+def _classes(blocks: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     """The headline variant, and beside it the prompted one; the others stand in scores.json alone."""
-    block = one.get("classes", {"variants": {}})
+    block = blocks.get("classes", {"variants": {}})
     for variant, numbers in block["variants"].items():
         if variant not in (block["headline"], "prompted"):
             continue
@@ -133,8 +134,8 @@ def _classes(one: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _used(head: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """The columns in which there is anything."""
-    kept = [place for place in range(len(head)) if any(row[place] != NONE for row in rows)]
-    return [head[place] for place in kept], [[row[place] for place in kept] for row in rows]
+    used = [column for column in range(len(head)) if any(row[column] != NONE for row in rows)]
+    return [head[column] for column in used], [[row[column] for column in used] for row in rows]
 
 
 def _row(metric: str, own: Any, control: Any, majority: Any) -> list[str]:
@@ -142,20 +143,20 @@ def _row(metric: str, own: Any, control: Any, majority: Any) -> list[str]:
     return [metric, number(own), number(control), number(majority), *counts]
 
 
-def number(one: Mapping[str, Any] | None) -> str:
+def number(estimate: Mapping[str, Any] | None) -> str:
     """A Number as text: the value, and its interval where there is one."""
-    if one is None or one["value"] is None:
+    if estimate is None or estimate["value"] is None:
         return NONE
-    interval = "" if one["low"] is None else f" [{one['low']:.3f}, {one['high']:.3f}]"
-    return f"{one['value']:.3f}{interval}"
+    interval = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f}{interval}"
 
 
 def _spreads(replicates: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
     rows = []
     for name, kinds in replicates["sets"].items():
         for what, spreads in kinds.items():
-            for metric, one in spreads.items():
-                rows.append([name, what, metric, *(_plain(one[key]) for key in ("mean", "sd", "min", "max"))])
+            for metric, spread in spreads.items():
+                rows.append([name, what, metric, *(_plain(spread[key]) for key in ("mean", "sd", "min", "max"))])
     return ("set", "what", "metric", "mean", "sd", "min", "max"), rows
 
 
