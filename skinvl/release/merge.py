@@ -170,15 +170,17 @@ def _show(say: Console, out: Path, merging: Merging, facts: dict[str, Any]) -> N
         return
     found = facts["check"]
     seen = f"{found['positions']} supervised positions of {found['examples']} examples, in float32"
-    table = Table("logits beside base + adapter", "max", "mean", "same argmax", "KL, nats", title=seen)
-    table.add_row(f"merged, not rounded (allowed: at most {found['tolerance']:.1g})", *_numbers(found))
+    table = Table("logits by base + adapter", "max", "mean", "same argmax", "KL, nats", title=seen)
+    table.add_row(f"not rounded: max ≤ {found['tolerance']:.1g}", *_numbers(found))
     rounded = found["rounded"]
     bound = rounded["tolerance"]["kl"]
-    table.add_row(f"as written, in bf16 (allowed: KL at most {bound})", *_numbers(rounded), end_section=True)
+    table.add_row(f"as written, bf16: KL ≤ {bound:g}", *_numbers(rounded), end_section=True)
     if len(facts["drift"]) > 1:
         for name, drift in facts["drift"].items():
-            table.add_row(f"onto {name}, beside the 4-bit model that was trained", *_numbers(drift))
+            table.add_row(f"onto {name}", *_numbers(drift))
     say.print(table)
+    if len(facts["drift"]) > 1:
+        say.print("onto …: the logits of that merge beside those of the 4-bit model that was trained", soft_wrap=True)
 
 
 def _numbers(found: dict[str, Any]) -> list[str]:

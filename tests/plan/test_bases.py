@@ -156,25 +156,41 @@ def test_the_verb_trains_the_tokenizer_on_a_source(tmp_path: Path, capsys: pytes
 def test_the_list_tells_what_is_known_here(
     shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "260")
-    monkeypatch.setattr(recipe, "bases", lambda: ["qwen2.5-vl-7b", "llama-3.2-11b-vision", "tiny-qwen3_vl"])
-    assert bases.main(["--configs", str(shared / "configs")]) == 0
-    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")}
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["qwen2.5-vl-7b", "llama-3.2-11b-vision", "tiny-qwen3_vl"]
+    monkeypatch.setattr(recipe, "bases", lambda: names)
+
+    def listed(*words: str) -> dict[str, str]:
+        assert bases.main([*words]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        return {line.split()[0]: line for line in shown[2 : 2 + len(names)]}  # one line a base
+
+    rows = listed("--configs", str(shared / "configs"))
+    assert list(rows) == names
     assert "8.3 billion" in rows["qwen2.5-vl-7b"]
     assert "256 of 1,024" in rows["qwen2.5-vl-7b"]
-    assert "q_proj, k_proj" in rows["qwen2.5-vl-7b"]
+    assert "Apache-2.0" in rows["qwen2.5-vl-7b"]
     assert "1 of 6,432" in rows["llama-3.2-11b-vision"]
     assert "196 of 784" in rows["tiny-qwen3_vl"]
-    assert bases.main(["--configs", str(shared)]) == 0
-    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")}
-    assert rows["qwen2.5-vl-7b"].count("–") == 5
+    rows = listed("--configs", str(shared))
+    assert rows["qwen2.5-vl-7b"].count("–") == 3
     assert "Apache-2.0" in rows["qwen2.5-vl-7b"]
+    assert bases.main(["--configs", str(shared / "configs"), "qwen2.5-vl-7b"]) == 0
+    shown = capsys.readouterr().out
+    assert "parameters: 8.3 billion\n" in shown
+    assert "LoRA on: q_proj, k_proj" in shown
+    assert "shares prefix: yes\n" in shown
+    assert "note: The 7B model only; Qwen2.5-VL-3B is licensed for research alone.\n" in shown
+    assert bases.main(["qwen2.5-vl-7b", "--configs", str(shared)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(": –\n") == 5
+    assert "licence: Apache-2.0\n" in shown
 
 
 def test_a_difference_shows_both_sides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     runs.make(tmp_path, "qwen2_vl")
     sides = [str(tiny.base(family)) for family in ("qwen2_vl", "mllama")]
     assert bases.main(["diff", *sides, str(tmp_path / "small.yaml")]) == 0
@@ -189,3 +205,5 @@ def test_a_difference_shows_both_sides(
         assert words in said, words
     row = next(line for line in said.splitlines() if line.startswith("│ image of 448 px"))
     assert row.split("│")[2].strip() != row.split("│")[3].strip()
+    table = [line for line in said.splitlines() if line.startswith("│")]
+    assert all(line.split("│")[1].strip() and len(line) <= 80 for line in table)  # none goes on with the one before

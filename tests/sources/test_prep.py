@@ -230,13 +230,32 @@ def test_a_missing_raw_folder_says_how_to_get_it(name: str, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_datasets_are_listed_and_others_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_datasets_are_listed_and_others_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert prep.main(["--list"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in data_prep.names())
     assert "CC-BY-4.0" in shown
+    head, frame, *rows, hint = shown.splitlines()
+    assert head.split() == ["dataset", "images", "licence", "use"]
+    assert [row.split()[0] for row in rows] == data_prep.names()  # one line a dataset
+    assert all(len(row) <= 80 for row in (head, frame, *rows, hint))
+    assert rows[data_prep.names().index("ham10000")].split() == ["ham10000", "10,015", "CC-BY-NC-4.0", "non-commercial"]
+    assert rows[data_prep.names().index("isic")].split()[1] == "–"  # any collection: nothing is published of it
     with pytest.raises(PrepError, match="'mm_skn': no such converter; did you mean mm_skin"):
         prep.main(["mm_skn", "raw", "out"])
+
+
+def test_of_one_dataset_all_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in data_prep.names():
+        assert prep.main(["--list", name]) == 0
+        shown, card = " ".join(capsys.readouterr().out.split()), data_prep.load(name).CARD
+        for known in (card.title, card.licence, card.terms, card.address, card.obtain, card.citation, *card.parts):
+            assert " ".join(known.split()) in shown, (name, known)
+    with pytest.raises(PrepError, match="'mm_skn': no such converter; did you mean mm_skin"):
+        prep.main(["--list", "mm_skn"])
 
 
 def test_a_prepared_source_loads_with_datasets(run: Run, tmp_path: Path) -> None:
