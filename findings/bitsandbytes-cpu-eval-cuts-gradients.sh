@@ -4,7 +4,7 @@
 # Versions: bitsandbytes 0.50.2, torch 2.15.0, Python 3.11, Linux x86-64.
 #
 # bitsandbytes packs the weight of a Linear4bit for its AVX512-BF16 kernel at the first forward in eval mode whose input
-# needs no gradient, and never unpacks it. From then on every forward of the layer, in training too, is that kernel's
+# needs no gradient, and unpacks it only to save it. From then on a forward of the layer, in training too, is that kernel's
 # (bitsandbytes::gemv_4bit), which has no backward: without a bias no gradient passes through the layer any more, though
 # its result says that it requires one, and what lies before it gets none but what comes by other ways; with a bias,
 # which is added in place, it raises. So a LoRA on a 4-bit base that is evaluated between two steps of training goes on

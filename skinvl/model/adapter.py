@@ -72,12 +72,14 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     """
     hits = plan(model, family, recipe)
     for part, hit in hits.items():
-        if getattr(recipe.parts, part).train != "frozen" and not (hit.patterns or hit.full):
-            mode = getattr(recipe.parts, part).train
-            what, else_ = ("linear layer", "full or frozen") if mode == "lora" else ("module", "frozen")
+        mode = getattr(recipe.parts, part).train
+        if mode != "frozen" and not (hit.patterns or hit.full):
+            missing, instead = ("linear layer", "full or frozen") if mode == "lora" else ("module", "frozen")
             raise AdapterError(
-                f"parts.{part}: {family.model_type} has no {what} there that can train; set it to {else_}"
+                f"parts.{part}: {family.model_type} has no {missing} there that can train; set it to {instead}"
             )
+
+    # PEFT's own adapter, over what the plan names and nothing else.
     lora = LoraConfig(
         **recipe.lora,
         target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
@@ -86,6 +88,8 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     )
     peft_model = get_peft_model(model, lora, low_cpu_mem_usage=model.device.type == "meta")
     assert isinstance(peft_model, PeftModel)
+
+    # An fp32 master of all that trains, and no cast that autocast would undo.
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -94,6 +98,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
         for module in peft_model.modules():
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False
+
     if recipe.init_adapter is not None:
         earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, earlier.path, family, lora)
@@ -105,7 +110,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
 
 
 def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> None:
-    """Nothing; the model holds the weights of an earlier adapter folder, which may lack whole parts.
+    """Copies the weights of an earlier adapter folder, which may lack whole parts, into the model.
 
     Raises:
         AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
@@ -113,52 +118,57 @@ def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig
     """
     earlier = LoraConfig.from_pretrained(str(path))
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        there, here = getattr(earlier, key), getattr(lora, key)
-        if there != here:
-            raise AdapterError(f"init_adapter {path}: made with {key}={there}, the recipe has {here}; set lora.{key}")
+        before, now = getattr(earlier, key), getattr(lora, key)
+        if before != now:
+            raise AdapterError(f"init_adapter {path}: made with {key}={before}, the recipe has {now}; set lora.{key}")
     if (earlier.init_lora_weights == "pissa") != (lora.init_lora_weights == "pissa"):
         raise AdapterError(
             f"init_adapter {path}: made with init_lora_weights={earlier.init_lora_weights}, the recipe has "
             f"{lora.init_lora_weights}; PiSSA changes the base, so that both or neither must have it"
         )
+
+    # Its weights are among those that train here, and of the same shapes.
     weights = load_peft_weights(str(path), device="cpu")
-    ours = {_saved_name(name): value for name, value in model.named_parameters() if value.requires_grad}
-    unknown = sorted(set(weights) - set(ours))
+    trained = _trained_parameters(model)
+    unknown = sorted(set(weights) - set(trained))
     if unknown:
         raise AdapterError(
             f"init_adapter {path}: {len(unknown)} of its {len(weights)} weights are not trained by this recipe "
             f"(first: {unknown[0]}); set parts as in the run that made it"
         )
     for name, value in weights.items():
-        if value.shape != ours[name].shape:
+        if value.shape != trained[name].shape:
             raise AdapterError(
-                f"init_adapter {path}: {name} has shape {tuple(value.shape)}, here it is {tuple(ours[name].shape)}; "
+                f"init_adapter {path}: {name} has shape {tuple(value.shape)}, here it is {tuple(trained[name].shape)}; "
                 "it was made for another base"
             )
+
+    # Of a part that it trains it has them all.
     parts = {family.part_of(name.removeprefix(WRAPPER)) for name in weights}
-    missing = [n for n in ours if n not in weights and family.part_of(n.removeprefix(WRAPPER)) in parts]
+    missing = [name for name in trained if name not in weights and family.part_of(name.removeprefix(WRAPPER)) in parts]
     if missing:
         raise AdapterError(
             f"init_adapter {path}: lacks {len(missing)} weights of the parts it trains (first: {missing[0]}); "
             "it was made for another base or another list of modules"
         )
+
     for name, value in weights.items():
-        ours[name].data.copy_(value)
+        trained[name].data.copy_(value)
 
 
 def require_whole(model: PeftModel, path: Path) -> None:
-    """Nothing, if the adapter folder holds every weight that the model trains: none of them is a fresh one.
+    """Refuses an adapter folder that lacks a weight that the model trains, which would be a fresh one.
 
     Raises:
         AdapterError: it lacks one.
     """
     with safe_open(path / "adapter_model.safetensors", "pt") as file:  # its names alone; attach has read the weights
-        there = set(file.keys())
-    ours = {_saved_name(name) for name, value in model.named_parameters() if value.requires_grad}
-    if missing := sorted(ours - there):
+        saved = set(file.keys())
+    trained = set(_trained_parameters(model))
+    if missing := sorted(trained - saved):
         raise AdapterError(
-            f"{path}: {len(missing)} of {len(ours)} trained weights are not in the adapter (first: {missing[0]}); it "
-            "was saved by another recipe"
+            f"{path}: {len(missing)} of {len(trained)} trained weights are not in the adapter (first: {missing[0]}); "
+            "it was saved by another recipe"
         )
 
 
@@ -180,6 +190,8 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
             is not fp32, or a part that trains where the recipe froze it, or does not where the recipe trains it.
     """
     modes = {part: getattr(recipe.parts, part).train for part in families.PARTS}
+
+    # Modules: LoRA and copies where the recipe has them, 4 bits where the family allows them.
     lora: dict[str, Counter[str]] = {part: Counter() for part in modes}
     full: Counter[str] = Counter()
     for name, module in model.named_modules():
@@ -193,13 +205,15 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
         elif type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not family.quantises(plain):
             part = "lm_head" if plain == "lm_head" else family.part_of(plain)
             raise AdapterError(f"{plain}: quantised, but {part} must not be")
+
+    # Parameters: each trainable one in fp32 and in a part that trains.
     trainable: Counter[str] = Counter()
-    every: Counter[str] = Counter()
+    of_base: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         part = family.part_of(name.removeprefix(WRAPPER))
         if "lora_" not in name and ".modules_to_save." not in name:
             state = getattr(parameter, "quant_state", None)  # of a 4-bit weight, two of which share a byte
-            every[part] += parameter.numel() if state is None else state.shape.numel()
+            of_base[part] += parameter.numel() if state is None else state.shape.numel()
         if parameter.requires_grad:
             trainable[part] += parameter.numel()
             if modes[part] == "frozen":
@@ -209,18 +223,19 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
     for part, mode in modes.items():
         if mode != "frozen" and not trainable[part]:
             raise AdapterError(f"parts.{part}: the recipe trains it ({mode}), but nothing in it is trainable")
-    return {part: Trained(trainable[part], every[part], dict(lora[part]), full[part]) for part in modes}
+    return {part: Trained(trainable[part], of_base[part], dict(lora[part]), full[part]) for part in modes}
 
 
 def _patterns(names: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
-    found: Counter[str] = Counter()
+    """How many modules each pattern hits: their names with layer numbers left open, where that hits no other module."""
+    counts: Counter[str] = Counter()
     others = set(modules) - set(names)
     for name in names:
         literal = re.escape(name)
-        open_ = re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", literal)
+        any_layer = re.sub(r"(?<=\\\.)\d+(?=\\\.|$)", r"\\d+", literal)
         # In nn.Sequential the numbers also count activations, which cannot be adapted.
-        found[literal if any(re.fullmatch(open_, other) for other in others) else open_] += 1
-    return dict(found)
+        counts[literal if any(re.fullmatch(any_layer, other) for other in others) else any_layer] += 1
+    return dict(counts)
 
 
 def _embeddings(model: nn.Module) -> list[nn.Module]:
@@ -229,16 +244,21 @@ def _embeddings(model: nn.Module) -> list[nn.Module]:
 
 
 def _whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:
+    """The largest modules that hold a part's weights and nothing else, embeddings and lm_head left out.
+
+    Raises:
+        AdapterError: a module holds weights of its own beside other parts.
+    """
     skipped = _embeddings(model)
-    found: list[str] = []
+    whole: list[str] = []
 
     def descend(name: str, module: nn.Module) -> None:
         parameters = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
         if module in skipped or not any(family.part_of(key) == part for key in parameters):
             return
         pure = all(family.part_of(key) == part for key in parameters)
-        if pure and not isinstance(module, nn.ModuleList) and not any(m in skipped for m in module.modules()):
-            found.append(name)
+        if pure and not isinstance(module, nn.ModuleList) and not any(inner in skipped for inner in module.modules()):
+            whole.append(name)
             return
         if any(family.part_of(f"{name}.{key}") == part for key, _ in module.named_parameters(recurse=False)):
             raise AdapterError(f"parts.{part}=full: {name} holds weights of its own beside other parts; use lora there")
@@ -246,7 +266,7 @@ def _whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:
             descend(f"{name}.{key}" if name else key, child)
 
     descend("", model)
-    return found
+    return whole
 
 
 def _run_tower_without_grad(model: nn.Module, family: Family) -> None:
@@ -285,6 +305,11 @@ def _recorded_again(forward: Callable[..., Any], callers: list[bool]) -> Callabl
         return forward(*args, **settings)
 
     return run
+
+
+def _trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The parameters that train, by the names under which PEFT saves them."""
+    return {_saved_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _saved_name(name: str) -> str:
