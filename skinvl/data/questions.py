@@ -155,11 +155,11 @@ def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRe
                 group=record.group,
                 split=record.split,
                 licence=record.licence,
-                facts=_asked(record.facts, kind.fact),
+                facts=_with_kind(record.facts, kind.fact),
             )
 
 
-def _asked(facts: Facts, kind: str) -> Facts:
+def _with_kind(facts: Facts, kind: str) -> Facts:
     """The facts with the kind of question; `dataclasses.replace` is the dearest call of a row otherwise."""
     return Facts(
         facts.modality,

@@ -134,12 +134,12 @@ def _series(number: int) -> str:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> Markup:
-    """How often the model is right at each confidence, the diagonal of a calibrated one, and the cases of each bin."""
+    """How often the model is right at each confidence, the diagonal of a calibrated one, and the rows of each bin."""
     plot = Plot(300, 270, (0.0, 1.0), (0.0, 1.0))
     filled = [bar for bar in bins if bar["n"]]
     most = max((bar["n"] for bar in filled), default=1)
 
-    # Bars of the cases in the lowest third, the diagonal, and the model's own line over them.
+    # Bars of the rows in the lowest third, the diagonal, and the model's own line over them.
     parts = []
     for bar in filled:
         (left, top), (right, floor) = plot.at(bar["low"], 0.3 * bar["n"] / most), plot.at(bar["high"], 0.0)

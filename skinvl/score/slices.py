@@ -12,7 +12,7 @@ from skinvl.score.stats import Estimate, Mask
 
 FIELDS = ("skin_type", "sex", "age", "site", "source")
 UNKNOWN = "unknown"
-CASES, GROUPS = 10, 5  # fewer say nothing about a slice
+ROWS, GROUPS = 10, 5  # fewer say nothing about a slice
 AGES = (20, 40, 60, 80)
 
 
@@ -39,7 +39,7 @@ def table(
 ) -> dict[str, Any]:
     """A Slice for each field of FIELDS: the metric by value, the worst value, and the gap between best and worst.
 
-    A value has no number with fewer than CASES rows or GROUPS groups. Unknown is not ranked; with fewer than two values
+    A value has no number with fewer than ROWS rows or GROUPS groups. Unknown is not ranked; with fewer than two values
     that are, worst and gap are None, since a single group is no evidence of fairness. The gap's interval is that of the
     difference between the two values that are best and worst in the data; as these were chosen by it, it is no test.
     """
@@ -48,7 +48,7 @@ def table(
 
 def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:
     estimates = {value: estimate(mask) for value, mask in masks.items()}
-    usable = {value: number for value, number in estimates.items() if number.n >= CASES and number.groups >= GROUPS}
+    usable = {value: number for value, number in estimates.items() if number.n >= ROWS and number.groups >= GROUPS}
 
     # The worst value, and the gap between it and the best.
     ranked = sorted(
