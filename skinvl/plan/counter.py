@@ -43,32 +43,35 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.known: dict[int, int] = {}  # bytes of each storage
 
     def leave(self) -> None:
-        """Nothing; the language layers' backward is over."""
+        """Begins the third phase: the language layers' backward is over."""
         self.phase = 2
         self.peaks[2] = max(self.peaks[2], self.alive)
 
     def resident(self, tensor: torch.Tensor) -> None:
-        """Nothing; this tensor was there before, and counts nothing."""
+        """Knows this tensor as one that was there before, and counts nothing."""
         self._add(tensor, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        meta = [one.is_meta for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        meta = [leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func is aten._to_copy.default and (meta[0] or not _dtype(args, kwargs).is_floating_point):
             kwargs = {**kwargs, "device": None}  # each stays where it is
         elif any(meta) and not all(meta):
             if func in INDEXING:
-                args = (args[0], _places(args[1]), *args[2:])
+                args = (args[0], _indices(args[1]), *args[2:])
             args, kwargs = tree_map_only(torch.Tensor, _meta, (args, kwargs))
-        found = func(*args, **kwargs)
-        if func._overloadpacket is aten.arange and found.is_meta and not found.is_floating_point():
-            found = func(*args, **{**kwargs, "device": "cpu"})
+
+        # Whole numbers that a model counts for itself are real as well.
+        result = func(*args, **kwargs)
+        if func._overloadpacket is aten.arange and result.is_meta and not result.is_floating_point():
+            result = func(*args, **{**kwargs, "device": "cpu"})
+
         if count := flop_registry.get(func._overloadpacket):
-            self.flops[self.phase] += count(*args, **kwargs, out_val=found)
-        for one in tree_leaves(found):
-            if isinstance(one, torch.Tensor):
-                self._add(one, None)
-        return found
+            self.flops[self.phase] += count(*args, **kwargs, out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf, None)
+        return result
 
     def _add(self, tensor: torch.Tensor, size: int | None) -> None:
         storage = tensor.untyped_storage()
@@ -93,21 +96,21 @@ class Casts(TorchFunctionMode):
         self.positions = 0  # of the language rows
         self.cache: dict[int, torch.Tensor] = {}  # bf16 copies of trained weights, which autocast keeps for a forward
         self.forward = True
-        self.found: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()  # by what of a batch they grow with; the rest do with positions
 
     def end_forward(self) -> None:
-        """Nothing; what is computed from here on is computed a second time, or is a backward."""
+        """Ends the forward: what is computed from here on is computed a second time, or is a backward."""
         self.forward = False
         self.cache.clear()
 
     def shares(self) -> dict[str, float]:
         """The operations by what of a batch they grow with."""
-        positions = self.count.flops[1] - sum(self.found.values())
-        vision = self.count.flops[0] + self.count.flops[2] + self.found["vision"]
+        positions = self.count.flops[1] - sum(self.operations.values())
+        vision = self.count.flops[0] + self.count.flops[2] + self.operations["vision"]
         return {
             "positions": positions,
-            "pairs": float(self.found["pairs"]),
-            "trained": float(self.found["trained"]),
+            "pairs": float(self.operations["pairs"]),
+            "trained": float(self.operations["trained"]),
             "vision": vision,
         }
 
@@ -138,18 +141,18 @@ class Casts(TorchFunctionMode):
             self.cache[id(tensor)] = tensor.to(torch.bfloat16)
         return self.cache[id(tensor)]
 
-    def _linear(self, given: torch.Tensor, weight: torch.Tensor) -> None:
-        rows = given.numel() // given.shape[-1]
+    def _linear(self, states: torch.Tensor, weight: torch.Tensor) -> None:
+        rows = states.numel() // states.shape[-1]
         kind = "trained" if weight is self.head else "vision" if rows != self.positions else None
         if kind is not None:
-            times = 1 + (self.forward and given.requires_grad) + (self.forward and weight.requires_grad)
-            self.found[kind] += 2 * rows * weight.numel() * times
+            times = 1 + (self.forward and states.requires_grad) + (self.forward and weight.requires_grad)
+            self.operations[kind] += 2 * rows * weight.numel() * times
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, kind: str | None
     ) -> torch.Tensor:
         """Attention of [R, H, Q, D] queries, of whose operations `kind` is what they grow with."""
-        given = [self._lower(one) for one in (query, key, value)]
+        lowered = [self._lower(tensor) for tensor in (query, key, value)]
         length, width = query.shape[-2:]  # what counts later must not hold the query itself
         pairs = math.prod(query.shape[:-2]) * (length * (length + 1) // 2 if causal else length * key.shape[-2])
 
@@ -157,10 +160,10 @@ class Casts(TorchFunctionMode):
             work = 2 * pairs * products * width
             self.count.flops[self.count.phase] += work
             if kind is not None:
-                self.found[kind] += work
+                self.operations[kind] += work
 
-        found: torch.Tensor = _Attention.apply(*given, count)
-        return found
+        output: torch.Tensor = _Attention.apply(*lowered, count)
+        return output
 
 
 class _Attention(torch.autograd.Function):
@@ -168,11 +171,11 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, count: Callable[[int], None]) -> torch.Tensor:
-        found: torch.Tensor = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, found, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        output: torch.Tensor = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
         ctx.count = count
         count(2)
-        return found
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -186,17 +189,17 @@ def _meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _dtype(args: Any, kwargs: Any) -> torch.dtype:
-    found: torch.dtype = kwargs.get("dtype") or args[0].dtype
-    return found
+    dtype: torch.dtype = kwargs.get("dtype") or args[0].dtype
+    return dtype
 
 
-def _places(indices: Any) -> list[Any]:
+def _indices(indices: Any) -> list[Any]:
     """Indices without masks, whose results have a length that only numbers can tell."""
-    found: list[Any] = []
-    for one in indices:
-        masks = one is not None and not one.is_meta and one.dtype == torch.bool
-        found += one.nonzero(as_tuple=True) if masks else [one]
-    return found
+    without_masks: list[Any] = []
+    for index in indices:
+        masks = index is not None and not index.is_meta and index.dtype == torch.bool
+        without_masks += index.nonzero(as_tuple=True) if masks else [index]
+    return without_masks
 
 
 def _upper(tensor: torch.Tensor) -> torch.Tensor:

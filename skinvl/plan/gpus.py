@@ -52,7 +52,7 @@ KNOWN = {
 
 
 def find(text: str) -> Gpu:
-    """The GPU of a name in KNOWN, or one of so many GiB and TFLOP/s: `80:312`.
+    """The GPU of a name in KNOWN, or another of so many GiB and TFLOP/s: `80:312`.
 
     Raises:
         ValueError: neither; the message names those that are known.
@@ -64,7 +64,7 @@ def find(text: str) -> Gpu:
     name = text.lower().replace("_", "-").replace(" ", "-")
     if name in KNOWN:
         return KNOWN[name]
-    near = [one for one in KNOWN if one.startswith(name)] or difflib.get_close_matches(name, KNOWN, n=3)
+    near = [gpu for gpu in KNOWN if gpu.startswith(name)] or difflib.get_close_matches(name, KNOWN, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(KNOWN)}"
     raise ValueError(f"--gpu {text}: not known; {hint} Any other is given as GIB:TFLOPS, such as 80:312")
 
@@ -94,17 +94,17 @@ class Rates:
 
 
 def rates(trace: Trace, load: Load, tower: float = 0.0) -> Rates:
-    """The rates that a rehearsed step gives for the batch that it was rehearsed with.
+    """The rates of a step on the meta device, for the batch that it was made with.
 
     Args:
         tower: operations for each vision position of a frozen tower that runs in every step.
     """
-    found = trace.flops
+    flops = trace.flops
     return Rates(
-        found["positions"] / load.positions,
-        found["pairs"] / max(load.pairs, 1),
-        found["trained"] / max(load.trained, 1),
-        found["vision"] / max(load.vision, 1) + tower,
+        flops["positions"] / load.positions,
+        flops["pairs"] / max(load.pairs, 1),
+        flops["trained"] / max(load.trained, 1),
+        flops["vision"] / max(load.vision, 1) + tower,
     )
 
 

@@ -56,11 +56,11 @@ class Terms:
         """What it lets one do, in a few words."""
         if not self.known:
             return "not known: nothing is taken to be permitted"
-        found = ["research only"] * self.research
-        found += ["non-commercial"] * (not self.commercial and not self.research)
-        found += ["no derivatives"] * (not self.derivatives) + ["share alike"] * self.alike
-        found += ["its own conditions"] * (self.link is not None)
-        return ", ".join(found) or "any use" + " with attribution" * bool(self.id and self.id.startswith("cc-by"))
+        limits = ["research only"] * self.research
+        limits += ["non-commercial"] * (not self.commercial and not self.research)
+        limits += ["no derivatives"] * (not self.derivatives) + ["share alike"] * self.alike
+        limits += ["its own conditions"] * (self.link is not None)
+        return ", ".join(limits) or "any use" + " with attribution" * bool(self.id and self.id.startswith("cc-by"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,15 @@ def read(stated: str | None) -> Terms:
     words = " ".join((stated or "").split())
     low = words.casefold()
     if len(parts := _AND.split(words)) > 1:
-        return replace(_all([read(one) for one in parts]), stated=words)
+        return replace(_all([read(part) for part in parts]), stated=words)
     if re.search(r"\bresearch\b", low):
         return Terms(words, commercial=False, research=True)
     for pattern, name, link in _HANDED_DOWN:
         if re.search(pattern, low):
             return Terms(words, name, link=link)
-    found = [_creative(words, match) for match in _CREATIVE.finditer(words)]
-    if found:
-        return max(found, key=lambda one: (not one.derivatives, not one.commercial, one.alike))
+    creative = [_creative(words, match) for match in _CREATIVE.finditer(words)]
+    if creative:
+        return max(creative, key=_strictness)
     if _ZERO.search(words):
         return Terms(words, "cc0-1.0")
     name = re.sub(r"[\s_]+", "-", low).removesuffix("-license").removesuffix("-licence")
@@ -105,14 +105,18 @@ def read(stated: str | None) -> Terms:
 
 def _all(parts: Sequence[Terms]) -> Terms:
     """The terms that hold where all of these do; not known where no single licence says so."""
-    bound = [one for one in parts if one.id not in PERMISSIVE]
-    if len({(one.id, one.known, one.words) for one in bound}) < 2:
-        return (bound or list(parts))[0]
-    if any(one.research for one in bound) and all(one.known for one in bound):
-        return next(one for one in bound if one.research)
-    if all(one.id and one.id.startswith("cc-by") for one in bound):
-        return max(bound, key=lambda one: (not one.derivatives, not one.commercial, one.alike))
+    binding = [terms for terms in parts if terms.id not in PERMISSIVE]
+    if len({(terms.id, terms.known, terms.words) for terms in binding}) < 2:
+        return (binding or list(parts))[0]
+    if any(terms.research for terms in binding) and all(terms.known for terms in binding):
+        return next(terms for terms in binding if terms.research)
+    if all(terms.id and terms.id.startswith("cc-by") for terms in binding):
+        return max(binding, key=_strictness)
     return Terms("", known=False)
+
+
+def _strictness(terms: Terms) -> tuple[bool, bool, bool]:
+    return not terms.derivatives, not terms.commercial, terms.alike
 
 
 def _creative(words: str, match: re.Match[str]) -> Terms:
@@ -129,17 +133,17 @@ class _Bounds:
     every: Mapping[str, Terms]
 
     def those(self, test: Callable[[Terms], bool]) -> list[str]:
-        return [name for name, one in self.every.items() if test(one)]
+        return [name for name, terms in self.every.items() if test(terms)]
 
-    def said(self, test: Callable[[Terms], bool], what: str) -> list[str]:
-        return [f"{name} {what} ({self.every[name].stated})" for name in self.those(test)]
+    def reasons(self, test: Callable[[Terms], bool], reason: str) -> list[str]:
+        return [f"{name} {reason} ({self.every[name].stated})" for name in self.those(test)]
 
     @property
     def unshared(self) -> list[str]:
         """Why it may not be given to everyone."""
         return [
-            *self.said(lambda one: not one.known, "has terms that are not known"),
-            *self.said(lambda one: not one.derivatives, "allows no derivatives"),
+            *self.reasons(lambda terms: not terms.known, "has terms that are not known"),
+            *self.reasons(lambda terms: not terms.derivatives, "allows no derivatives"),
         ]
 
 
@@ -147,7 +151,7 @@ def chosen(base: Terms, data: Mapping[str, Terms], asked: str | None = None) -> 
     """The licence of a model that was made of this base and these data: the strictest of all, or the one asked for.
 
     Raises:
-        TermsError: the licence asked for grants what base or data do not.
+        LicenceError: the licence asked for grants what base or data do not.
     """
     bounds = _Bounds(base, {"the base": base, **data})
     default = _strictest(bounds)
@@ -156,38 +160,42 @@ def chosen(base: Terms, data: Mapping[str, Terms], asked: str | None = None) -> 
         return Licence(default.id, default.name, default.link, private)
     if asked.casefold() == "other":
         return Licence("other", f"as-{default.id}", "LICENSE", private)
-    one = read(asked)
-    if one.id is None or one.id in _NOT_OF_THE_HUB:
+    terms = read(asked)
+    if terms.id is None or terms.id in _NOT_OF_THE_HUB:
         raise LicenceError(
             f"--license {asked}: not a licence that is known here; expected {', '.join(PERMISSIVE[:3])}, cc-by-4.0, "
             f"cc-by-nc-4.0, another of Creative Commons, {default.id} or other"
         )
-    if faults := _faults(one, bounds):
+    if faults := _faults(terms, bounds):
         raise LicenceError(
             f"--license {asked} grants more than what the model was made of: {'; '.join(faults)}. "
             f"Leave it out for the strictest of these, {default.name or default.id}"
         )
-    return Licence(one.id, None, None, private)
+    return Licence(terms.id, None, None, private)
 
 
 def _strictest(bounds: _Bounds) -> Licence:
     base, every = bounds.base, bounds.every
-    closed, alike = bounds.those(lambda one: not one.commercial), bounds.those(lambda one: one.alike)
-    research = bounds.those(lambda one: one.research)
+    closed, alike = bounds.those(lambda terms: not terms.commercial), bounds.those(lambda terms: terms.alike)
+    research = bounds.those(lambda terms: terms.research)
     flags = ["research-only"] * bool(research)
-    flags += ["terms-not-known"] * bool(bounds.those(lambda one: not one.known))
-    flags += ["no-derivatives"] * bool(bounds.those(lambda one: not one.derivatives))
+    flags += ["terms-not-known"] * bool(bounds.those(lambda terms: not terms.known))
+    flags += ["no-derivatives"] * bool(bounds.those(lambda terms: not terms.derivatives))
+
+    # A licence of the hub's list, where one says all of it.
     if not flags and base.link is None:
         names = sorted({every[name].id or "" for name in alike})
         if not names and closed:
             return Licence("cc-by-nc-4.0", None, None, ())
         if not names:
-            named = base.id != "cc0-1.0" or not bounds.those(lambda one: (one.id or "").startswith("cc-by"))
+            named = base.id != "cc0-1.0" or not bounds.those(lambda terms: (terms.id or "").startswith("cc-by"))
             return Licence(base.id if named and base.id else "cc-by-4.0", None, None, ())
         if len({_family(name) for name in names}) == 1 and ("-nc-" in names[-1] or not closed):
             return Licence(names[-1], None, None, ())  # a later version of the same licence is as good
     elif not flags and not closed and not alike and base.id and base.id not in _NOT_OF_THE_HUB:
         return Licence(base.id, None, None, ())
+
+    # Else a name for all terms together, which the file LICENSE then lists.
     if base.link is not None and base.id is not None:
         flags.insert(0, base.id)
     flags += ["non-commercial"] * bool(closed and not research) + ["share-alike"] * bool(alike)
@@ -195,14 +203,15 @@ def _strictest(bounds: _Bounds) -> Licence:
 
 
 def _faults(asked: Terms, bounds: _Bounds) -> list[str]:
-    found = bounds.unshared + bounds.said(lambda one: one.research, "is for research only")
+    """What the licence asked for grants, and base or data do not."""
+    faults = bounds.unshared + bounds.reasons(lambda terms: terms.research, "is for research only")
     if asked.commercial:
-        found += bounds.said(lambda one: not one.commercial and not one.research, "is non-commercial")
+        faults += bounds.reasons(lambda terms: not terms.commercial and not terms.research, "is non-commercial")
     own = asked.id or ""
-    found += bounds.said(lambda one: one.alike and not _as_strict(own, one.id or ""), "is share-alike")
+    faults += bounds.reasons(lambda terms: terms.alike and not _as_strict(own, terms.id or ""), "is share-alike")
     if bounds.base.link and own != bounds.base.id:
-        found.append(f"the base hands its own licence down ({bounds.base.stated})")
-    return found
+        faults.append(f"the base hands its own licence down ({bounds.base.stated})")
+    return faults
 
 
 def _family(name: str) -> str:
@@ -215,10 +224,10 @@ def _as_strict(own: str, alike: str) -> bool:
 
 
 def refuse_name(base: Terms, repo: str) -> None:
-    """Nothing, if what is made of the base may be called so.
+    """Refuses a name that what is made of the base may not have.
 
     Raises:
-        TermsError: the name of a Llama derivative that does not begin with Llama.
+        LicenceError: the name of a Llama derivative that does not begin with Llama.
     """
     owner, _, name = repo.rpartition("/")
     if base.id in LLAMA and not name.startswith("Llama"):

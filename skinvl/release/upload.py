@@ -51,7 +51,7 @@ class Plan:
 
 
 def check_name(repo: str) -> None:
-    """Nothing, if the hub may have a repository of this name.
+    """Refuses a name that no repository of the hub can have.
 
     Raises:
         UploadError: it is not of the form owner/name, or has characters that the hub refuses.
@@ -76,7 +76,7 @@ def look(repo: str, folder: Path, public: bool) -> Plan:
     }
     api = HfApi()
     address = f"{api.endpoint}/{repo}"
-    with _told(repo):
+    with _failures_explained(repo):
         api.whoami()
         try:
             info = api.model_info(repo)
@@ -91,13 +91,13 @@ def look(repo: str, folder: Path, public: bool) -> Plan:
             f"{repo}: exists and is private, and with it all that was committed there would become public; leave out "
             "--public, then make it public on its settings page once you have looked at it"
         )
-    there = [one.rfilename for one in info.siblings or [] if one.rfilename != ".gitattributes"]
-    if other := [name for name in there if name.endswith(WEIGHTS) and name not in files]:
+    present = [file.rfilename for file in info.siblings or [] if file.rfilename != ".gitattributes"]
+    if other := [name for name in present if name.endswith(WEIGHTS) and name not in files]:
         raise UploadError(
             f"{repo}: holds other weights ({', '.join(other[:3])}), which would stand beside these; give another name, "
             "or delete them there"
         )
-    replaced, kept = [[name for name in there if (name in files) is known] for known in (True, False)]
+    replaced, kept = [[name for name in present if (name in files) is known] for known in (True, False)]
     return Plan(repo, address, public, files, info.sha, tuple(replaced), tuple(kept))
 
 
@@ -109,7 +109,7 @@ def send(plan: Plan, folder: Path, message: str) -> str:
             then but an empty repository.
     """
     api = HfApi()
-    with _told(plan.repo):
+    with _failures_explained(plan.repo):
         parent = plan.parent
         if parent is None:
             api.create_repo(plan.repo, private=not plan.public)
@@ -118,13 +118,15 @@ def send(plan: Plan, folder: Path, message: str) -> str:
         # Not upload_folder, which may make several commits of a large folder and show the first ones alone.
         commit = api.create_commit(plan.repo, operations, commit_message=message, parent_commit=parent)
         info = api.model_info(plan.repo, revision=commit.oid, files_metadata=True)
-    there = {one.rfilename: one for one in info.siblings or []}
+
+    # What the hub then has is what was sent, by size and, of large files, by digest.
+    present = {file.rfilename: file for file in info.siblings or []}
     for operation in operations:
-        one = there.get(operation.path_in_repo)
-        lfs = one.lfs if one else None
+        file = present.get(operation.path_in_repo)
+        lfs = file.lfs if file else None
         if (
-            one is None
-            or one.size != operation.upload_info.size
+            file is None
+            or file.size != operation.upload_info.size
             or (lfs and lfs.sha256 != operation.upload_info.sha256.hex())
         ):
             raise UploadError(
@@ -135,7 +137,7 @@ def send(plan: Plan, folder: Path, message: str) -> str:
 
 
 @contextmanager
-def _told(repo: str) -> Iterator[None]:
+def _failures_explained(repo: str) -> Iterator[None]:
     """Within, what can go wrong between here and the hub becomes one message."""
     try:
         yield
@@ -163,6 +165,7 @@ def _told(repo: str) -> Iterator[None]:
 
 
 def _answer(repo: str, error: HfHubHTTPError) -> str:
+    """What the hub's refusal means, and what to do."""
     status = error.response.status_code
     if status == 401:
         return (

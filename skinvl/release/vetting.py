@@ -80,16 +80,16 @@ def check(folder: Path, private: Sequence[str] = ()) -> list[Finding]:
     Args:
         private: words that no file may hold, such as the token in use and the home folder.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
-            found.append(Finding(name, "a link that leaves the folder", "put the file itself there, or remove it"))
+            findings.append(Finding(name, "a link that leaves the folder", "put the file itself there, or remove it"))
         elif path.is_file():
-            found += _file(path, name, private)
+            findings += _file(path, name, private)
         elif not path.is_dir():
-            found.append(Finding(name, "neither a file nor a folder", "remove it"))
-    return found
+            findings.append(Finding(name, "neither a file nor a folder", "remove it"))
+    return findings
 
 
 def neutral(text: str) -> str:
@@ -151,14 +151,14 @@ def _tensors(path: Path, name: str, private: Sequence[str]) -> Iterator[Finding]
         header = file.read(size) if size <= path.stat().st_size else b""
     try:
         tensors = json.loads(header)
-        ends = [one["data_offsets"][1] for key, one in tensors.items() if key != "__metadata__"]
+        ends = [tensor["data_offsets"][1] for key, tensor in tensors.items() if key != "__metadata__"]
         whole = 8 + size + max(ends, default=0) == path.stat().st_size
     except (ValueError, AttributeError, KeyError, TypeError, LookupError):
         whole = False
     if not whole:
         yield Finding(name, "not a whole safetensors file", "make it again")
         return
-    yield from _said(header.decode("utf-8", "replace"), f"{name} (its header)", private)
+    yield from _forbidden(header.decode("utf-8", "replace"), f"{name} (its header)", private)
 
 
 def _words(path: Path, name: str, private: Sequence[str]) -> Iterator[Finding]:
@@ -173,10 +173,10 @@ def _words(path: Path, name: str, private: Sequence[str]) -> Iterator[Finding]:
             reader(text)
     except (ValueError, yaml.YAMLError):
         yield Finding(name, f"not {path.suffix[1:].upper()}, as its name says", "make it again")
-    yield from _said(text, name, private)
+    yield from _forbidden(text, name, private)
 
 
-def _said(text: str, name: str, private: Sequence[str]) -> Iterator[Finding]:
+def _forbidden(text: str, name: str, private: Sequence[str]) -> Iterator[Finding]:
     for what, pattern in _SECRETS.items():
         for match in re.finditer(pattern, text):
             # Never the secret itself: the message goes to logs.
@@ -192,5 +192,5 @@ def _said(text: str, name: str, private: Sequence[str]) -> Iterator[Finding]:
         yield Finding(f"{name}:{_line(text, match.start())}", "an image within the text", "remove it")
 
 
-def _line(text: str, place: int) -> int:
-    return text.count("\n", 0, place) + 1
+def _line(text: str, offset: int) -> int:
+    return text.count("\n", 0, offset) + 1

@@ -101,8 +101,8 @@ def test_attention_keeps_no_square(causal: bool) -> None:
         found = casts.attention(query, key, key, causal, "pairs")
         pairs = 2 * (21 if causal else 60)
         assert count.alive == found.nbytes + 2 * 6 * 4
-        assert count.flops[1] == casts.found["pairs"] == 4 * pairs * 8
+        assert count.flops[1] == casts.operations["pairs"] == 4 * pairs * 8
         torch.autograd.backward(found.sum())
-    assert count.flops[1] == casts.found["pairs"] == 14 * pairs * 8
+    assert count.flops[1] == casts.operations["pairs"] == 14 * pairs * 8
     assert query.grad is not None
     assert query.grad.shape == query.shape
