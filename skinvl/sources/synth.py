@@ -21,7 +21,7 @@ from skinvl.sources.asking.inquiry import ask_all
 from skinvl.sources.asking.journal import Journal
 from skinvl.sources.asking.outcomes import Outcomes
 from skinvl.sources.asking.payload import Payloads
-from skinvl.sources.asking.progress import Progress
+from skinvl.sources.asking.progress import AskingProgress
 from skinvl.sources.asking.request import Request
 from skinvl.sources.reading import embedding, screening
 from skinvl.sources.synthesis import output, programme, review, tally
@@ -110,7 +110,7 @@ async def _asked(
         with (
             Journal(job.journal) as file,
             Payloads(job.source, args.image_size) as payloads,
-            Progress(console, expected, budget) as progress,
+            AskingProgress(console, expected, budget) as progress,
         ):
             counts = await ask_all(
                 requests, endpoints, file, payloads, concurrency=args.concurrency, budget=budget,

@@ -21,6 +21,7 @@ from data_prep import PrepError, llava
 from skinvl.data.example import read
 from skinvl.sources.prepare import images
 from skinvl.sources.prepare import steps as module
+from skinvl.sources.prepare.folder import claimed
 from skinvl.sources.prepare.steps import prepare
 from skinvl.sources.prepare.writer import Account
 
@@ -171,7 +172,7 @@ def test_work_of_other_settings_is_begun_anew_and_never_mixed(
 def test_two_runs_at_once_are_refused(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (
-        module._claimed(tmp_path / ".out.partial", "x", False),
+        claimed(tmp_path / ".out.partial", "x", False),
         pytest.raises(PrepError, match="another skinvl prep is"),
     ):
         prepare("llava", raw, out)

@@ -20,7 +20,7 @@ from skinvl.sources import synth
 from skinvl.sources.asking.budget import Budget
 from skinvl.sources.asking.inquiry import Counts
 from skinvl.sources.asking.journal import Journal, Spent
-from skinvl.sources.asking.progress import Progress
+from skinvl.sources.asking.progress import AskingProgress
 from skinvl.sources.asking.refusals import EndpointError
 from skinvl.sources.asking.request import Reply
 from skinvl.sources.reading import embedding
@@ -296,7 +296,7 @@ def test_a_server_that_fails_at_embeddings_is_asked_again_and_then_named(
 def test_progress_says_what_is_left_and_what_it_will_cost() -> None:
     shown = io.StringIO()
     budget = Budget(prompt_price=1.0, completion_price=10.0)
-    with Progress(Console(file=shown, width=300), 400, budget) as progress:
+    with AskingProgress(Console(file=shown, width=300), 400, budget) as progress:
         counts = Counts(before=100, answered=90, failed=10, spent=Spent(200, 200_000, 20_000), note="503: busy")
         progress.say(counts)
         assert shown.getvalue() == ""  # in a log one line a minute is enough
@@ -304,14 +304,18 @@ def test_progress_says_what_is_left_and_what_it_will_cost() -> None:
     assert line.startswith("200 of 400 done; of these 10 failed now; ")
     assert "a second; about 0 min left; spent 200 requests, 220,000 tokens, 0.40 in money; " in line
     assert "in all about 400 requests, 440,000 tokens, 0.80 in money; last trouble: 503: busy" in line
-    assert Progress(Console(file=shown), None, Budget()).line(Counts(before=7)).startswith("7 done; spent 0 requests")
-    assert "min left" not in Progress(Console(file=shown), 9, Budget()).line(Counts(before=7))
+    assert (
+        AskingProgress(Console(file=shown), None, Budget())
+        .line(Counts(before=7))
+        .startswith("7 done; spent 0 requests")
+    )
+    assert "min left" not in AskingProgress(Console(file=shown), 9, Budget()).line(Counts(before=7))
 
 
 def test_progress_shows_what_a_server_says_as_it_is() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, no_color=True, width=200, highlight=False, markup=False)
-    with Progress(console, 10, Budget()) as progress:
+    with AskingProgress(console, 10, Budget()) as progress:
         progress.say(Counts(answered=3, note="[bold]503[/] [/nothing]"))
     assert shown.getvalue().count("[bold]503[/] [/nothing]") >= 2  # while it runs, and at its end
 
@@ -414,9 +418,9 @@ def test_two_at_work_on_one_shard_is_refused(source: Path, tmp_path: Path) -> No
 def test_real_photos_become_a_source_that_is_trained_on(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from helpers import tiny  # which loads torch, as nothing else here
     from test_synth_journey import recipe
 
+    from helpers import tiny  # which loads torch, as nothing else here
     from skinvl import __main__
     from skinvl.data import mixture
     from skinvl.recipe.recipe import Data

@@ -16,7 +16,7 @@ from skinvl.sources.asking.inquiry import Counts
 LINES = 60.0  # seconds between two lines where there is no terminal
 
 
-class Progress:
+class AskingProgress:
     """Says it while its block runs, and once more when it ends.
 
     Args:

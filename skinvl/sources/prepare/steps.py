@@ -7,14 +7,10 @@ a folder beside OUT, which takes OUT's place when it is whole.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -24,20 +20,16 @@ import pyarrow.parquet as pq
 import data_prep
 from data_prep import BLOCK, Card, PrepError
 from skinvl.data.workers import Workers
-from skinvl.recipe.files import partial_folder, read_json, replace_folder, whole_file, write_json, write_text
+from skinvl.recipe.files import partial_folder, replace_folder, whole_file, write_json
 from skinvl.sources.prepare import blocks, join, writer
 from skinvl.sources.prepare.blocks import Block, PrepJob
+from skinvl.sources.prepare.folder import claimed, recorded, refuse_out, stamp_of
 from skinvl.sources.prepare.images import Looked, look_at
 from skinvl.sources.prepare.writer import Account
 from skinvl.sources.rules import RULES
 
 SMALL_ROWS, SMALL_IMAGES = 20_000, 500  # up to so many, starting processes takes longer than the work
 BATCH = 32  # images that a process is given at once
-# What a prepared source depends on, beside the raw files.
-MODULES = (
-    *("data/example", "data/fingerprints", "data/labels", "data/metadata", "data/pixels", "data/questions"),
-    *("data/source", "sources/prepare/*", "sources/rules/*"),
-)
 PRELOADED = ("skinvl.sources.prepare.blocks", "skinvl.sources.prepare.images")
 
 
@@ -73,16 +65,16 @@ def prepare(
         raise PrepError(f"{name}: its authors give no split to keep; leave out --split official")
     if not raw.exists() and not card.drawn:
         raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
-    _refuse_out(raw, out)
+    refuse_out(raw, out)
     out = out.absolute()
     work = partial_folder(out)
     try:
         totals = {part: data_prep.load(name).rows(raw, part) for part in job.parts}
-        stamp = _stamp(job)
-        if account := _recorded(out, stamp):
+        stamp = stamp_of(job)
+        if account := recorded(out, stamp):
             shutil.rmtree(work, ignore_errors=True)  # of a run that was stopped in its last moment
             return account
-        with _claimed(work, stamp, shard is not None) as lock:
+        with claimed(work, stamp, shard is not None) as lock:
             index, count = shard or (0, 1)
             _convert(job, totals, work, index, count, workers)
             _look(job, work, index, count, workers)
@@ -90,7 +82,7 @@ def prepare(
             if shard is not None and _unfinished(job, work, made, images):
                 return None
             fcntl.flock(lock, fcntl.LOCK_EX)  # shards that end together join one after another: the first for all
-            return _recorded(out, stamp) or _join(job, card, totals, made, images, work, out, stamp)
+            return recorded(out, stamp) or _join(job, card, totals, made, images, work, out, stamp)
     except OSError as error:
         raise PrepError(
             f"{error.filename or out}: {error.strerror or error} while preparing {name} into {out}; "
@@ -229,84 +221,3 @@ def _join(
     replace_folder(work / "source", out)
     shutil.rmtree(work)
     return account
-
-
-@contextmanager
-def _claimed(work: Path, stamp: str, shared: bool) -> Iterator[IO[str]]:
-    """The lock of the folder in which the source is made, emptied of what another job left there.
-
-    Raises:
-        PrepError: another process is at work there.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("a", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PrepError(
-                f"{work}: another skinvl prep is at work there; wait for it, or choose another OUT"
-            ) from error
-        job = work / "job"
-        if job.exists() and job.read_text(encoding="utf-8") != stamp:
-            if shared:
-                raise PrepError(
-                    f"{work}: holds the work of other settings, raw files or another version of skinvl; give every "
-                    "shard the same, or remove the folder to begin anew"
-                )
-            for path in work.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-        write_text(job, stamp)
-        (work / "source").mkdir(exist_ok=True)
-        try:
-            yield lock
-        except PrepError:
-            if not shared:
-                shutil.rmtree(work)
-            raise
-
-
-def _recorded(out: Path, stamp: str) -> Account | None:
-    """The account of the source in OUT, if it is of this job."""
-    card = out / "card.json"
-    record = read_json(card, "remove it to prepare the source anew", PrepError) if card.is_file() else {}
-    return Account.of(record) if record.get("stamp") == stamp else None
-
-
-def _stamp(job: PrepJob) -> str:
-    """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()))).encode())
-
-    package = Path(__file__).parents[2]
-    code = [path for name in MODULES for path in package.glob(f"{name}.py")]
-    for path in sorted([*code, *Path(data_prep.__file__).parent.glob("*.py")]):
-        digest.update(path.read_bytes())
-
-    # The content of a large download is not read again: size and time tell whether it has changed.
-    root = job.raw.parent if job.raw.is_file() else job.raw
-    for folder, below, names in os.walk(root):
-        if job.raw.is_file():  # beside it may lie what was prepared from it
-            below[:] = [name for name in below if name[0] != "." and not Path(folder, name, "card.json").exists()]
-        below.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            status = path.stat() if path.exists() else path.lstat()
-            digest.update(
-                f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
-            )
-    return digest.hexdigest()
-
-
-def _refuse_out(raw: Path, out: Path) -> None:
-    source, target = raw.resolve(), out.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise PrepError(f"{out}: RAW ({raw}) and OUT lie in one another; choose an OUT beside RAW")
-    if out.is_file():
-        raise PrepError(f"{out}: a file; expected a folder that is new, empty or a prepared source")
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if names and not {"card.json", "ledger.jsonl"} <= names:
-        raise PrepError(
-            f"{out}: not empty and not a prepared source (it holds {', '.join(sorted(names)[:3])}, …); "
-            "choose another OUT, or empty it yourself"
-        )
