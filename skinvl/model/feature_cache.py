@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 from skinvl.data import fingerprints
 from skinvl.model.families import Picture
+from skinvl.recipe.files import whole_file
 
 NAME = "features"  # of the one tensor in a file
 CHECK = "xxh3_128"  # of its bytes, in the file's metadata
@@ -79,14 +79,12 @@ class Cache:
             CacheError: there is no room, or the folder cannot be written to.
         """
         path = self.file(image)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
         kept = features.detach().cpu().contiguous()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({NAME: kept}, partial, metadata={CHECK: _digest(kept)})
-            partial.replace(path)
+            with whole_file(path) as partial:  # other processes may write the same image's at once
+                save_file({NAME: kept}, partial, metadata={CHECK: _digest(kept)})
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise CacheError(
                 f"{path}: cannot be written ({error}); make room, link cache/ to another disk, or set cache_gb=0 and "
                 "have the tower run in every step"

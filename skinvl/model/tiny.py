@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from skinvl.data import example
 from skinvl.data.source import source_folder
 from skinvl.model import families
 from skinvl.model.families import Family
+from skinvl.recipe.files import whole_folder
 from skinvl.recipe.recipe import Recipe
 
 VOCABULARY = 2_000  # tokens at most, the family's control tokens included
@@ -57,19 +56,11 @@ def build(
     backend = _train(family, texts or ()) if tokenizer_json is None else Tokenizer.from_file(str(tokenizer_json))
     tokenizer = _tokenizer(family, backend)
     config = family.tiny.config(tokenizer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
+    with whole_folder(out, shared=True) as partial:
         model = _model(family, config, seed)
         model.generation_config = _generation(tokenizer)
         model.save_pretrained(partial)
         family.tiny.processor(tokenizer, chat_template or family.tiny.template).save_pretrained(partial)
-        if out.is_dir():
-            out.rmdir()
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from skinvl.model.adapter import WRAPPER
 from skinvl.model.base import base_dtype
 from skinvl.plan.meta_step import MetaStep, Trace
+from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe, deepspeed_config
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit types
@@ -101,7 +101,7 @@ def zero(recipe: Recipe) -> Zero:
     name = recipe.train.get("deepspeed")
     if name is None:
         return Zero()
-    found = json.loads(deepspeed_config(name).read_text(encoding="utf-8")).get("zero_optimization", {})
+    found = read_json(deepspeed_config(name), "mend it or name another").get("zero_optimization", {})
     device = {key: found.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
     return Zero(
         found.get("stage", 0),

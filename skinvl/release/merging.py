@@ -25,10 +25,12 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from skinvl.model import adapter
 from skinvl.model.base import base_dtype, blank_model, quantization, read_config
 from skinvl.model.families import Family
+from skinvl.recipe.files import read_json, write_json
 from skinvl.recipe.recipe import Recipe
 
 Onto = Literal["bf16", "dequantized"]
 INDEX = "model.safetensors.index.json"
+AGAIN = "download the base again"
 _FLOATS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # bytes of a number, by its name in a safetensors header
 _WHOLE = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
 _LORA = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector")
@@ -113,10 +115,10 @@ class Merging:
                     tensor = (tensor.bfloat16() if one.floating else tensor).cpu().contiguous()
                     written.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         if (self.base / INDEX).is_file():
-            index = json.loads((self.base / INDEX).read_text(encoding="utf-8"))
+            index = read_json(self.base / INDEX, AGAIN, MergingError)
             index["metadata"] = {**index.get("metadata", {}), "total_size": self.bytes}
             index["weight_map"] = {one.name: one.file for one in sorted(self.stored, key=lambda one: one.name)}
-            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_json(out / INDEX, index)
 
     def _keys(self, blank: PreTrainedModel) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
         """The adapter's keys: those of each LoRA layer by what they are, and those of weights trained in full."""
@@ -216,7 +218,7 @@ def stored(base: Path, blank: PreTrainedModel) -> list[Stored]:
     files = ["model.safetensors"]
     named: Mapping[str, str] = {}
     if (base / INDEX).is_file():
-        named = json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        named = read_json(base / INDEX, AGAIN, MergingError, ["weight_map"])["weight_map"]
         files = sorted(set(named.values()))
     if absent := [file for file in files if not (base / file).is_file()]:
         raise MergingError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from skinvl.data import labels
 from skinvl.data.questions import choices
 from skinvl.evaluate import benchmarks
 from skinvl.recipe import strict
+from skinvl.recipe.files import read_json
 from skinvl.score.stats import Float
 
 LISTED = "Which of these fits the image: {classes}?"  # where a file names the classes
@@ -72,7 +72,7 @@ def _scored(out: Path | None) -> dict[str, dict[str, Any]]:
     path = out / "scores.json" if out else None
     if path is None or not path.is_file():
         return {}
-    sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
+    sets = read_json(path, "score the run again", ClassListError, ["sets"])["sets"]
     return {name: blocks["classes"] for name, blocks in sets.items() if blocks.get("classes")}
 
 

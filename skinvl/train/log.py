@@ -6,28 +6,25 @@ import json
 import math
 from pathlib import Path
 
-from skinvl.recipe.files import write_text
+from skinvl.recipe.files import read_json_lines, write_text
+
+HINT = "mend the line or remove it"  # where a log cannot be read
 
 
 def rewind(log: Path, step: int) -> None:
     """Nothing; the log holds no entry after `step`, from which a resumed run writes on."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
     kept = []
-    for line in lines:
-        if not line.endswith("\n"):  # a killed run may leave half a line
-            break
-        entry = json.loads(line)
+    for entry in read_json_lines(log, HINT, unfinished=True) if log.is_file() else ():
         if entry["step"] > step or "train_runtime" in entry:  # the first of what follows the last step
             break
-        kept.append(line)
+        kept.append(json.dumps(entry) + "\n")
     write_text(log, "".join(kept))
 
 
 def mean_loss(log: Path) -> float:
     """The mean of the logged train losses over the steps that they are of; NaN where none was logged."""
     total, last = 0.0, 0
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read_json_lines(log, HINT):
         if "loss" in entry:
             total += entry["loss"] * (entry["step"] - last)
             last = entry["step"]
@@ -40,8 +37,7 @@ def plot_losses(log: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read_json_lines(log, HINT):
         for key, value in entry.items():
             if key == "loss" or (key.startswith("eval_") and key.endswith("_loss")):
                 curves.setdefault("train" if key == "loss" else key.removesuffix("_loss"), []).append(
