@@ -68,6 +68,14 @@ def test_lines_are_short_and_links_lead_somewhere(path: Path) -> None:
         assert (path.parent / link).is_file(), link
 
 
+def test_files_that_are_named_exist() -> None:
+    folders = "|".join(name.rstrip("/") for columns in house() for name in columns[0].split(", ") if "/" in name)
+    examples = re.findall(r"^`(\S+)`:$", WRITTEN, re.MULTILINE)  # that CONTRIBUTING adds
+    named = set(re.findall(rf"`((?:{folders})/[\w./-]*)`", WRITTEN)) - set(examples)
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_recipes_bases_and_verbs_of_the_readme_exist() -> None:
     for name in recipe.recipes() + recipe.bases():
         assert f"`{name}`" in README, name
