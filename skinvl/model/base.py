@@ -45,8 +45,8 @@ def read_config(path: Path) -> tuple[PretrainedConfig, Family]:
     Raises:
         ValueError: the family has no file.
     """
-    found = AutoConfig.from_pretrained(path)
-    return found, families.load(found.model_type)
+    config = AutoConfig.from_pretrained(path)
+    return config, families.load(config.model_type)
 
 
 def attention_kernel(wanted: str, family: Family) -> str:
@@ -123,7 +123,8 @@ def load_base(
     model = _read(AutoModelForImageTextToText, path, recipe, settings)
     for module in model.modules():
         # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs a layer's weight when it is first evaluated; what then
-        # passes through it has no gradient, in the training that goes on too.
+        # passes through it has no gradient, in the training that goes on too
+        # (findings/bitsandbytes-cpu-eval-cuts-gradients.sh).
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     attention.use(model, kernel)
@@ -137,14 +138,14 @@ def load_tower(path: Path, family: Family, recipe: Recipe) -> PreTrainedModel:
     Raises:
         ModelError: the files lack weights of the tower.
     """
-    found, _ = read_config(path)
+    config, _ = read_config(path)
     (name,) = family.parts["vision"]
     settings = {
-        "config": found.vision_config,
+        "config": config.vision_config,
         "attn_implementation": attention_kernel(recipe.attention, family),
         "key_mapping": {tower_names(family).pattern: ""},
     }
-    tower = _read(type(blank_model(found).get_submodule(name)), path, recipe, settings)
+    tower = _read(type(blank_model(config).get_submodule(name)), path, recipe, settings)
     tower.eval()
     return tower
 
@@ -158,19 +159,19 @@ def tower_names(family: Family) -> re.Pattern[str]:
 def _read(kind: Any, path: Path, recipe: Recipe, settings: dict[str, Any]) -> PreTrainedModel:
     loader = logging.getLogger("transformers.modeling_utils")
     loader.addFilter(_no_report)
+    model: PreTrainedModel
     try:
-        model, told = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             path, dtype=base_dtype(recipe), use_safetensors=True, output_loading_info=True, **settings
         )
     finally:
         loader.removeFilter(_no_report)
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{path}: {len(missing)} weights of {type(model).__name__} are not in its files (first: {missing[0]}); "
             "they would be random. Download the base again, or give one that is whole"
         )
-    found: PreTrainedModel = model
-    return found
+    return model
 
 
 def _no_report(record: logging.LogRecord) -> bool:
@@ -178,10 +179,10 @@ def _no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-def blank_model(found: PretrainedConfig) -> PreTrainedModel:
+def blank_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a config on the meta device: every module and shape, no weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForImageTextToText.from_config(found)
+        model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
     return model
 
 
@@ -195,12 +196,12 @@ def logits(model: nn.Module, inputs: Mapping[str, Any], where: torch.Tensor, **s
         settings: more for the model's forward; without a cache unless they say so.
     """
     head: nn.Module = extract_model_from_parallel(model).get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, given: (given[0][where][None],))
+    hook = head.register_forward_pre_hook(lambda module, arguments: (arguments[0][where][None],))
     try:
-        found: torch.Tensor = model(**inputs, **{"use_cache": False, **settings}).logits[0]
+        values: torch.Tensor = model(**inputs, **{"use_cache": False, **settings}).logits[0]
     finally:
         hook.remove()
-    return found.float()
+    return values.float()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -48,11 +48,11 @@ class Cache:
         try:
             with safe_open(self.file(image), "pt") as opened:
                 check = (opened.metadata() or {}).get(CHECK)
-                found: torch.Tensor = opened.get_tensor(NAME)
+                features: torch.Tensor = opened.get_tensor(NAME)
         except (FileNotFoundError, SafetensorError):
             return None
-        right = found.shape == self.shape(picture) and found.dtype == self.dtype and check == _digest(found)
-        return found if right else None
+        shaped = features.shape == self.shape(picture) and features.dtype == self.dtype
+        return features if shaped and check == _digest(features) else None
 
     def get(self, image: Path, picture: Picture) -> torch.Tensor:
         """The features of an image that a run has computed before it began.
@@ -60,20 +60,20 @@ class Cache:
         Raises:
             CacheError: they are gone, or no longer what was written.
         """
-        found = self.read(image, picture)
-        if found is None:
+        features = self.read(image, picture)
+        if features is None:
             raise CacheError(
                 f"{self.file(image)}: gone or damaged since the run began, and the tower that could compute the "
                 f"features of {image} again is not loaded; the same command with resume=auto does that and goes on"
             )
-        return found
+        return features
 
     def blank(self, picture: Picture) -> torch.Tensor:
         """Features for an image that nothing is trained on: zeros."""
         return torch.zeros(self.shape(picture), dtype=self.dtype)
 
     def write(self, image: Path, features: torch.Tensor) -> None:
-        """Nothing; the file appears whole.
+        """Writes the features of an image into its file, which appears whole.
 
         Raises:
             CacheError: there is no room, or the folder cannot be written to.

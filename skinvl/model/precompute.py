@@ -108,7 +108,7 @@ def once(base: OpenBase, rows: Sequence[Row], passes: float, say: Console) -> Ke
 
 def tower_size(config: PretrainedConfig, family: Family) -> int:
     """The parameters of a base that nothing needs once its images' features are known."""
-    whole, rest = (count_parameters(blank_model(one)) for one in (config, family.without_tower(config)))
+    whole, rest = (count_parameters(blank_model(each)) for each in (config, family.without_tower(config)))
     return whole - rest
 
 
@@ -124,9 +124,8 @@ def refusal(recipe: Recipe, family: Family, size: int, passes: float) -> str | N
 
 def _room(cache: Cache) -> int:
     """Bytes that the cache may grow to, by what the first rank sees: to a later one the disk may look fuller."""
-    there = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
-    found = [shutil.disk_usage(existing(ROOT)).free + there]
-    room: int = broadcast_object_list(found)[0]
+    cached = sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors"))
+    room: int = broadcast_object_list([shutil.disk_usage(existing(ROOT)).free + cached])[0]
     return room
 
 

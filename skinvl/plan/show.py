@@ -35,7 +35,7 @@ def paint_sources(recipe: Recipe, count: int) -> None:
 
 
 def paint(say: Console, chat: Chat, row: Row) -> None:
-    """Nothing; prints one conversation, or why it would not be trained on."""
+    """Prints one conversation, or why it would not be trained on."""
     name = f"{row.example.source}/{row.example.id}"
     try:
         encoded = chat.encode(row.example, sizes(row.root, row.example))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 from accelerate import PartialState
 from rich.console import Console
@@ -40,7 +41,7 @@ def fill(recipe: Recipe) -> None:
     asked = recipe if recipe.cache_gb is not None else recipe.model_copy(update={"cache_gb": math.inf})
     with state.main_process_first():
         base = open_base(asked)
-    rows = [*sets.train, *(row for some in sets.evaluation.values() for row in some)]
+    rows = [*sets.train, *chain.from_iterable(sets.evaluation.values())]
     kept = [rows[length.index] for length in preflight(base.chat, [(row.example, row.root) for row in rows]).kept]
     if precompute.once(base, kept, math.inf, say) is None:
         raise ValueError(f"{recipe.name}: nothing was computed: its images take more than cache_gb, or it has none")

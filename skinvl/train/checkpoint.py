@@ -47,7 +47,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def verify(checkpoint: Path) -> None:
-    """Nothing, if every file is as it was written.
+    """Checks that every file is as it was written.
 
     Raises:
         CheckpointError: one is not; the message names the checkpoint before it.
@@ -55,8 +55,8 @@ def verify(checkpoint: Path) -> None:
     before = [path for path in complete(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     back = f"to go on from {before[-1].name}" if before else "to begin anew"
     files = read_json(checkpoint / MANIFEST, f"remove {checkpoint} {back}", CheckpointError, ["files"])["files"]
-    found = {name: file_facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
-    for name, facts in found.items():
+    now = {name: file_facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
+    for name, facts in now.items():
         if facts != files[name]:
             what = (
                 "missing" if facts is None else f"damaged ({facts['bytes']:,} bytes; written {files[name]['bytes']:,})"
@@ -65,7 +65,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def save(trainer: Trainer) -> None:
-    """Nothing; `checkpoint-<step>` appears in the output folder, whole, and those beyond `save_total_limit` go.
+    """Writes `checkpoint-<step>` into the output folder, whole, and removes those beyond `save_total_limit`.
 
     It holds what trains and not the base: the adapter, optimizer, scheduler, random states and the trainer's state.
 
@@ -98,7 +98,7 @@ def save(trainer: Trainer) -> None:
 
 
 def sweep(checkpoints: Path) -> None:
-    """Nothing; what a killed process had not finished writing or removing is gone."""
+    """Removes what a killed process had not finished writing or removing."""
     for name in (".*.partial", ".*.gone"):
         for path in checkpoints.glob(name):
             shutil.rmtree(path)
@@ -106,15 +106,16 @@ def sweep(checkpoints: Path) -> None:
 
 def sizes(checkpoint: Path) -> dict[str, int]:
     """Bytes of a checkpoint by what they are for: the adapter, the optimizer, and the rest."""
-    found = {"adapter": 0, "optimizer": 0, "rest": 0}
+    counts = {"adapter": 0, "optimizer": 0, "rest": 0}
     for name, facts in read_json(checkpoint / MANIFEST, "remove the checkpoint")["files"].items():
         optimizer = name == "optimizer.pt" or name.startswith("global_step")
-        found["adapter" if name.startswith("adapter_model") else "optimizer" if optimizer else "rest"] += facts["bytes"]
-    return found
+        purpose = "adapter" if name.startswith("adapter_model") else "optimizer" if optimizer else "rest"
+        counts[purpose] += facts["bytes"]
+    return counts
 
 
 def same(path: Path, recipe: Recipe, data: Mapping[str, str], ranks: int) -> None:
-    """Nothing, if the run in the folder was begun with this recipe, these data (their digests) and as many ranks.
+    """Checks that the run in the folder was begun with this recipe, these data (their digests) and as many ranks.
 
     Raises:
         CheckpointError: it was begun otherwise; the message names what differs.
@@ -167,13 +168,13 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {name: tree}
     return {
-        key: value for one, node in tree.items() for key, value in _flat(node, f"{name}.{one}" if name else one).items()
+        key: value for own, node in tree.items() for key, value in _flat(node, f"{name}.{own}" if name else own).items()
     }
 
 
 @contextmanager
 def written(path: Path, checkpoints: Path) -> Iterator[None]:
-    """Nothing; what goes wrong while the folder `path` is written becomes one message.
+    """A block that writes the folder `path`: what goes wrong in it becomes one message.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -181,17 +182,17 @@ def written(path: Path, checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        there = last(checkpoints)
-        kept = f"{there} is whole: go on from it with resume=auto" if there else "No checkpoint was written before"
-        found = " ".join(str(error).split())[:200]
+        before = last(checkpoints)
+        kept = f"{before} is whole: go on from it with resume=auto" if before else "No checkpoint was written before"
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: cannot be written ({found}); free space or permit the folder. {kept}"
+            f"{path}: cannot be written ({reason}); free space or permit the folder. {kept}"
         ) from error
 
 
 def _rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    found = complete(folder)
-    spared = {found[-1], Path(best) if best else found[-1]}
-    rest = [path for path in found if path not in spared]
-    for path in rest[: max(len(found) - max(limit or len(found), len(spared)), 0)]:
+    whole = complete(folder)
+    spared = {whole[-1], Path(best) if best else whole[-1]}
+    rest = [path for path in whole if path not in spared]
+    for path in rest[: max(len(whole) - max(limit or len(whole), len(spared)), 0)]:
         clear(path)

@@ -12,7 +12,7 @@ HINT = "mend the line or remove it"  # where a log cannot be read
 
 
 def rewind(log: Path, step: int) -> None:
-    """Nothing; the log holds no entry after `step`, from which a resumed run writes on."""
+    """Cuts off what the log holds after `step`, from which a resumed run writes on."""
     kept = []
     for entry in read_json_lines(log, HINT, unfinished=True) if log.is_file() else ():
         if entry["step"] > step or "train_runtime" in entry:  # the first of what follows the last step
@@ -32,7 +32,7 @@ def mean_loss(log: Path) -> float:
 
 
 def plot_losses(log: Path, path: Path) -> None:
-    """Nothing; `path` shows the train loss and every eval loss of the log over the steps."""
+    """Draws the train loss and every eval loss of the log over the steps, into the PNG at `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -56,6 +56,6 @@ def provenance(
         allow_leak=recipe.data.allow_leak,
         leaking=sets.leaking,
         moved=len(sets.moved),
-        rows={"train": len(rows.train), **{name: len(some) for name, some in rows.evaluation.items()}},
+        rows={"train": len(rows.train), **{name: len(of_set) for name, of_set in rows.evaluation.items()}},
         dropped=len(rows.dropped),
     )

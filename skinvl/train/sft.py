@@ -70,8 +70,8 @@ def train(recipe: Recipe) -> None:
     minutes = (time.monotonic() - started) / 60
 
     if trainer.preemption.happened:
-        there = checkpoint.last(path / "checkpoints")
-        say.print(f"stopped by SIGTERM; {there} is whole: the same command with resume=auto goes on from it")
+        last = checkpoint.last(path / "checkpoints")
+        say.print(f"stopped by SIGTERM; {last} is whole: the same command with resume=auto goes on from it")
     else:
         finish(trainer, path, minutes, say)
     trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
@@ -168,7 +168,7 @@ def finish(trainer: Trainer, path: Path, minutes: float, say: Console) -> None:
     # Every rank evaluates its share.
     losses = trainer.evaluate() if trainer.eval_dataset else {}
     control = image_control(trainer, [row for rows in trainer.eval_dataset.values() for row in rows.rows])
-    speed = trainer.pace.speed(trainer.accelerator)
+    speed = trainer.throughput.speed(trainer.accelerator)
     if not trainer.is_world_process_zero():
         return
 
@@ -213,7 +213,7 @@ def _use_autocast(args: SFTConfig) -> None:
 
 
 def save_adapter(trainer: Trainer, path: Path) -> None:
-    """Nothing; the folder holds the adapter with its fully trained parts, the processor and the template."""
+    """Writes the adapter with its fully trained parts, the processor and the template into a folder, whole."""
     partial = partial_folder(path)
     with checkpoint.written(path, Path(str(trainer.args.output_dir))):
         trainer.save_model(str(partial))

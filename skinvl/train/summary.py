@@ -20,7 +20,7 @@ from skinvl.train.control import Control
 
 
 def shared(say: Console, sets: Sets) -> None:
-    """Nothing; prints how many eval conversations share a group or an image with the train set, and what came of it."""
+    """Prints how many eval conversations share a group or an image with the train set, and what came of it."""
     for rule, count in Counter(row.rule for row in sets.moved).items():
         what = "moved to the train set" if rule == "moved-to-train" else "left out"
         say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
@@ -33,7 +33,7 @@ def shared(say: Console, sets: Sets) -> None:
 
 
 def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], made: Provenance) -> None:
-    """Nothing; prints what trains in each part, where, and at which learning rate."""
+    """Prints what trains in each part, where, and at which learning rate."""
     table = Table("part", "train", "learning rate", "trainable", "of", title=f"{recipe.name} on {recipe.base.name}")
     places = {}
     for name, part in parts.items():
@@ -61,7 +61,7 @@ def result(
     minutes: float,
     path: Path,
 ) -> None:
-    """Nothing; prints the run's losses, the image control and where the adapter lies."""
+    """Prints the run's losses, the image control and where the adapter lies."""
     table = Table("result", "value", title=str(path))
     table.add_row("train loss (mean of the run)", f"{losses['train_loss']:.4f}")
     shown = [name for name in losses if name.startswith("eval_") and name.endswith("_loss")]
