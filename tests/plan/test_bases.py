@@ -163,7 +163,8 @@ def test_the_list_tells_what_is_known_here(
     def listed(*words: str) -> dict[str, str]:
         assert bases.main([*words]) == 0
         shown = capsys.readouterr().out.splitlines()
-        return {line.split()[0]: line for line in shown[2 : 2 + len(names)]}  # one line a base
+        start = next(index for index, line in enumerate(shown) if line.startswith("base ")) + 2
+        return {line.split()[0]: line for line in shown[start : start + len(names)]}  # one line a base
 
     rows = listed("--configs", str(shared / "configs"))
     assert list(rows) == names
