@@ -96,9 +96,9 @@ def test_a_page_opens_with_a_command_that_can_be_run(page: Path) -> None:
 def test_commands_that_cannot_be_run_here_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _, block in blocks(page):
         for command in block:
-            given = verbs(command)
-            assert given, command
-            for words in given:
+            calls = verbs(command)
+            assert calls, command
+            for words in calls:
                 parse(words, monkeypatch)
 
 
@@ -132,7 +132,7 @@ def test_commands_work_when_pasted_after_make_sft(
     skinvl(["prep", "demo", "data/raw/demo", "data/demo"])
     skinvl(["sft", "tiny", "train.max_steps=40"])
     for page in PAGES:
-        for here, block in blocks(page):
-            for command in block if here else []:
+        for works_here, block in blocks(page):
+            for command in block if works_here else []:
                 for words in verbs(command):
                     skinvl(words)
