@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from skinvl.model import hub, tiny
 from skinvl.model.base import read_config
 from skinvl.model.hub import Snapshot
 from skinvl.model.loaded import OpenBase, read_base
+from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe
 
 
@@ -88,7 +88,7 @@ def _template(path: Path) -> str | None:
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (path / name).is_file():
-            template = json.loads((path / name).read_text(encoding="utf-8")).get("chat_template")
+            template = read_json(path / name, "download the base's files again").get("chat_template")
             if isinstance(template, str):
                 return template
     return None

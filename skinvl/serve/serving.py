@@ -28,7 +28,7 @@ from skinvl.model import families
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.decode import stop_tokens
 from skinvl.model.loaded import open_with_adapter
-from skinvl.recipe.files import digest
+from skinvl.recipe.files import digest, read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.run import Run, finished
 
@@ -131,7 +131,7 @@ def _fresh(run: Run, merged: Path) -> None:
         raise ServeError(
             f"{merged}: no merge.json, so that nobody knows what was merged; remove the folder and {again}"
         )
-    then = json.loads(record.read_text(encoding="utf-8"))["adapter"]
+    then = read_json(record, again, ServeError, ["adapter"])["adapter"]
     if then != (now := digest(run.weights)):
         raise ServeError(f"{merged}: made of another adapter ({then}) than {run.adapter} is now ({now}); {again}")
 
@@ -169,22 +169,18 @@ def view(given: ServedModel, out: Path) -> Path:
     Raises:
         ServeError: there are no weights.
     """
-    made, partial = out / given.name, out / f".{given.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in sorted(chain.from_iterable(given.weights.glob(pattern) for pattern in WEIGHTS)):
-        (partial / file.name).symlink_to(file.resolve())
-    if not any(partial.glob("*.safetensors")):
-        raise ServeError(f"{given.weights}: no *.safetensors; give a run whose base or merged/ has its weights")
-    processor = _processor(given.chat)
-    if _as_trained(processor, given.chat):
-        processor.save_pretrained(partial)
-    else:
-        _budgeted(partial, processor, given.chat)
-    _generation(given).save_pretrained(partial)
-    shutil.rmtree(made, ignore_errors=True)
-    partial.rename(made)
-    return made
+    with whole_folder(out / given.name) as partial:
+        for file in sorted(chain.from_iterable(given.weights.glob(pattern) for pattern in WEIGHTS)):
+            (partial / file.name).symlink_to(file.resolve())
+        if not any(partial.glob("*.safetensors")):
+            raise ServeError(f"{given.weights}: no *.safetensors; give a run whose base or merged/ has its weights")
+        processor = _processor(given.chat)
+        if _as_trained(processor, given.chat):
+            processor.save_pretrained(partial)
+        else:
+            _budgeted(partial, processor, given.chat)
+        _generation(given).save_pretrained(partial)
+    return out / given.name
 
 
 def _processor(chat: Chat) -> ProcessorMixin:
@@ -229,9 +225,9 @@ def _budgeted(folder: Path, processor: Any, chat: Chat) -> None:
     processor.image_processor = chat.processor.image_processor  # as the model was built
     processor.save_pretrained(folder)
     file = folder / "processor_config.json"
-    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree = read_json(file, "serve the run again", ServeError)
     tree["auto_map"] = {"AutoProcessor": f"{Path(CODE).stem}.Served"}
-    file.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    write_json(file, tree)
     kind = type(processor).__name__
     (folder / CODE).write_text(
         f"from transformers import {kind}\n\nfrom skinvl.serve.serving import Budgeted\n\n\n"
@@ -262,7 +258,8 @@ class Budgeted:
 def ends(given: ServedModel) -> list[int]:
     """The tokens that end an answer: the template's end of turn, and what the weights' own folder names."""
     file = given.weights / "generation_config.json"
-    named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    hint = "put the folder of the weights back as it was"
+    named = read_json(file, hint, ServeError).get("eos_token_id") if file.is_file() else None
     return sorted(stop_tokens(given.chat, named))
 
 
