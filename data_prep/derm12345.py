@@ -121,6 +121,8 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             behavior = row["malignancy"].strip().casefold()
             group = f"{row['super_class'].strip().casefold()} {behavior}".strip()
             main = row["main_class_1"].strip()
+
+            # What is answered to each kind of question: our names where there is one, else theirs.
             values = {
                 "diagnosis": name,
                 "class": MAIN_CLASSES.get(main) or _plain(main),
@@ -131,12 +133,15 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             answers = {
                 kind: values[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
             }
+
+            # A lesion that they call indeterminate is graded by its diagnosis.
             danger = labels.malignancy(diagnosis) if labels.is_known(diagnosis) else None
             facts = Facts(
                 modality="dermoscopy",
                 diagnosis=diagnosis or None,
                 malignancy=behavior if behavior in ("benign", "malignant") else danger,
             )
+
             identity, patient = row["image_id"], row["patient_id"]
             split = known(lookup(where, row, "split", SPLITS, ())) or ""
             image = photo(f"{identity}.jpg", paths)

@@ -203,6 +203,8 @@ def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord
     entries = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
     for where, entry in entries:
         row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **entry}
+
+        # What is known of the lesion, under our own names.
         name = _diagnosis(row)
         flag = (row["benign_malignant"] or row.get("diagnosis_1", "")).casefold()
         if flag not in ("benign", "malignant"):
@@ -220,6 +222,7 @@ def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord
             sex=row["sex"] if row["sex"] in ("female", "male") else None,
             site=None if site in UNKNOWN else site,
         )
+
         # Among its classes the challenge calls this one so; the canonical name is narrower.
         spoken = row["diagnosis"] if row["diagnosis"] in ISIC_2019_CODES.values() else name
         values = {"diagnosis": spoken, "malignancy": flag, "modality": view and PICTURES[view]}
@@ -227,6 +230,7 @@ def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord
         answers = {
             kind: values[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
         }
+
         group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
         image = photo(f"{row['isic_id']}.jpg", paths)

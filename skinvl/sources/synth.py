@@ -86,6 +86,8 @@ def _ask(args: argparse.Namespace, job: SynthesisJob, console: Console) -> str:
     stop = asyncio.run(_asked(args, job, asked, expected, console))
     if stop or job.verifier is None:
         return stop
+
+    # What the second model is asked depends on what the first one answered.
     console.print(f"{job.verifier} checks what was answered")
     with Outcomes(job.out, journal.read(job.journals)) as outcomes:
         return asyncio.run(_asked(args, job, output.checks(job, outcomes), None, console, check=True))
@@ -103,6 +105,7 @@ async def _asked(
     addresses, name, model = args.endpoint, args.key_env, job.model
     if check:
         addresses, name, model = args.verify_endpoint or addresses, args.verify_key_env or name, args.verify_model
+
     settings = Settings(model, args.max_tokens, args.temperature, args.timeout)
     budget = Budget(args.max_requests, args.max_spent, args.max_cost, args.prompt_price, args.completion_price)
     endpoints = [Endpoint(address, settings, key(address, name)) for address in addresses]

@@ -149,11 +149,12 @@ class Endpoint:
             raise Trouble(f"{self.address}: no embeddings in its answer ({error!r})") from None
 
     def _body(self, request: Request, image: str | None) -> dict[str, Any]:
-        words: Any = request.prompt
+        content: Any = request.prompt
         if image is not None:
-            words = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": request.prompt}]
-        turns = [{"role": "system", "content": request.system}] if request.system else []
-        body: dict[str, Any] = {"model": self.settings.model, "messages": [*turns, {"role": "user", "content": words}]}
+            content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": request.prompt}]
+        messages = [{"role": "system", "content": request.system}] if request.system else []
+        messages.append({"role": "user", "content": content})
+        body: dict[str, Any] = {"model": self.settings.model, "messages": messages}
         body |= {} if self.settings.temperature is None else {"temperature": self.settings.temperature}
         return body
 
@@ -180,6 +181,8 @@ class Endpoint:
         sent = {**body, limit: self.settings.max_tokens} if what == CHAT else body
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": id} if id else {})}
         openai = self._openai
+
+        # What goes wrong says whether this request, this server or all of them wait.
         try:
             async with asyncio.timeout(self.settings.timeout):
                 response = await self._client.post(
@@ -201,6 +204,7 @@ class Endpoint:
             if isinstance(error.__cause__, httpx2.ConnectError):
                 raise Busy(detail, reached=False) from None
             raise Trouble(detail) from None
+
         try:
             return orjson.loads(response.content)
         except orjson.JSONDecodeError:

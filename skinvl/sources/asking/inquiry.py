@@ -161,11 +161,14 @@ class _Inquiry:
             # Those that wait are bounded too: where all fails, nothing new is begun.
             if not again and (not self.ahead or len(self.waiting) >= self.concurrency):
                 return
+
+            # What runs may still cost as much as the dearest so far.
             if not self.budget.allows(self.journal.spent, len(self.running)):
                 if not self.running:
                     spent = self.budget.in_words(self.journal.spent)
                     self._stop(f"the budget is spent ({spent}); give a larger one and {AGAIN}")
                 return
+
             task = heapq.heappop(self.waiting) if again else self.ahead.popleft()
             lane.running += 1
             asking = self.loop.create_task(self._ask(task, lane))

@@ -114,9 +114,11 @@ def presupposed(question: str, known: Known) -> str | None:
     """
     words, mentions = _read(question, known)
     for mention in mentions:
+        # It is named as what it is, or pointed at as in "the melanoma".
         before, after = (part.casefold() for part in _sentence(words, mention))
         supposed = mention.denial == "open" and mention.classes & known.own and _POINTED.search(before)
         if mention.counted & known.own or supposed:
+            # Unless it is one of several, asked for itself, or told apart from.
             offered = any(not other.classes & known.own for other in mentions) and _OFFERS.search(before + after)
             ends = re.match(r"^\W*$|^ (?:or|in|here|at)\b", after) and not re.search(r"\bto (?!be\b)", before)
             asks = _POLAR.search(before) and (ends or _ARTICLE.search(before)) and not _holds(before, bool(ends))

@@ -41,7 +41,7 @@ class Deals(NamedTuple):
     question: Deal
 
 
-# A diagnosis that was asked for is right, but was told and not seen, as its tag says; age and sex are never seen.
+# A diagnosis that was asked for is right, but was disclosed and not seen, as its tag says; age and sex are never seen.
 DEALS: dict[str, Deals] = {
     "age": Deals("drop", "drop", "drop"),
     "sex": Deals("drop", "drop", "drop"),

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-# Cosines from which on two texts count as one.
+# Cosines from which on two texts count as the same.
 EMBEDDED = 0.93  # a choice: models differ, and it was measured with none
-SPELT = 0.75  # measured on pairs of tasks judged by hand: see tests/test_likeness.py
+SPELT = 0.75  # measured on pairs of tasks judged by hand: see tests/sources/test_likeness.py
 _DENIAL = re.compile(r"\b(?:no|not|never|without|except|neither|nor|against|cannot)\b|n['’]t\b")
 BLOCK = 1_000  # texts that are compared at once; each needs 8 bytes for every kept one
 

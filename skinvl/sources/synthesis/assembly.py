@@ -151,6 +151,7 @@ class Assembly:
             if image not in self._shown[-1:]:  # the requests about an image come one after another
                 _link(self._job.source / image, self._folder / image)
                 self._shown.append(image)
+
         self._licences.add(example.licence)
         self.account.examples[example.split] += 1
         self.account.kinds[example.facts.kind or ""] += 1

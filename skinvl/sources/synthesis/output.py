@@ -28,7 +28,7 @@ def assemble(job: SynthesisJob, outcomes: Outcomes, embed: Embed | None = None) 
 
     Raises:
         SynthesisError: an image of the source is gone, or no request has an outcome; an older OUT is as it was.
-        FileNotFoundError, ValueError: see `fingerprints.read` and `units.units`.
+        FileNotFoundError, ValueError: see `source.read_images` and `units.units`.
     """
     job = job.whole
     partial = job.out / ".partial"
