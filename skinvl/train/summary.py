@@ -42,7 +42,7 @@ def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained
         table.add_row(name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}")
         if part.trainable:
             places[name] = ", ".join(f"{module} ×{count}" for module, count in part.lora.items())
-            places[name] = places[name] or f"{part.full} modules"
+            places[name] = places[name] or f"{part.full} module{'s' * (part.full != 1)}"
     say.print(table)
     for name, where in places.items():
         entry(say, f"{name} trains", where)
