@@ -1,4 +1,4 @@
-"""Bytes of a training run on one GPU, item by item, from its exact parameters and a rehearsed step."""
+"""Bytes of a training run on one GPU, item by item, from its exact parameters and a step on the meta device."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def zero(recipe: Recipe) -> Zero:
     name = recipe.train.get("deepspeed")
     if name is None:
         return Zero()
-    found = read_json(deepspeed_config(name), "mend it or name another").get("zero_optimization", {})
-    device = {key: found.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
+    section = read_json(deepspeed_config(name), "mend it or name another").get("zero_optimization", {})
+    device = {key: section.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
     return Zero(
-        found.get("stage", 0),
-        found.get("reduce_bucket_size", 5e8),
-        found.get("stage3_prefetch_bucket_size", 5e7),
+        section.get("stage", 0),
+        section.get("reduce_bucket_size", 5e8),
+        section.get("stage3_prefetch_bucket_size", 5e7),
         device["offload_optimizer"] != "none",
         device["offload_param"] != "none",
     )

@@ -59,9 +59,9 @@ class MergeCheck:
 
     def record(self) -> dict[str, Any]:
         """The `check` of merge.json."""
-        found = {name: value for name, value in asdict(self.exact).items() if name != "kl"}
+        exact = {name: value for name, value in asdict(self.exact).items() if name != "kl"}
         return {
-            **found,
+            **exact,
             "tolerance": self.tolerance,
             "rounded": {**asdict(self.rounded), "tolerance": {"kl": ROUNDED}},
             "examples": self.examples,
@@ -81,24 +81,24 @@ def examples(recipe: Recipe, chat: Chat) -> list[Row]:
         sets = [mixture.rows(spec) for spec in specs]
     except OSError as error:
         raise MergeCheckError(f"data: {error}; {again}") from error
-    found: dict[tuple[str, ...], Row] = {}
+    shown: dict[tuple[str, ...], Row] = {}
     why = "they hold no conversation"
     for row in chain.from_iterable(zip_longest(*sets)):
-        if len(found) == EXAMPLES:
+        if len(shown) == EXAMPLES:
             break
-        if row is not None and row.example.images not in found:
+        if row is not None and row.example.images not in shown:
             try:
                 encode_row(chat, row)
                 read_images(row)
             except (ChatError, ImageError, OSError) as error:  # such rows were not trained on either
                 why = str(error)
             else:
-                found[row.example.images] = row
-    if not found:
+                shown[row.example.images] = row
+    if not shown:
         raise MergeCheckError(
             f"data: no conversation of {', '.join(spec.source for spec in specs)} to show ({why}); {again}"
         )
-    return list(found.values())
+    return list(shown.values())
 
 
 def check(merging: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequence[Row]) -> MergeCheck:
@@ -127,7 +127,7 @@ def check(merging: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
         other: Onto = "bf16" if onto == "dequantized" else "dequantized"
         _put(state, ((name, _rounded(tensor)) for name, tensor in merging.tensors(other)))
         drift[other] = compare(trained, supervised_logits(loaded, collator, rows))
-    tolerance = EXACT * max(1.0, max(float(one.abs().max()) for one in same))
+    tolerance = EXACT * max(1.0, max(float(logits_of_row.abs().max()) for logits_of_row in same))
     rounded = compare(same, written)
     if not exact.max <= tolerance:
         raise MergeCheckError(
