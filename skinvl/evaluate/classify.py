@@ -47,8 +47,8 @@ class ClassifyError(ValueError):
 def main(words: Sequence[str]) -> int:
     """0, once the predictions lie in the run, or in the folder of a base alone."""
     parser = recipe_parser("classify", "Weigh the classes of each image, by likelihood and by asking.", run=True)
-    given = parser.parse_intermixed_args(words)
-    classify_sets(*run.evaluated(given.recipe, given.overrides))
+    arguments = parser.parse_intermixed_args(words)
+    classify_sets(*run.evaluated(arguments.recipe, arguments.overrides))
     return 0
 
 
@@ -65,28 +65,34 @@ def classify_sets(recipe: Recipe, out: Path) -> None:
         run.begin(out, recipe)
     # What an adapter was trained on; of a base alone nobody knows.
     train = mixture.load(recipe.data).train if recipe.init_adapter is not None else []
-    asked = load_model(recipe, state.device)
+    loaded = load_model(recipe, state.device)
     folder = out / "eval" / "classes"
     for name, spec in zip(benchmarks.names(recipe.evaluate.classify), recipe.evaluate.classify, strict=True):
-        classified(asked, spec, spec.split, train, folder / f"{name}.jsonl", state, say)
+        classified(loaded, spec, spec.split, train, folder / f"{name}.jsonl", state, say)
         if spec.validation is not None:
-            classified(asked, spec, spec.validation, train, folder / f"{name}.validation.jsonl", state, say)
+            classified(loaded, spec, spec.validation, train, folder / f"{name}.validation.jsonl", state, say)
 
 
 def classified(
-    asked: LoadedModel, spec: ClassSpec, split: str, train: Sequence[Row], path: Path, state: PartialState, say: Console
+    loaded: LoadedModel,
+    spec: ClassSpec,
+    split: str,
+    train: Sequence[Row],
+    path: Path,
+    state: PartialState,
+    say: Console,
 ) -> None:
-    """Nothing; the predictions of a split lie at the path, each rank having weighed its share of what was lacking.
+    """Writes the predictions of a split to the path; each rank makes its share of those that were lacking.
 
-    Cases that share a group or an image with the train rows are not weighed, unless `data.allow_leak` has it so.
+    Samples that share a group or an image with the train rows are not classified, unless `data.allow_leak` has it so.
     """
     task = benchmarks.load(spec, split)
     apart = contamination.without(task.cases, train) if train else task.cases
-    leaking = sum(case.detail.startswith(contamination.RULE) for case in apart)
-    if not asked.recipe.data.allow_leak:
+    leaking = sum(sample.detail.startswith(contamination.RULE) for sample in apart)
+    if not loaded.recipe.data.allow_leak:
         task = replace(task, cases=apart)
-    weighing = ClassCollator(asked.collator, task, asked.recipe.evaluate.prompted)
-    tokens, prior = weighing.names(asked, predictions.begun(path))
+    collate = ClassCollator(loaded.collator, task, loaded.recipe.evaluate.prompted)
+    tokens, prior = collate.names(loaded, predictions.begun(path))
     settings = {
         "set": path.stem,
         "rows": len(task.cases),
@@ -97,25 +103,25 @@ def classified(
         "malignant": task.malignant and list(task.malignant),
         "question": task.question,
         "leaking": leaking,
-        "allow_leak": asked.recipe.data.allow_leak,
-        "prompted": asked.recipe.evaluate.prompted,
+        "allow_leak": loaded.recipe.data.allow_leak,
+        "prompted": loaded.recipe.evaluate.prompted,
         "label_tokens": tokens,
         "prior": prior,
-        **asked.facts,
+        **loaded.facts,
     }
-    size = max(1, asked.recipe.evaluate.batch_size // len(task.classes))
-    workers = int(asked.recipe.train.get("dataloader_num_workers", 0))
+    size = max(1, loaded.recipe.evaluate.batch_size // len(task.classes))
+    workers = int(loaded.recipe.train.get("dataloader_num_workers", 0))
 
-    def told(blocks: Any) -> Iterator[list[Classified]]:  # anything with a length and items is a dataset
+    def predicted(blocks: Any) -> Iterator[list[Classified]]:  # anything with a length and items is a dataset
         return classified_batches(
-            asked, task, DataLoader(blocks, batch_size=None, collate_fn=weighing, num_workers=workers)
+            loaded, task, DataLoader(blocks, batch_size=None, collate_fn=collate, num_workers=workers)
         )
 
     rows = predict(
         PredictionJournal(path, settings, Classified),
         task.cases,
         lambda left: [left[start : start + size] for start in range(0, len(left), size)],
-        told,
+        predicted,
         state,
         say,
     )
@@ -126,7 +132,7 @@ def classified(
 
 @dataclass(frozen=True, slots=True)
 class ClassCollator:
-    """Cases → one batch with a conversation for each class of each of them: a collate function."""
+    """Samples → one batch with a conversation for each class of each of them: a collate function."""
 
     collator: Collator
     task: Task
@@ -153,10 +159,10 @@ class ClassCollator:
         prompts = [row for _, rows in encoded for row in rows]
         return self.collator.pack(named) if named else None, self.collator.pack(prompts) if prompts else None
 
-    def names(self, asked: LoadedModel, begun: dict[str, Any] | None) -> tuple[list[int], list[float] | None]:
+    def names(self, loaded: LoadedModel, begun: dict[str, Any] | None) -> tuple[list[int], list[float] | None]:
         """Of each class, the tokens of its name and its end, and how likely they are where no image is shown.
 
-        The latter is None where each case asks a question of its own; what was `begun` keeps what it began with.
+        The latter is None where each sample asks a question of its own; what was `begun` keeps what it began with.
         """
         unseen = [self._named(Path(), self._unseen(name)) for name in self.task.classes]
         tokens = [sum(label != UNTRAINED for label in row.encoded.labels) for row in unseen]
@@ -164,8 +170,8 @@ class ClassCollator:
             return tokens, begun["prior"]
         if self.task.question is None:
             return tokens, None
-        with asked.autocast():
-            return tokens, infer.likelihoods(asked.model, self.collator.pack(unseen))
+        with loaded.autocast():
+            return tokens, infer.likelihoods(loaded.model, self.collator.pack(unseen))
 
     def _named(self, root: Path, example: Example) -> EncodedRow:
         return encode_last_answer(self.collator.chat, Row(example, root))
@@ -181,36 +187,38 @@ class ClassCollator:
         return replace(example, messages=(*example.messages[:-1], text("assistant", name)))
 
     def _unseen(self, name: str) -> Example:
-        asked = self.task.question or "?"
-        return Example("prior", "skinvl", (), (text("user", asked), text("assistant", name)), "prior", "none", "none")
+        question = self.task.question or "?"
+        return Example(
+            "prior", "skinvl", (), (text("user", question), text("assistant", name)), "prior", "none", "none"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ClassBatch:
-    """Cases with the batch of their classes, class after class of each, and that of their prompts."""
+    """Samples with the batch of their classes, class after class of each, and that of their prompts."""
 
-    cases: list[Sample]
+    samples: list[Sample]
     classes: Batch | None
     prompts: Batch | None
     refused: list[Classified]
 
 
-def classified_batches(asked: LoadedModel, task: Task, loader: Iterable[ClassBatch]) -> Iterator[list[Classified]]:
+def classified_batches(loaded: LoadedModel, task: Task, loader: Iterable[ClassBatch]) -> Iterator[list[Classified]]:
     """The records of each batch."""
-    for one in loader:
-        found = list(one.refused)
-        said: list[str | None] = [None] * len(one.cases)
-        if one.classes is not None:
-            with asked.autocast():
-                scores = infer.likelihoods(asked.model, one.classes)
-                if one.prompts is not None:
-                    answers = infer.generate(asked.model, asked.chat, one.prompts, PROMPTED)
-                    tokenizer = asked.chat.tokenizer
-                    said = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
-            each = len(task.classes)
-            for place, (case, words) in enumerate(zip(one.cases, said, strict=True)):
-                found.append(case.record(scores[place * each : (place + 1) * each], "", words, task.classes))
-        yield found
+    tokenizer, count = loaded.chat.tokenizer, len(task.classes)
+    for batch in loader:
+        records = list(batch.refused)
+        if batch.classes is not None:
+            answers: list[str | None] = [None] * len(batch.samples)
+            with loaded.autocast():
+                scores = infer.likelihoods(loaded.model, batch.classes)
+                if batch.prompts is not None:
+                    generated = infer.generate(loaded.model, loaded.chat, batch.prompts, PROMPTED)
+                    answers = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in generated]
+            for number, (sample, answer) in enumerate(zip(batch.samples, answers, strict=True)):
+                own = scores[number * count : (number + 1) * count]
+                records.append(sample.record(own, "", answer, task.classes))
+        yield records
 
 
 def _asking(example: Example, question: str, images: int) -> Example:

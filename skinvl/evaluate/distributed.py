@@ -33,7 +33,7 @@ def predict(
     journal: PredictionJournal,
     items: Sequence[Item],
     cut: Callable[[list[Item]], list[list[Item]]],
-    told: Callable[[list[list[Item]]], Iterable[Sequence[Any]]],
+    predicted: Callable[[list[list[Item]]], Iterable[Sequence[Any]]],
     state: PartialState,
     say: Console,
 ) -> list[Any]:
@@ -41,7 +41,7 @@ def predict(
 
     Args:
         cut: items → blocks that are predicted together.
-        told: blocks → the rows of each.
+        predicted: blocks → the rows of each.
     """
     if state.is_main_process:
         journal.begin()
@@ -54,7 +54,7 @@ def predict(
     mine = cut(left)[state.process_index :: state.num_processes]
     title = share(f"{journal.path.parent.name}/{journal.path.stem}", state.process_index, state.num_processes)
     with Progress(title, sum(map(len, mine)), say) as progress:
-        for rows in told(mine):
+        for rows in predicted(mine):
             journal.write(rows, state.process_index)
             progress.advance(len(rows))
     state.wait_for_everyone()

@@ -50,9 +50,9 @@ class Engine(Protocol):
 
 def questions(row: Row) -> Iterator[Question]:
     """The questions of a conversation, each with everything before it; the first keeps the conversation's id."""
-    turns = [place for place, message in enumerate(row.example.messages) if message["role"] == "assistant"]
-    for number, place in enumerate(turns, 1):
-        messages = row.example.messages[: place + 1]
+    turns = [turn for turn, message in enumerate(row.example.messages) if message["role"] == "assistant"]
+    for number, turn in enumerate(turns, 1):
+        messages = row.example.messages[: turn + 1]
         shown = sum(part["type"] == "image" for message in messages for part in message["content"])
         example = replace(row.example, messages=messages, images=row.example.images[:shown])
         yield Question(row.example.id + (f"#{number}" if number > 1 else ""), replace(row, example=example))
@@ -62,8 +62,10 @@ def blocks(asked: Sequence[Question], size: int) -> list[list[Question]]:
     """Questions to ask together, those about the same images side by side, those without any apart."""
     rows = [question.row for question in asked]
     kinds = alike(rows)
-    parts = [[place for place, row in enumerate(rows) if bool(row.example.images) == shown] for shown in (True, False)]
-    return [[asked[place] for place in block] for part in parts for block in together(kinds, part, size)]
+    parts = [
+        [number for number, row in enumerate(rows) if bool(row.example.images) == shown] for shown in (True, False)
+    ]
+    return [[asked[number] for number in block] for part in parts for block in together(kinds, part, size)]
 
 
 def seed_of(question: Question, generation: Generation) -> int:
@@ -75,7 +77,7 @@ def seed_of(question: Question, generation: Generation) -> int:
 
 def answer(
     question: Question,
-    said: str | None,
+    text: str | None,
     finish_reason: Literal["stop", "length", "refused"],
     detail: str = "",
     tokens: int = 0,
@@ -83,16 +85,16 @@ def answer(
 ) -> Answer:
     """The record of an answer, or of why there is none."""
     example = question.row.example
-    *_, asked, reference = example.messages
+    *_, question_turn, reference_turn = example.messages
     return Answer(
         id=question.id,
         source=example.source,
         group=example.group,
         images=tuple(str((question.row.root / name).absolute()) for name in example.images),
-        question=words(asked),
-        reference=words(reference),
+        question=words(question_turn),
+        reference=words(reference_turn),
         facts=example.facts,
-        answer=said,
+        answer=text,
         finish_reason=finish_reason,
         detail=detail,
         tokens=tokens,
@@ -107,23 +109,23 @@ class Transformers:
         workers: processes that read images ahead.
     """
 
-    def __init__(self, subject: LoadedModel, generation: Generation, workers: int = 0) -> None:
-        self.subject, self.generation, self.workers, self.facts = subject, generation, workers, subject.facts
+    def __init__(self, loaded: LoadedModel, generation: Generation, workers: int = 0) -> None:
+        self.loaded, self.generation, self.workers, self.facts = loaded, generation, workers, loaded.facts
 
     def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
         """As Engine."""
         dataset: Any = blocks  # anything with a length and items is one
         loader: Any = DataLoader(
-            dataset, batch_size=None, collate_fn=QuestionCollator(self.subject.collator), num_workers=self.workers
+            dataset, batch_size=None, collate_fn=QuestionCollator(self.loaded.collator), num_workers=self.workers
         )
         for asked, batch, refused in loader:
             if batch is None:
                 yield refused
                 continue
             seeds = [seed_of(question, self.generation) for question in asked]
-            with self.subject.autocast():
-                answers = infer.generate(self.subject.model, self.subject.chat, batch, self.generation, seeds)
-            tokenizer = self.subject.chat.tokenizer
+            with self.loaded.autocast():
+                answers = infer.generate(self.loaded.model, self.loaded.chat, batch, self.generation, seeds)
+            tokenizer = self.loaded.chat.tokenizer
             yield refused + [
                 answer(
                     question,

@@ -72,23 +72,26 @@ def examples(recipe: Recipe, chat: Chat, folder: Path) -> tuple[list[Question], 
     Args:
         folder: where drawn pictures go.
     """
-    found: dict[str, Question] = {}
-    gone = ""
+    chosen: dict[str, Question] = {}
+    lacking = ""
     for spec in (*recipe.data.eval, *recipe.data.train):
         try:
-            some = rows(spec)
+            candidates = rows(spec)
         except (FileNotFoundError, ExampleError) as error:
-            gone = gone or f"{error}; "
+            lacking = lacking or f"{error}; "
             continue
-        for row in chain(some[:: max(1, len(some) // CHECKED)], some):
+        for row in chain(candidates[:: max(1, len(candidates) // CHECKED)], candidates):
             question = next(questions(row))
-            if len(found) < CHECKED and question.key not in found and _askable(chat, question):
-                found[question.key] = question
-        if len(found) == CHECKED:
+            if len(chosen) < CHECKED and question.key not in chosen and _askable(chat, question):
+                chosen[question.key] = question
+        if len(chosen) == CHECKED:
             break
-    if found:
-        return [*found.values(), _talk(chat)], f"{len(found)} of the run's examples"
-    return [*_drawn(folder), _talk(chat)], f"{gone}{CHECKED} drawn pictures, as none of the run's examples can be asked"
+    if chosen:
+        return [*chosen.values(), _talk(chat)], f"{len(chosen)} of the run's examples"
+    return [
+        *_drawn(folder),
+        _talk(chat),
+    ], f"{lacking}{CHECKED} drawn pictures, as none of the run's examples can be asked"
 
 
 def _askable(chat: Chat, question: Question) -> bool:
@@ -108,12 +111,12 @@ def drawn(width: int, height: int) -> Image.Image:
 
 
 def _drawn(folder: Path) -> list[Question]:
-    found = []
+    asked = []
     for number in range(CHECKED):
         name = f"drawn-{number}.png"
         drawn(200 + 90 * number, 480 - 60 * number).save(folder / name)
-        found.append(_question(str(number), folder, (name,), text("user", "What does the image show?", images=1)))
-    return found
+        asked.append(_question(str(number), folder, (name,), text("user", "What does the image show?", images=1)))
+    return asked
 
 
 def _talk(chat: Chat) -> Question:
@@ -171,7 +174,7 @@ def messages(question: Question) -> list[dict[str, Any]]:
     """The question as a user of the OpenAI-compatible API sends it, its images as data: addresses."""
     row = question.row
     images = iter(row.example.images)
-    found = []
+    turns = []
     for message in row.example.messages[:-1]:
         parts: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": _address(row.root / next(images))}}
@@ -180,14 +183,14 @@ def messages(question: Question) -> list[dict[str, Any]]:
             for part in message["content"]
         ]
         content: Any = parts if message["role"] == "user" else words(message)
-        found.append({"role": message["role"], "content": content})
-    return found
+        turns.append({"role": message["role"], "content": content})
+    return turns
 
 
 def _address(path: Path) -> str:
-    made = io.BytesIO()
-    upright(path).save(made, "PNG")  # no reader turns it or fills its clear parts in its own way
-    return f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+    png = io.BytesIO()
+    upright(path).save(png, "PNG")  # no reader turns it or fills its clear parts in its own way
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
 def ask(address: str, name: str, question: Question, recipe: Recipe, key: str | None, tells: bool) -> ServedAnswer:
@@ -204,58 +207,62 @@ def ask(address: str, name: str, question: Question, recipe: Recipe, key: str | 
     """
     import openai
 
-    given: Any = messages(question)
-    more: dict[str, Any] = {"temperature": 0.0} if recipe.evaluate.generation.do_sample else {}
+    conversation: Any = messages(question)
+    settings: dict[str, Any] = {"temperature": 0.0} if recipe.evaluate.generation.do_sample else {}
     with openai.DefaultHttpxClient(trust_env=False, timeout=PATIENCE) as http:  # no proxy stands before this machine
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", max_retries=0, http_client=http)
         longest = greedy(recipe).max_new_tokens
-        said = client.chat.completions.create(model=name, messages=given, max_tokens=longest, **more)
+        completion = client.chat.completions.create(model=name, messages=conversation, max_tokens=longest, **settings)
         ids = None
         if tells:
-            found: Any = client.post(f"{address}/tokenize", cast_to=object, body={"model": name, "messages": given})
-            ids = found["tokens"]
-    return ServedAnswer(said.choices[0].message.content or "", said.usage.prompt_tokens if said.usage else 0, ids)
+            tokenized: Any = client.post(
+                f"{address}/tokenize", cast_to=object, body={"model": name, "messages": conversation}
+            )
+            ids = tokenized["tokens"]
+    return ServedAnswer(
+        completion.choices[0].message.content or "", completion.usage.prompt_tokens if completion.usage else 0, ids
+    )
 
 
-def judge(ours: Own, told: ServedAnswer, chat: Chat, ends: Sequence[int]) -> ParityVerdict:
+def judge(ours: Own, served: ServedAnswer, chat: Chat, ends: Sequence[int]) -> ParityVerdict:
     """How a server's answer stands to ours.
 
     Another answer is the same model's if, where the two part, what the server took was among what rounding may prefer
     to our token. Another prompt is never excused.
     """
     mine = _folded(ours.prompt, chat.image_id)
-    if told.tokens != len(ours.prompt):
-        return ParityVerdict("prompt", f"it read {told.tokens} tokens; trained are {len(ours.prompt)}")
-    if told.ids is not None and _folded(told.ids, chat.image_id) != mine:
+    if served.tokens != len(ours.prompt):
+        return ParityVerdict("prompt", f"it read {served.tokens} tokens; trained are {len(ours.prompt)}")
+    if served.ids is not None and _folded(served.ids, chat.image_id) != mine:
         return ParityVerdict(
-            "prompt", f"it read {chat.tokenizer.decode(told.ids)!r}; trained is {chat.tokenizer.decode(mine)!r}"
+            "prompt", f"it read {chat.tokenizer.decode(served.ids)!r}; trained is {chat.tokenizer.decode(mine)!r}"
         )
-    said = told.text.strip()  # as transformers serve has it of some models, whatever the model said
-    if said == ours.text.strip():
+    text = served.text.strip()  # as transformers serve has it of some models, whatever the model text
+    if text == ours.text.strip():
         return ParityVerdict("same", ours.text)
-    both = f"it says {told.text!r}; we say {ours.text!r}"
-    return ParityVerdict("rounding" if _turned(ours, said, chat, ends) else "answer", both)
+    both = f"it says {served.text!r}; we say {ours.text!r}"
+    return ParityVerdict("rounding" if _turned(ours, text, chat, ends) else "answer", both)
 
 
 def _folded(ids: Sequence[int], image: int) -> list[int]:
-    """The ids with one for each image: /tokenize has them as the template wrote them, or as the model reads them."""
-    return [one for token, same in groupby(ids) for one in ([token] if token == image else same)]
+    """The ids with id_ for each image: /tokenize has them as the template wrote them, or as the model reads them."""
+    return [id_ for token, same in groupby(ids) for id_ in ([token] if token == image else same)]
 
 
-def _turned(ours: Own, said: str, chat: Chat, ends: Sequence[int]) -> bool:
+def _turned(ours: Own, text: str, chat: Chat, ends: Sequence[int]) -> bool:
     """Whether an answer parts from ours where rounding may have preferred what it goes on with."""
 
     def shown(ids: Sequence[int]) -> str:
-        found: str = chat.tokenizer.decode(ids, skip_special_tokens=True)
-        return found.lstrip().rstrip("\ufffd")  # of a letter whose bytes are two tokens, the first alone
+        words: str = chat.tokenizer.decode(ids, skip_special_tokens=True)
+        return words.lstrip().rstrip("\ufffd")  # of a letter whose bytes are two tokens, the first alone
 
-    place = next((n for n in range(len(ours.ids)) if not said.startswith(shown(ours.ids[: n + 1]))), len(ours.ids))
-    before = shown(ours.ids[:place])
-    for number in range(place, -1, -1):
+    parting = next((n for n in range(len(ours.ids)) if not text.startswith(shown(ours.ids[: n + 1]))), len(ours.ids))
+    before = shown(ours.ids[:parting])
+    for number in range(parting, -1, -1):
         if shown(ours.ids[:number]) != before:  # a token back shows less, unless it is the first half of a letter
             return False
         for rival in ours.rivals[number]:
             after = shown([*ours.ids[:number], rival])
-            if said == before if rival in ends else len(after) > len(before) and said.startswith(after):
+            if text == before if rival in ends else len(after) > len(before) and text.startswith(after):
                 return True
     return False

@@ -60,15 +60,15 @@ class Spans:
             for start, end in whole:
                 seen[start:end, before + start : before + end] = True
             self.kept[key] = seen if window is None else seen & ones.triu(before - window + 1)
-        found: torch.Tensor = self.kept[key]
-        return found
+        mask: torch.Tensor = self.kept[key]
+        return mask
 
     def filled(self) -> torch.Tensor:
         """bool[R, T]: which positions are in a span."""
-        found = torch.zeros(self.shape, dtype=torch.bool)
-        for one in self.spans:
-            found[one.row, one.start : one.end] = True
-        return found
+        filled = torch.zeros(self.shape, dtype=torch.bool)
+        for span in self.spans:
+            filled[span.row, span.start : span.end] = True
+        return filled
 
     def varlen(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Queries int64[Q] and keys int64[K], places in the flattened rows, and what flash-attention's kernels take.
@@ -76,25 +76,26 @@ class Spans:
         Raises:
             ValueError: positions that see later ones, which these kernels cannot do.
         """
-        if any(one.whole for one in self.spans):
+        if any(span.whole for span in self.spans):
             raise ValueError(
                 "flash-attention is causal, and positions of these rows see later ones; use attention=sdpa"
             )
         if device not in self.kept:
             width = self.shape[1]
-            queries = [torch.arange(one.start, one.end) + one.row * width for one in self.spans]
+            queries = [torch.arange(span.start, span.end) + span.row * width for span in self.spans]
             keys = [
-                torch.cat([torch.arange(*one.prefix) + one.row * width, some])
-                for one, some in zip(self.spans, queries, strict=True)
+                torch.cat([torch.arange(*span.prefix) + span.row * width, own])
+                for span, own in zip(self.spans, queries, strict=True)
             ]
+            # What the kernels call cumulative lengths: where each span's queries, and its keys, end.
             settings: dict[str, Any] = {}
             for name, parts in (("q", queries), ("k", keys)):
                 ends = [0, *accumulate(len(part) for part in parts)]
                 settings[f"cu_seq_lens_{name}"] = torch.tensor(ends, dtype=torch.int32, device=device)
                 settings[f"max_length_{name}"] = max(len(part) for part in parts)
             self.kept[device] = torch.cat(queries).to(device), torch.cat(keys).to(device), settings
-        found: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] = self.kept[device]
-        return found
+        arguments: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] = self.kept[device]
+        return arguments
 
 
 @dataclass(slots=True)
@@ -177,10 +178,10 @@ def attend(
         ValueError: no spans, or those of other rows: the branches of a row would see one another.
     """
     if not getattr(module, "is_causal", False):
-        found: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        across: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **settings
         )
-        return found
+        return across
     rows, length = query.shape[0], query.shape[2]
     if isinstance(spans, Step):
         return spans.attend(query, key, value, scaling, sliding_window), None
@@ -193,9 +194,11 @@ def attend(
         attention = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
         with sdpa_kernel(SDPBackend.MATH) if kernel == "eager" else nullcontext():
             return _in_precision(query, key, value, spans, sliding_window, attention), None
+
+    # Flash-attention: the spans one after another in a single row, each with its prefix's keys before its own.
     queries, keys, lengths = spans.varlen(query.device)
-    flat = [one.transpose(1, 2).flatten(0, 1) for one in (query, key, value)]  # [R * T, heads, D]
-    q, k, v = (one[index][None] for one, index in zip(flat, (queries, keys, keys), strict=True))
+    flat = [tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]  # [R * T, heads, D]
+    q, k, v = (tensor[index][None] for tensor, index in zip(flat, (queries, keys, keys), strict=True))
     # transformers' own attention function would ask for the kernel by the name in the config, which is ours.
     output = _flash_attention_forward(
         q,

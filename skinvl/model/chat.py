@@ -77,7 +77,9 @@ class Chat:
         # Padded positions are masked and untrained: where a tokenizer has no padding token any id serves.
         self.pad_id: int = close if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         # Some tokenizers have tokens of blanks alone among these, which any text may hold.
-        added = {one.content for one in self.tokenizer.added_tokens_decoder.values() if one.content.strip(" \t\n▁")}
+        added = {
+            token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip(" \t\n▁")
+        }
         self._control = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         self._pictures: dict[Size, Picture] = {}
 
@@ -148,7 +150,7 @@ class Chat:
         painted = Text()
         pairs = list(zip(encoded.ids, encoded.labels, strict=True))
         for (image, trained), run in groupby(pairs, lambda pair: (pair[0] == self.image_id, pair[1] != UNTRAINED)):
-            ids = [one for one, _ in run]
+            ids = [id_ for id_, _ in run]
             if image:
                 painted.append(f"⟨image ×{len(ids)}⟩", style="magenta")
             else:
@@ -157,14 +159,18 @@ class Chat:
 
     def _encode(self, messages: list[Message], sizes: Sequence[Size], generation: bool) -> Encoded:
         for message in messages:
-            if found := self._control.search(words(message)):
-                raise ChatError("control-token", f"{found[0]} in the text of a {message['role']} turn")
+            if token := self._control.search(words(message)):
+                raise ChatError("control-token", f"{token[0]} in the text of a {message['role']} turn")
         parts = [part for message in messages for part in message["content"]]
         pictures = tuple(self.picture(size) for size in sizes[: sum(part["type"] == "image" for part in parts)])
+
+        # The text as the template writes it, in pieces: an answer with its end of turn, or what stands between two.
         answers = [words(message) for message in messages if message["role"] == "assistant"]
         answers = [answer.strip() for answer in answers] if self.family.trims else answers
         text = self.family.spelled(self.render(messages, generation))
         pieces, trained = zip(*self._pieces(text, answers, generation), strict=True)
+
+        # The ids of each piece on its own, an image's token as often as the image has positions.
         ids: list[int] = []
         labels: list[int] = []
         rest = iter(pictures)
@@ -173,7 +179,7 @@ class Chat:
             shown += piece.count(self.image_id)
             if shown > len(pictures):
                 break
-            expanded = [one for token in piece for one in self._expand(token, rest)]
+            expanded = [id_ for token in piece for id_ in self._expand(token, rest)]
             ids += expanded
             labels += expanded if is_trained else [UNTRAINED] * len(expanded)
         if shown != len(pictures):
@@ -205,8 +211,8 @@ class Chat:
         yield text[cursor:], False
 
     def _tokenize(self, pieces: Sequence[str]) -> list[list[int]]:
-        found: list[list[int]] = self.tokenizer(list(pieces), add_special_tokens=False)["input_ids"]
-        return found
+        ids: list[list[int]] = self.tokenizer(list(pieces), add_special_tokens=False)["input_ids"]
+        return ids
 
     def _expand(self, token: int, rest: Iterator[Picture]) -> list[int]:
         return [token] * next(rest).text_tokens if token == self.image_id else [token]

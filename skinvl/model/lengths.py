@@ -41,12 +41,12 @@ class Preflight:
             "tokens per conversation", "mean", "95 %", "max", "total", title=f"{title}: {len(self.kept)} of {rows} rows"
         )
         for name in ("tokens", "image_tokens", "trained", "vision_tokens"):
-            found = summary([getattr(one, name) for one in self.kept])
+            column = summary([getattr(length, name) for length in self.kept])
             table.add_row(
-                name.replace("_", " "), f"{found.mean:.1f}", str(found.p95), str(found.max), f"{found.total:,}"
+                name.replace("_", " "), f"{column.mean:.1f}", str(column.p95), str(column.max), f"{column.total:,}"
             )
-        for rule in sorted({one.rule for one in self.dropped}):
-            table.add_row(f"dropped: {rule}", "", "", "", str(sum(one.rule == rule for one in self.dropped)))
+        for rule in sorted({row.rule for row in self.dropped}):
+            table.add_row(f"dropped: {rule}", "", "", "", str(sum(row.rule == rule for row in self.dropped)))
         return table
 
 

@@ -26,7 +26,7 @@ from skinvl.model.pack import Batch
 from skinvl.plan.counter import Casts, Counted
 from skinvl.recipe.recipe import Recipe
 
-KERNEL = "spans in rehearsal"
+KERNEL = "spans on the meta device"
 LEAST = 3  # layers of a shortened model, and twice its period: the first and last must not stand for all between
 
 
@@ -49,7 +49,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class MetaStep:
-    """The model that is rehearsed, and how.
+    """The model whose step is taken on the meta device, and how.
 
     Args:
         cached: whether `pixel_values` are features of a frozen tower.
@@ -67,15 +67,15 @@ class MetaStep:
     def model(self, layers: int | None = None) -> Any:
         """The base with its adapter on the meta device, in the dtypes it trains in; of its layers so many, or all."""
         config = self.family.without_tower(self.config) if self.cached else self.config
-        found = self._blank(config)
-        language: Any = found.get_submodule(self.family.parts["language"][0])
+        blank = self._blank(config)
+        language: Any = blank.get_submodule(self.family.parts["language"][0])
         language.layers = language.layers[:layers]
-        found.config.get_text_config()._attn_implementation = KERNEL
-        self.family.prepare(found)
+        blank.config.get_text_config()._attn_implementation = KERNEL
+        self.family.prepare(blank)
         # PiSSA would decompose weights that are not there.
         lora = {key: value for key, value in self.recipe.lora.items() if key != "init_lora_weights"}
         recipe = self.recipe.model_copy(update={"lora": lora, "init_adapter": None})
-        return adapter.attach(found, self.family, recipe, cached=self.cached)
+        return adapter.attach(blank, self.family, recipe, cached=self.cached)
 
     def step(self, batch: Batch, *, whole: bool = False) -> Trace:
         """What one forward and backward of a batch takes.
@@ -111,10 +111,10 @@ class MetaStep:
         return Trace(tuple(count.peaks), {"vision": float(sum(count.flops))})
 
     def _blank(self, config: PretrainedConfig) -> Any:
-        found = blank_model(config)
-        for parameter in found.parameters():  # buffers stay as they are
+        blank = blank_model(config)
+        for parameter in blank.parameters():  # buffers stay as they are
             parameter.data = parameter.data.to(base_dtype(self.recipe))
-        return found
+        return blank
 
     def _step(self, batch: Batch, layers: int | None) -> Trace:
         peft_model = self.model(layers)
@@ -143,18 +143,18 @@ class MetaStep:
         return Trace(tuple(count.peaks), casts.shares())
 
 
-def _enter(count: Counted, module: nn.Module, given: Any, settings: dict[str, Any]) -> None:
+def _enter(count: Counted, module: nn.Module, inputs: Any, settings: dict[str, Any]) -> None:
     """Counts what follows as the language layers', until the gradient of what enters them is there."""
     if count.phase > 0:  # under checkpointing the layer is entered again
         return
     count.phase = 1
-    entering: Any = given[0] if given else settings["hidden_states"]
+    entering: Any = inputs[0] if inputs else settings["hidden_states"]
     if entering.requires_grad:
         entering.register_hook(lambda gradient: count.leave())
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    return (type(layer), *((name, tuple(one.shape)) for name, one in layer.named_parameters()))
+    return (type(layer), *((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()))
 
 
 def _period(kinds: Sequence[Any]) -> int:
@@ -162,7 +162,7 @@ def _period(kinds: Sequence[Any]) -> int:
     return next(
         period
         for period in range(1, len(kinds) + 1)
-        if len(kinds) % period == 0 and all(one == kinds[place % period] for place, one in enumerate(kinds))
+        if len(kinds) % period == 0 and all(kind == kinds[number % period] for number, kind in enumerate(kinds))
     )
 
 
@@ -180,10 +180,10 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as `attention.attend` has it on a GPU: span by span, each to its prefix and itself."""
     if not getattr(module, "is_causal", False):
-        found: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        across: tuple[torch.Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, **settings
         )
-        return found
+        return across
     assert spans is not None
 
     def counted(

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         recipe, _ = dialogue.resolve(given.run, found.overrides, given.base)
         asked = load_model(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     say = Console(stderr=True, highlight=False)
-    say.print(dialogue.told(given.run, asked), style="dim", markup=False)
+    say.print(dialogue.caption(given.run, asked), style="dim", markup=False)
     teller = Teller(dialogue.Dialogue(asked, recipe.evaluate.generation), given.run, given.json, say)
     if live:
         say.print(f"{dialogue.NOTICE} {COMMANDS}", style="dim", markup=False)
@@ -137,7 +137,7 @@ class Teller:
         reply = self.dialogue.reply
         assert reply is not None
         if self.plain:
-            facts = {"name": self.run, **self.dialogue.asked.facts}
+            facts = {"name": self.run, **self.dialogue.loaded.facts}
             row = {
                 "question": reply.question,
                 "answer": reply.answer,

@@ -101,7 +101,7 @@ def _loaded(given: argparse.Namespace) -> Any:
     asked = load_model(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     classes = None if given.labels is None else class_list.classes(given.labels, out, asked.facts)
     page = Page(asked, classes, alone=given.no_base)
-    return application(page, dialogue.told(given.run, asked), given.host)
+    return application(page, dialogue.caption(given.run, asked), given.host)
 
 
 def application(page: Page, run: str, host: str) -> Any:

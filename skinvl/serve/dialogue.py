@@ -53,8 +53,8 @@ def resolve(name: str, overrides: Sequence[str], base: bool = False) -> tuple[Re
     """
     path = Path(name)
     if not (path / "config.json").is_file() or (path / "recipe.yaml").is_file():
-        found, out = run.evaluated(name, overrides)
-        return found.model_copy(update={"init_adapter": None} if base else {}), out if path.is_dir() else None
+        trained, out = run.evaluated(name, overrides)
+        return trained.model_copy(update={"init_adapter": None} if base else {}), out if path.is_dir() else None
     if not (path / "merge.json").is_file() or not (path.parent / "recipe.yaml").is_file():
         raise DialogueError(
             f"{path}: a model, but not in the folder of the run that it was merged from, which says how it is asked; "
@@ -62,9 +62,9 @@ def resolve(name: str, overrides: Sequence[str], base: bool = False) -> tuple[Re
         )
     if base:
         raise DialogueError(f"{path}: --base asks the base of a run without its adapter; give {path.parent}")
-    found, _ = run.evaluated(str(path.parent), overrides)
+    trained, _ = run.evaluated(str(path.parent), overrides)
     merged = {"base": recipe.load_base(str(path)), "init_adapter": None, "quantization": None}
-    return found.model_copy(update=merged), path.parent
+    return trained.model_copy(update=merged), path.parent
 
 
 def readable(words: str) -> str:
@@ -72,9 +72,9 @@ def readable(words: str) -> str:
     return _CONTROL.sub("", words)
 
 
-def told(name: str, asked: LoadedModel) -> str:
+def caption(name: str, loaded: LoadedModel) -> str:
     """What is asked, in one line: the run, its adapter and base, and how answers are made."""
-    facts, settings = asked.facts, asked.recipe.evaluate.generation
+    facts, settings = loaded.facts, loaded.recipe.evaluate.generation
     base = facts["base"]
     parts = [
         name,
@@ -119,8 +119,8 @@ class Dialogue:
         reply: the last answer, once it is whole; None before.
     """
 
-    def __init__(self, asked: LoadedModel, generation: Generation, base: bool = False) -> None:
-        self.asked, self.generation, self.base = asked, generation, base
+    def __init__(self, loaded: LoadedModel, generation: Generation, base: bool = False) -> None:
+        self.loaded, self.generation, self.base = loaded, generation, base
         self.messages: list[Message] = []
         self.images: list[Path] = []
         self.reply: DialogueReply | None = None
@@ -129,7 +129,7 @@ class Dialogue:
 
     def anew(self) -> Dialogue:
         """Another conversation with the same model, without a turn."""
-        return Dialogue(self.asked, self.generation, self.base)
+        return Dialogue(self.loaded, self.generation, self.base)
 
     def forget(self) -> None:
         """Frees the keys and values; the next turn computes them again."""
@@ -155,38 +155,38 @@ class Dialogue:
         shown = [*self.images, *(path.absolute() for path in images)]
         turn = text("user", question, len(images))
         prompt = self._prompt([*self.messages, turn], shown)
-        chat = self.asked.chat
-        ends = infer.stops(self.asked.model, chat)
+        chat = self.loaded.chat
+        ends = infer.stops(self.loaded.model, chat)
         generators = [torch.Generator().manual_seed(self._seed(len(self.messages)))]
         words: Any = _Words(chat.tokenizer)
-        said: list[int] = []
+        ids: list[int] = []
         ended: Literal["stop", "length", "stopped"] | None = None
         logits, cached = self._read(prompt)
         while ended is None:
-            said += infer.choose(logits, self.generation, generators)
-            if said[-1] in ends:
+            ids += infer.choose(logits, self.generation, generators)
+            if ids[-1] in ends:
                 ended = "stop"
-            elif len(said) == self.generation.max_new_tokens:
+            elif len(ids) == self.generation.max_new_tokens:
                 ended = "length"
             elif self._stop:
                 ended = "stopped"
 
             # The next token is on its way before what is whole of the words so far goes out.
             if ended != "stop":
-                words.put(torch.tensor(said[-1:]))
+                words.put(torch.tensor(ids[-1:]))
             if ended is None:
-                logits = self._step(said[-1])
+                logits = self._step(ids[-1])
             else:
                 words.end()
             if piece := words.taken():
                 yield piece
 
-        answer = chat.tokenizer.decode(said[:-1] if ended == "stop" else said, skip_special_tokens=True)
+        answer = chat.tokenizer.decode(ids[:-1] if ended == "stop" else ids, skip_special_tokens=True)
         # Llama's template trims what it is given; a conversation is the same under every template.
         self.messages += [turn, text("assistant", answer.strip())]
         self.images = shown
         self.reply = DialogueReply(
-            question, answer, ended, len(prompt.encoded.ids), cached, len(said), time.perf_counter() - began
+            question, answer, ended, len(prompt.encoded.ids), cached, len(ids), time.perf_counter() - began
         )
 
     def _example(self, messages: Sequence[Message], images: Sequence[Path]) -> Example:
@@ -198,7 +198,7 @@ class Dialogue:
         return engine.seed_of(engine.Question(f"turn-{turns // 2 + 1}", Row(example, Path())), self.generation)
 
     def _prompt(self, messages: Sequence[Message], images: Sequence[Path]) -> EncodedRow:
-        prompt = encode_prompt(self.asked.chat, Row(self._example(messages, images), Path()))
+        prompt = encode_prompt(self.loaded.chat, Row(self._example(messages, images), Path()))
         tokens, room = len(prompt.encoded.ids), self.generation.max_new_tokens
         most = self._config.get_text_config().max_position_embeddings
         if tokens + room > most:
@@ -212,7 +212,7 @@ class Dialogue:
         """The logits of what follows a prompt, float32[1, V], and how many of its tokens were read before."""
         encoded, kept = prompt.encoded, self._kept
         if kept is not None and (shared := self._shared(encoded.ids, kept.ids)):
-            family, processor = self.asked.chat.family, self.asked.chat.processor
+            family, processor = self.loaded.chat.family, self.loaded.chat.processor
             positions = family.positions(processor, encoded.ids, encoded.pictures)[..., None, shared:]
             new = encoded.ids[shared:]
             del kept.ids[shared:]
@@ -220,9 +220,9 @@ class Dialogue:
                 logits = kept.decoder.follow(new, positions, shared)
             kept.ids += new
             return logits, shared
-        batch = self.asked.collator.pack([prompt])
+        batch = self.loaded.collator.pack([prompt])
         self._kept = None  # its memory is free before the prompt needs as much
-        decoder = Decoder(self.asked.model, self.asked.chat)
+        decoder = Decoder(self.loaded.model, self.loaded.chat)
         with self._reading(len(encoded.ids)):
             logits = decoder.read(batch)
         self._kept = _Kept(decoder, list(encoded.ids))
@@ -230,7 +230,7 @@ class Dialogue:
 
     def _shared(self, ids: Sequence[int], kept: Sequence[int]) -> int:
         """How many of the ids need not be read again: none where a new image is among the others."""
-        chat = self.asked.chat
+        chat = self.loaded.chat
         if not chat.family.shares:
             return 0
         limit = min(len(ids) - 1, len(kept))
@@ -253,10 +253,10 @@ class Dialogue:
             DialogueError: the memory is full.
         """
         try:
-            with _side(self.asked, self.base):
+            with _side(self.loaded, self.base):
                 yield
         except torch.OutOfMemoryError as error:
-            device = next(self.asked.model.parameters()).device
+            device = next(self.loaded.model.parameters()).device
             raise DialogueError(
                 f"the conversation is too long for the memory of the {device.type} device: {tokens:,} new "
                 "tokens. Begin a new one, or show fewer images"
@@ -264,14 +264,14 @@ class Dialogue:
 
     @property
     def _config(self) -> Any:
-        return self.asked.model.config
+        return self.loaded.model.config
 
 
 @contextmanager
-def _side(asked: LoadedModel, base: bool) -> Iterator[None]:
+def _side(loaded: LoadedModel, base: bool) -> Iterator[None]:
     """The model in its precision, with its adapter and what was trained in full, or without either."""
-    model = asked.model
-    with model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext(), asked.autocast():
+    model = loaded.model
+    with model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext(), loaded.autocast():
         yield
 
 
@@ -291,14 +291,16 @@ class _Words(TextStreamer):
         return ready
 
 
-def weigh(asked: LoadedModel, images: Sequence[Path], question: str, names: Sequence[str], base: bool = False) -> Float:
+def weigh(
+    loaded: LoadedModel, images: Sequence[Path], question: str, names: Sequence[str], base: bool = False
+) -> Float:
     """float[C]: the log-likelihood of each name and its end, natural logarithm; all on one image prefix.
 
     Raises:
-        ChatError, ImageError: it cannot be asked.
+        ChatError, ImageError: it cannot be loaded.
     """
     shown, turn = tuple(str(path.absolute()) for path in images), text("user", question, len(images))
     named = [Example(name, "ask", shown, (turn, text("assistant", name)), "ask", "ask", "none") for name in names]
-    rows = [encode_last_answer(asked.chat, Row(example, Path())) for example in named]
-    with _side(asked, base):
-        return np.array(infer.likelihoods(asked.model, asked.collator.pack(rows)))
+    rows = [encode_last_answer(loaded.chat, Row(example, Path())) for example in named]
+    with _side(loaded, base):
+        return np.array(infer.likelihoods(loaded.model, loaded.collator.pack(rows)))

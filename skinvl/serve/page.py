@@ -80,7 +80,7 @@ class Page:
         return Session([Dialogue(self.asked, generation, base=number > 0) for number in range(len(self.sides))])
 
     def head(self, run: str) -> str:
-        """The heading; `run` is as `dialogue.told` has it."""
+        """The heading; `run` is as `dialogue.caption` has it."""
         return str(_HTML.head(run, self.remark))
 
     def log(self, session: Session, busy: int | None = None) -> str:

@@ -222,37 +222,16 @@ def save_adapter(trainer: Trainer, path: Path) -> None:
 
 
 def arguments(recipe: Recipe, path: Path) -> SFTConfig:
-    """The SFTConfig of a recipe, with the few fields that skinvl decides."""
+    """The SFTConfig of a recipe, with the few fields that skinvl decides.
+
+    Raises:
+        ValueError: sharding that cannot do what else the recipe asks for, or a best model by what no run computes.
+    """
     train = dict(recipe.train)
     if "deepspeed" in train:
-        file = deepspeed_config(train["deepspeed"])
-        stage = read_json(file, "mend it or name another").get("zero_optimization", {}).get("stage")
-        if recipe.quantization is not None and stage == 3:
-            raise ValueError(
-                f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
-                "in 4 bits at the same time; use zero2 with quantization, or zero3 without"
-            )
-        if recipe.evaluate.during and stage == 3:
-            raise ValueError(
-                f"evaluate.during: {file.name} shards the weights (ZeRO-3), so that every rank would wait for the "
-                "others at every token that one of them generates; use zero2, or 0 and skinvl eval after it"
-            )
-        train["deepspeed"] = str(file)
-        if "LOCAL_RANK" not in os.environ:
-            raise ValueError(
-                "train.deepspeed: DeepSpeed needs a process group, even on one GPU; start with make sft DEEPSPEED=…, "
-                "or with torchrun --nproc-per-node GPUS -m skinvl sft …"
-            )
+        train["deepspeed"] = _sharding(recipe)
     if train.get("metric_for_best_model") is not None:
-        known = ["loss", *(f"{mixture.label(spec, recipe.data.eval)}_loss" for spec in recipe.data.eval)]
-        if recipe.evaluate.during:
-            known += [name for metric in recipe.evaluate.metrics for name in metrics.load(metric).names]
-        if train["metric_for_best_model"].removeprefix("eval_") not in known:
-            raise ValueError(
-                f"train.metric_for_best_model: found {train['metric_for_best_model']}; expected {' or '.join(known)}, "
-                "which a run computes"
-                + ("" if recipe.evaluate.during else ", and with evaluate.during its metrics too")
-            )
+        _require_computed(train["metric_for_best_model"], recipe)
         train.setdefault("load_best_model_at_end", True)
         if train.get("save_total_limit") == 1:  # transformers would remove the last, and no run could go on
             train["save_total_limit"] = 2
@@ -269,3 +248,41 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
     )
+
+
+def _sharding(recipe: Recipe) -> str:
+    """The file of a recipe's DeepSpeed config.
+
+    Raises:
+        ValueError: it cannot do what else the recipe asks for, or no process group is there to shard among.
+    """
+    file = deepspeed_config(recipe.train["deepspeed"])
+    stage = read_json(file, "mend it or name another").get("zero_optimization", {}).get("stage")
+    if recipe.quantization is not None and stage == 3:
+        raise ValueError(
+            f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
+            "in 4 bits at the same time; use zero2 with quantization, or zero3 without"
+        )
+    if recipe.evaluate.during and stage == 3:
+        raise ValueError(
+            f"evaluate.during: {file.name} shards the weights (ZeRO-3), so that every rank would wait for the "
+            "others at every token that one of them generates; use zero2, or 0 and skinvl eval after it"
+        )
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            "train.deepspeed: DeepSpeed needs a process group, even on one GPU; start with make sft DEEPSPEED=…, "
+            "or with torchrun --nproc-per-node GPUS -m skinvl sft …"
+        )
+    return str(file)
+
+
+def _require_computed(metric: str, recipe: Recipe) -> None:
+    """Checks that a run of the recipe computes the metric by which its best checkpoint is to be chosen."""
+    known = ["loss", *(f"{mixture.label(spec, recipe.data.eval)}_loss" for spec in recipe.data.eval)]
+    if recipe.evaluate.during:
+        known += [name for each in recipe.evaluate.metrics for name in metrics.load(each).names]
+    if metric.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"train.metric_for_best_model: found {metric}; expected {' or '.join(known)}, which a run computes"
+            + ("" if recipe.evaluate.during else ", and with evaluate.during its metrics too")
+        )

@@ -76,26 +76,26 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 parameter.data = master.to(parameter.device)
         # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
         self.model_accepts_loss_kwargs = True
-        self.asked = _sample(evaluation, recipe)
+        self.sampled = _sample(evaluation, recipe)  # the questions of `evaluate.during`
         self.images_seen = False  # by this rank, in the current step
         self.preemption = checkpoint.Preemption(self.accelerator)
-        self.pace = Throughput()
+        self.throughput = Throughput()
         for theirs in (ProgressCallback, PrinterCallback):  # of which it added one
             self.remove_callback(theirs)
         bar = False if args.disable_tqdm else None  # where there is a terminal
         self.steps = Steps(Console(quiet=not self.is_world_process_zero(), force_terminal=bar))
         self.add_callback(self.steps)
         self.add_callback(self.preemption)
-        self.add_callback(self.pace)
+        self.add_callback(self.throughput)
         self.add_callback(Log(log))
         self.add_callback(Gradients(self, recipe, family))
         if recipe.early_stopping is not None:
             self.add_callback(StopEarly(recipe.early_stopping))
 
-    def train(self, *given: Any, **named: Any) -> Any:
+    def train(self, *positional: Any, **named: Any) -> Any:
         """What transformers returns of the training, shown as it goes."""
         with self.steps:
-            return super().train(*given, **named)
+            return super().train(*positional, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset).rows
@@ -188,18 +188,18 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         operations: int = super().floating_point_ops(inputs.inputs)
         return operations
 
-    def get_batch_samples(self, *given: Any, **named: Any) -> tuple[list[Batch], torch.Tensor | int | None]:
+    def get_batch_samples(self, *positional: Any, **named: Any) -> tuple[list[Batch], torch.Tensor | int | None]:
         """The batches of the next step, and their supervised tokens."""
         started = time.perf_counter()
-        batches, items = super().get_batch_samples(*given, **named)
-        self.pace.batches(batches, time.perf_counter() - started)
+        batches, items = super().get_batch_samples(*positional, **named)
+        self.throughput.batches(batches, time.perf_counter() - started)
         return batches, items
 
-    def _run_epoch(self, *given: Any, **named: Any) -> None:
+    def _run_epoch(self, *positional: Any, **named: Any) -> None:
         # Resumed after its last step, transformers would go on; a run that ended early had fewer of them.
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
-            super()._run_epoch(*given, **named)
+            super()._run_epoch(*positional, **named)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         checkpoint.save(self)
@@ -219,7 +219,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             total += sums[:2]
         metrics[f"{metric_key_prefix}_loss"] = float(total[0] / total[1])
         metrics[f"{metric_key_prefix}_tokens"] = float(total[1])
-        if eval_dataset is None and self.asked:
+        if eval_dataset is None and self.sampled:
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.answered().items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
         self.log(metrics)
@@ -232,10 +232,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         engine = Transformers(LoadedModel(self.model, self.data_collator, self.recipe, {}), evaluate.generation)
         self.model.eval()
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = blocks(self.asked, evaluate.batch_size)[rank::ranks]
-        rows: list[Answer] = gather_object([row for some in engine.answers(mine) for row in some])
-        found = measure(rows, [load_metric(name) for name in evaluate.metrics])
-        return {name: value for name, value in found.items() if value == value}
+        mine = blocks(self.sampled, evaluate.batch_size)[rank::ranks]
+        rows: list[Answer] = gather_object([row for block in engine.answers(mine) for row in block])
+        values = measure(rows, [load_metric(name) for name in evaluate.metrics])
+        return {name: value for name, value in values.items() if value == value}
 
     @torch.no_grad()
     def sums(self, rows: Sequence[Row]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import modeling_flash_attention_utils
 from helpers import runs
 from skinvl.data import mixture
 from skinvl.model import attention
-from skinvl.model.attention import Span, Spans, Step, attend
+from skinvl.model.attention import FollowUp, Span, Spans, Step, attend
 from skinvl.train.trainer import token_losses
 
 SPANS = Spans(
@@ -205,7 +205,7 @@ def test_a_model_on_a_flash_kernel_trains_as_on_torch(tmp_path: Path, family: st
         attention.use(model.get_base_model(), kernel)
         assert attention.kernel_of(model.get_base_model()) == kernel
         model.zero_grad()
-        batch["spans"] = Spans(batch["spans"].spans, batch["spans"].shape)
+        batch.inputs["spans"] = Spans(batch.spans.spans, batch.spans.shape)
         losses, _ = token_losses(model, batch)
         losses.sum().backward()
         found.append([losses.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -219,3 +219,14 @@ def test_a_flash_kernel_that_aligns_to_the_upper_left_is_refused(
     monkeypatch.setattr(attention, "flash_attn_supports_top_left_mask", lambda: True)
     with pytest.raises(ValueError, match=r"older than 2\.1 aligns causal masks to the upper left"):
         attention.use(runs.attached(runs.make(tmp_path, "qwen2_vl")).get_base_model(), "flash_attention_2")
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_new_tokens_see_what_they_would_see_in_one_row(window: int | None) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    mask = mask if window is None else mask.triu(1 - window)
+    whole = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
+    found = FollowUp(torch.ones(1, 6, dtype=torch.bool)).attend(query[:, :, 6:], key, value, 0.3, window)
+    assert torch.allclose(found, whole[:, :, 6:].transpose(1, 2), atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
     with pytest.raises(ImageError, match=r"unreadable-image: .*/cut\.png"):
         upright(tmp_path / "cut.png")
+
+
+def test_an_image_that_takes_the_place_of_another_is_measured_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for number, shape in enumerate(((40, 90), (60, 30))):
+        tiny.picture(1, shape).save(path)
+        os.utime(path, ns=(number, number))
+        assert sizes(tmp_path, example("1", "a.png")) == (shape,)
 
 
 def test_every_row_is_measured_or_dropped_with_its_reason(tmp_path: Path, chat: Chat) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -304,6 +305,21 @@ def test_a_batch_counts_conversations_and_not_what_it_shares(tmp_path: Path) -> 
     trained = sum(len(one.labels) - one.labels.count(UNTRAINED) for one in encoded)
     for batch in (packed, single):
         assert batch.supervised.sum() == trained
+
+
+def test_a_batch_moves_with_all_its_tensors(pictures: Path) -> None:
+    chat = Chat(tiny.processor("qwen2_vl"), families.load("qwen2_vl"), 16, 512)
+    batch = Collator(chat)([{"row": row} for row in some_rows(pictures)])
+    moved = send_to_device(batch, torch.device("meta"))  # as accelerate does with what the data loader gives
+    assert isinstance(moved, Batch)
+    assert moved.targets.is_meta
+    for name, value in batch.inputs.items():
+        if isinstance(value, torch.Tensor):
+            assert moved.inputs[name].is_meta, name
+            assert not value.is_meta
+        else:
+            assert moved.inputs[name] is value
+    assert (moved.places, moved.names, moved.tokens) == (batch.places, batch.names, batch.tokens)
 
 
 def test_a_conversation_that_cannot_be_encoded_is_named(pictures: Path) -> None:

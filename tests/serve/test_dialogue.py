@@ -165,17 +165,6 @@ def _blind(self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     return found.transpose(1, 2)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_new_tokens_see_what_they_would_see_in_one_row(window: int | None) -> None:
-    torch.manual_seed(0)
-    query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-    mask = torch.ones(9, 9, dtype=torch.bool).tril()
-    mask = mask if window is None else mask.triu(1 - window)
-    whole = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
-    found = attention.FollowUp(torch.ones(1, 6, dtype=torch.bool)).attend(query[:, :, 6:], key, value, 0.3, window)
-    assert torch.allclose(found, whole[:, :, 6:].transpose(1, 2), atol=1e-6)
-
-
 def adapted(tmp_path: Path, one: Recipe) -> Recipe:
     """The recipe with an adapter, saved as a run saves it, none of whose weights are those of the base."""
     torch.manual_seed(1)
@@ -409,12 +398,12 @@ def test_what_a_name_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_line_says_what_is_asked(plain: tuple[LoadedModel, Path]) -> None:
     asked, _ = plain
-    assert dialogue.told("a", asked) == f"a · no adapter · base {tiny.base('qwen2_vl')} · fp32 · cpu · greedy"
+    assert dialogue.caption("a", asked) == f"a · no adapter · base {tiny.base('qwen2_vl')} · fp32 · cpu · greedy"
     facts = {**asked.facts, "adapter": "0123456789", "quantization": {"load_in_4bit": True}}
     facts["base"] = {"model": "owner/name", "commit": "abcdef0123456"}
     drawn = asked.recipe.evaluate.model_copy(update={"generation": Generation(do_sample=True, seed=5)})
     other = replace(asked, facts=facts, recipe=asked.recipe.model_copy(update={"evaluate": drawn}))
-    assert dialogue.told("a", other) == (
+    assert dialogue.caption("a", other) == (
         "a · adapter 01234567 · base owner/name at abcdef01 · nf4 · cpu · drawn with seed 5"
     )
     assert dialogue.readable("a\x1b[2Jb\n\tc\x00\x9b\r") == "a[2Jb\n\tc"

@@ -247,9 +247,9 @@ def test_a_filler_lets_the_tower_run_and_changes_nothing(tmp_path: Path, family:
 def test_the_speed_of_a_run_counts_its_conversations(tmp_path: Path) -> None:
     one = runs.make(tmp_path, "qwen2_vl", data__eval=[])
     made = trainer(one, tmp_path)
-    assert made.pace.speed(made.accelerator) is None
+    assert made.throughput.speed(made.accelerator) is None
     made.train()
-    speed = made.pace.speed(made.accelerator)
+    speed = made.throughput.speed(made.accelerator)
     assert speed is not None
     assert speed.steps == 3
     seconds = speed.steps * speed.step_seconds
@@ -259,6 +259,14 @@ def test_the_speed_of_a_run_counts_its_conversations(tmp_path: Path) -> None:
     assert 12 * min(lengths) <= speed.tokens_per_second * seconds <= 12 * max(lengths)
     assert 0 < speed.data_wait[0] < 1
     assert speed.peak_memory[0] > 100
+
+
+def test_transformers_counts_the_positions_of_every_batch(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", data__eval=[], train__include_num_input_tokens_seen="all")
+    made = trainer(one, tmp_path)
+    made.train()
+    assert made.state.num_input_tokens_seen == made.throughput.positions > 0
+    assert made.state.total_flos == 6 * made.throughput.positions * made.model.num_parameters(exclude_embeddings=True)
 
 
 def test_several_gpus_of_one_process_do_not_cut_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
