@@ -140,8 +140,8 @@ def validate(example: Example) -> None:
         ExampleError: naming the Example, what was found and what was expected.
     """
 
-    def fail(found: str, expected: str) -> None:
-        raise ExampleError(f"Example {example.id!r} of {example.source!r}: {found}; expected {expected}")
+    def fail(fault: str, expected: str) -> None:
+        raise ExampleError(f"Example {example.id!r} of {example.source!r}: {fault}; expected {expected}")
 
     # Its names, the paths of its images, and the order of its turns.
     if not (example.id and example.source and example.group and example.split and example.licence):
