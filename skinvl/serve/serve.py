@@ -61,31 +61,31 @@ def main(words: Sequence[str]) -> int:
     """
     given = _arguments(words)
     say = Console(highlight=False, markup=False, soft_wrap=True)
-    subject, engine = _opened(given.run, given.engine)
+    served, engine = _chosen(given.run, given.engine)
     out = given.run / "served"
-    folder = serving.view(subject, out)
-    command = serving.command(subject, engine, folder, given.host, given.port, given.more)
-    what = f"{subject.adapter} on {subject.weights}" if subject.adapter else str(subject.weights)
-    say.print(f"{subject.name}: {what}, by {engine}")
+    folder = serving.view(served, out)
+    command = serving.command(served, engine, folder, given.host, given.port, given.more)
+    what = f"{served.adapter} on {served.weights}" if served.adapter else str(served.weights)
+    say.print(f"{served.name}: {what}, by {engine}")
     if given.print:
         print(command)
         return 0
     serving.require(engine)
     _warn(given.host, engine)
     _free(given.host, given.port)
-    asked, told = parity.examples(subject.recipe, subject.chat, out)
-    say.print(f"check: {told}, and a conversation with a system turn; our own answers first")
-    ours = apart(parity.own, subject.recipe, subject.chat, asked)
+    questions, origin = parity.examples(served.recipe, served.chat, out)
+    say.print(f"check: {origin}, and a conversation with a system turn; our own answers first")
+    ours = apart(parity.own, served.recipe, served.chat, questions)
     with Child(command, given.run / "serve.log") as child:
         address = f"http://{_reachable(given.host)}:{given.port}"
         with say.status(f"{engine} starts; its log is {child.log}"):
             child.wait(address, given.timeout)
         say.print(f"{engine} is up; asking it")
-        check(subject, engine, address, ours, say)
+        check(served, engine, address, ours, say)
         if given.check_only:
             return 0
-        say.print(f"{address}/v1 serves {subject.name}; Ctrl-C stops it. To ask it:\n")
-        print(SNIPPETS.format(address=address, name=subject.name), flush=True)
+        say.print(f"{address}/v1 serves {served.name}; Ctrl-C stops it. To ask it:\n")
+        print(SNIPPETS.format(address=address, name=served.name), flush=True)
         try:
             child.follow()
         except KeyboardInterrupt:
@@ -93,23 +93,23 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def check(subject: ServedModel, engine: Engine, address: str, ours: Sequence[parity.Own], say: Console) -> None:
-    """Nothing; the server at the address answers as we do.
+def check(served: ServedModel, engine: Engine, address: str, ours: Sequence[parity.Own], say: Console) -> None:
+    """Checks that the server at the address answers as we do.
 
     Raises:
         ServeError: it reads other prompts, or gives other answers than rounding explains.
     """
     import openai
 
-    ends = serving.ends(subject)
+    ends = serving.ends(served)
     key = os.environ.get("VLLM_API_KEY")
     verdicts = []
-    for one in ours:
+    for own in ours:
         try:
-            told = parity.ask(address, subject.name, one.question, subject.recipe, key, tells=engine == "vllm")
+            theirs = parity.ask(address, served.name, own.question, served.recipe, key, tells=engine == "vllm")
         except openai.OpenAIError as error:
-            raise ServeError(f"{one.question.key}: {address} did not answer it ({error})") from error
-        verdicts.append((one.question.key, parity.judge(one, told, subject.chat, ends)))
+            raise ServeError(f"{own.question.key}: {address} did not answer it ({error})") from error
+        verdicts.append((own.question.key, parity.judge(own, theirs, served.chat, ends)))
     counts = Counter(verdict.outcome for _, verdict in verdicts)
     for name, verdict in verdicts:
         if verdict.outcome != "same":
@@ -124,7 +124,7 @@ def check(subject: ServedModel, engine: Engine, address: str, ours: Sequence[par
     say.print(f"checked: all {len(ours)} prompts are as trained, {counts['same']} answers equal ours{turned}")
 
 
-def apart(function: Callable[..., Any], *given: Any) -> Any:
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns, from a process of its own: whatever it held on a GPU is free again.
 
     Raises:
@@ -132,25 +132,25 @@ def apart(function: Callable[..., Any], *given: Any) -> Any:
     """
     context = get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_told, args=(writer, function, given), daemon=True)
+    process = context.Process(target=_send_result, args=(writer, function, arguments), daemon=True)
     process.start()
     writer.close()
     try:
-        found = reader.recv()
+        result = reader.recv()
         process.join()
     except EOFError as error:
         raise ServeError("our own answers: the process died, most often for want of memory") from error
     finally:
         process.kill()
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _told(writer: Any, function: Callable[..., Any], given: Sequence[Any]) -> None:
+def _send_result(writer: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
     try:
-        writer.send(function(*given))
+        writer.send(function(*arguments))
     except (ValueError, OSError) as error:
         writer.send(error)
 
@@ -163,7 +163,8 @@ class Child:
 
     def __enter__(self) -> Self:
         # What ends us ends as Ctrl-C does: the block is left, and the engine with it.
-        self._before = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGTERM, signal.SIGHUP)}
+        endings = (signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, signal.default_int_handler) for number in endings}
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
                 self.command.words,
@@ -193,7 +194,7 @@ class Child:
             os.killpg(self.process.pid, number)
 
     def wait(self, address: str, seconds: float) -> None:
-        """Nothing; the server says that it is well.
+        """Waits until the server says that it is well.
 
         Raises:
             ServeError: it has ended, or does not say so in time.
@@ -211,7 +212,7 @@ class Child:
         raise ServeError(f"{address}: not up after {seconds:g} s; give --timeout more, or see {self._last()}")
 
     def follow(self) -> None:
-        """Nothing, ever.
+        """Waits for as long as the engine runs.
 
         Raises:
             ServeError: the engine has ended.
@@ -230,17 +231,17 @@ class Child:
 
 
 def _orphaned() -> None:
-    """Nothing; the process that calls this is told to end when its parent is gone, however that ended."""
+    """Has the process that calls this end when its parent is gone, however that ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _opened(path: Path, engine: Engine | None) -> tuple[ServedModel, Engine]:
+def _chosen(path: Path, engine: Engine | None) -> tuple[ServedModel, Engine]:
     """What is served, and by which engine: unless one is named, vLLM where it is installed and can serve the run."""
     if engine is None and serving.program("vllm") is not None:
         with suppress(ServeError):
-            return serving.opened(path, "vllm"), "vllm"
-    return serving.opened(path, engine or "transformers"), engine or "transformers"
+            return serving.served_model(path, "vllm"), "vllm"
+    return serving.served_model(path, engine or "transformers"), engine or "transformers"
 
 
 def _free(host: str, port: int) -> None:
@@ -291,8 +292,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--check-only", action="store_true", help="start it, check it, and end")
     own, more = list(words), []
     if "--" in own:
-        place = own.index("--")
-        own, more = own[:place], own[place + 1 :]
+        end = own.index("--")
+        own, more = own[:end], own[end + 1 :]
     given = parser.parse_args(own)
     if not 0 < given.port < 2**16:
         parser.error(f"--port {given.port}: expected 1 to 65535")

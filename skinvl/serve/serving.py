@@ -26,7 +26,7 @@ from skinvl.evaluate.parity import drawn
 from skinvl.evaluate.vllm_engine import RANKS
 from skinvl.model import families
 from skinvl.model.chat import Chat, ChatError
-from skinvl.model.decode import stop_tokens
+from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
 from skinvl.recipe.files import digest, read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Recipe
@@ -77,8 +77,8 @@ class Command:
 
     def __str__(self) -> str:
         """The line for a shell."""
-        given = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return f"cd {shlex.quote(str(self.folder))} && {' '.join([*given, shlex.join(self.words)])}"
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return f"cd {shlex.quote(str(self.folder))} && {' '.join([*settings, shlex.join(self.words)])}"
 
 
 def program(engine: Engine) -> str | None:
@@ -88,7 +88,7 @@ def program(engine: Engine) -> str | None:
 
 
 def require(engine: Engine) -> None:
-    """Nothing; the engine, and the client that asks it, are installed.
+    """Checks that the engine, and the client that asks it, are installed.
 
     Raises:
         ServeError: they are not.
@@ -99,7 +99,7 @@ def require(engine: Engine) -> None:
         raise ServeError("serving needs more than skinvl alone; install it with: pip install 'skinvl[serve]'")
 
 
-def opened(path: Path, engine: Engine) -> ServedModel:
+def served_model(path: Path, engine: Engine) -> ServedModel:
     """What a run serves by an engine: RUN/merged where it is there, else its adapter on its base.
 
     Raises:
@@ -117,11 +117,11 @@ def opened(path: Path, engine: Engine) -> ServedModel:
     elif reason := _unfit(recipe, run.adapter, engine):
         raise ServeError(f"{path}: {reason}; make RUN/merged first with: skinvl merge {shlex.quote(str(path))}")
 
-    served = open_with_adapter(recipe)
-    if engine == "vllm" and served.family.model_type in NOT_IN_VLLM:
-        raise ServeError(f"{path}: vLLM serves no {served.family.model_type} since 0.11; use --engine transformers")
+    opened = open_with_adapter(recipe)
+    if engine == "vllm" and opened.family.model_type in NOT_IN_VLLM:
+        raise ServeError(f"{path}: vLLM serves no {opened.family.model_type} since 0.11; use --engine transformers")
     name = re.sub(r"[^\w.-]", "-", path.resolve().name)
-    return ServedModel(name, recipe, served.chat, served.path, served.adapter)
+    return ServedModel(name, recipe, opened.chat, opened.path, opened.adapter)
 
 
 def _fresh(run: Run, merged: Path) -> None:
@@ -161,7 +161,7 @@ def _rank(adapter: Path) -> int:
     return max(ranks)
 
 
-def view(given: ServedModel, out: Path) -> Path:
+def view(served: ServedModel, out: Path) -> Path:
     """The folder `out/NAME` that an engine is given: links to the weights; template, image budget and end as trained.
 
     A plain load of the weights' own folder would see images at the size that the base's authors chose.
@@ -169,18 +169,18 @@ def view(given: ServedModel, out: Path) -> Path:
     Raises:
         ServeError: there are no weights.
     """
-    with whole_folder(out / given.name) as partial:
-        for file in sorted(chain.from_iterable(given.weights.glob(pattern) for pattern in WEIGHTS)):
+    with whole_folder(out / served.name) as partial:
+        for file in sorted(chain.from_iterable(served.weights.glob(pattern) for pattern in WEIGHTS)):
             (partial / file.name).symlink_to(file.resolve())
         if not any(partial.glob("*.safetensors")):
-            raise ServeError(f"{given.weights}: no *.safetensors; give a run whose base or merged/ has its weights")
-        processor = _processor(given.chat)
-        if _as_trained(processor, given.chat):
+            raise ServeError(f"{served.weights}: no *.safetensors; give a run whose base or merged/ has its weights")
+        processor = _processor(served.chat)
+        if _as_trained(processor, served.chat):
             processor.save_pretrained(partial)
         else:
-            _budgeted(partial, processor, given.chat)
-        _generation(given).save_pretrained(partial)
-    return out / given.name
+            _budgeted(partial, processor, served.chat)
+        _generation(served).save_pretrained(partial)
+    return out / served.name
 
 
 def _processor(chat: Chat) -> ProcessorMixin:
@@ -190,8 +190,8 @@ def _processor(chat: Chat) -> ProcessorMixin:
     processor.image_processor = type(processor.image_processor)(**settings)
     processor.tokenizer = copy.copy(chat.tokenizer)
     processor.chat_template = processor.tokenizer.chat_template = template(chat)
-    found: ProcessorMixin = processor
-    return found
+    budgeted: ProcessorMixin = processor
+    return budgeted
 
 
 def template(chat: Chat) -> str:
@@ -201,8 +201,8 @@ def template(chat: Chat) -> str:
         as_trained = chat.render(turns)
     except ChatError:
         return chat.template  # it takes no system turn, and refuses an engine's too
-    given: Any = turns
-    as_parts = chat.processor.apply_chat_template(given, tokenize=False)
+    messages: Any = turns
+    as_parts = chat.processor.apply_chat_template(messages, tokenize=False)
     return chat.template if as_parts == as_trained else FLATTEN + chat.template
 
 
@@ -210,18 +210,18 @@ def _as_trained(processor: Any, chat: Chat) -> bool:
     """Whether a plain call makes of images what training made of them; asked with a wide, a high and a small one."""
     for width, height in ((640, 360), (300, 480), (90, 60)):
         picture = drawn(width, height)
-        told = processor(images=[[picture]], text=chat.family.image_token, return_tensors="pt")
-        ids = told["input_ids"]
+        theirs = processor(images=[[picture]], text=chat.family.image_token, return_tensors="pt")
+        ids = theirs["input_ids"]
         if (ids == chat.image_id).sum() != chat.picture((height, width)).text_tokens:
             return False
         ours = chat.family.batch(chat.processor, ids, [[picture]], chat.image_arguments)
-        if any(name not in told or not torch.equal(told[name], tensor) for name, tensor in ours.items()):
+        if any(name not in theirs or not torch.equal(theirs[name], tensor) for name, tensor in ours.items()):
             return False
     return True
 
 
 def _budgeted(folder: Path, processor: Any, chat: Chat) -> None:
-    """Nothing; the folder's processor leaves its images to our family, since no setting of its own keeps the budget."""
+    """Has the folder's processor leave its images to our family, since no setting of its own keeps the budget."""
     processor.image_processor = chat.processor.image_processor  # as the model was built
     processor.save_pretrained(folder)
     file = folder / "processor_config.json"
@@ -243,36 +243,33 @@ class Budgeted:
     model_type: str
     image_arguments: ClassVar[dict[str, Any]]
 
-    def __call__(self, images: Any = None, text: Any = None, **given: Any) -> Any:
+    def __call__(self, images: Any = None, text: Any = None, **settings: Any) -> Any:
         """As the processor; the tensors of the images are those of the family."""
         ours: Any = self
-        shown = None if images is None else [[load_image(one) for one in row] for row in images]
+        shown = None if images is None else [[load_image(image) for image in row] for row in images]
         other: Any = super()
-        found = other.__call__(images=shown, text=text, **given)
+        inputs = other.__call__(images=shown, text=text, **settings)
         if shown is not None:
             family = families.load(self.model_type)
-            found.update(family.batch(ours, found["input_ids"], shown, self.image_arguments))
-        return found
+            inputs.update(family.batch(ours, inputs["input_ids"], shown, self.image_arguments))
+        return inputs
 
 
-def ends(given: ServedModel) -> list[int]:
+def ends(served: ServedModel) -> list[int]:
     """The tokens that end an answer: the template's end of turn, and what the weights' own folder names."""
-    file = given.weights / "generation_config.json"
-    hint = "put the folder of the weights back as it was"
-    named = read_json(file, hint, ServeError).get("eos_token_id") if file.is_file() else None
-    return sorted(stop_tokens(given.chat, named))
+    return sorted(stop_tokens_in(served.weights, served.chat, ServeError))
 
 
-def _generation(given: ServedModel) -> GenerationConfig:
+def _generation(served: ServedModel) -> GenerationConfig:
     """What a request that says nothing gets: answers as in the evaluation, ended where they ended in training."""
-    ours = given.recipe.evaluate.generation
+    ours = served.recipe.evaluate.generation
     drawing = ours.model_dump(include={"temperature", "top_p"}, exclude_none=True) if ours.do_sample else {}
     return GenerationConfig(
-        do_sample=ours.do_sample, eos_token_id=ends(given), pad_token_id=given.chat.pad_id, **drawing
+        do_sample=ours.do_sample, eos_token_id=ends(served), pad_token_id=served.chat.pad_id, **drawing
     )
 
 
-def command(given: ServedModel, engine: Engine, folder: Path, host: str, port: int, more: Sequence[str]) -> Command:
+def command(served: ServedModel, engine: Engine, folder: Path, host: str, port: int, more: Sequence[str]) -> Command:
     """What starts an engine on a folder of `view`.
 
     Args:
@@ -284,13 +281,13 @@ def command(given: ServedModel, engine: Engine, folder: Path, host: str, port: i
     coded = (folder / CODE).is_file()
     if coded and engine == "vllm":
         raise ServeError(
-            f"data.image_tokens={given.recipe.data.image_tokens}: no setting of the base's image processor keeps this "
+            f"data.image_tokens={served.recipe.data.image_tokens}: no setting of the base's image processor keeps this "
             "budget, so that vLLM cannot; use --engine transformers"
         )
     # A name without a slash in the folder above it: what the engine is given is then what requests call it.
     words = [program(engine) or engine, "serve", folder.name, "--host", host, "--port", str(port)]
-    words += ["--dtype", "bfloat16" if given.recipe.bf16 else "float32"]
-    words += _vllm(given, folder.name) if engine == "vllm" else []
+    words += ["--dtype", "bfloat16" if served.recipe.bf16 else "float32"]
+    words += _vllm(served, folder.name) if engine == "vllm" else []
     words += ["--trust-remote-code"] if coded else []  # the few lines of CODE
     hub = folder.parent / ".hub"  # empty: everything is here
     (hub / "hub").mkdir(parents=True, exist_ok=True)
@@ -304,18 +301,18 @@ def command(given: ServedModel, engine: Engine, folder: Path, host: str, port: i
     return Command((*words, *more), folder.parent.resolve(), environment)
 
 
-def _vllm(given: ServedModel, folder: str) -> list[str]:
-    data, generation = given.recipe.data, given.recipe.evaluate.generation
+def _vllm(served: ServedModel, folder: str) -> list[str]:
+    data, generation = served.recipe.data, served.recipe.evaluate.generation
     images = max(1, min(IMAGES, data.max_tokens // data.image_tokens))
     sampled = {"temperature": generation.temperature or 1.0, "top_p": generation.top_p or 1.0}
     words = ["--chat-template", f"{folder}/chat_template.jinja", "--chat-template-content-format", "openai"]
     words += ["--max-model-len", str(data.max_tokens + generation.max_new_tokens)]
     words += ["--limit-mm-per-prompt", json.dumps({"image": images})]
-    words += ["--mm-processor-kwargs", json.dumps(given.chat.image_arguments)]
+    words += ["--mm-processor-kwargs", json.dumps(served.chat.image_arguments)]
     words += ["--override-generation-config", json.dumps(sampled if generation.do_sample else {"temperature": 0.0})]
     words += ["--allowed-media-domains", "none.invalid"]  # images come with a request, and are not fetched for it
-    if given.adapter is None:
-        return [*words, "--served-model-name", given.name]
-    rank = next(rank for rank in RANKS if rank >= _rank(given.adapter))
-    words += ["--served-model-name", f"{given.name}--base", "--enable-lora", "--max-lora-rank", str(rank)]
-    return [*words, "--lora-modules", f"{given.name}={given.adapter.resolve()}"]
+    if served.adapter is None:
+        return [*words, "--served-model-name", served.name]
+    rank = next(rank for rank in RANKS if rank >= _rank(served.adapter))
+    words += ["--served-model-name", f"{served.name}--base", "--enable-lora", "--max-lora-rank", str(rank)]
+    return [*words, "--lora-modules", f"{served.name}={served.adapter.resolve()}"]

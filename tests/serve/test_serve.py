@@ -91,7 +91,7 @@ def vllm(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("STANDING_IN", str(tmp_path / "table.json"))
     table: dict[str, Any] = {"answers": {}}
-    given = serving.opened(run, "vllm")
+    given = serving.served_model(run, "vllm")
     asked, _ = parity.examples(given.recipe, given.chat, tmp_path)
     asked = [question for question in asked if question.key in ("drawn/test-0-0", "drawn/test-0-1", "drawn/talk")]
     ours = []

@@ -165,7 +165,7 @@ FROZEN = {"parts__projector": {"train": "frozen"}}
 def test_merged_weights_are_served_where_they_are_there(tmp_path: Path) -> None:
     path = finished(tmp_path, merged=True, quantization={"load_in_4bit": True}, train__bf16=True)
     for engine in ("vllm", "transformers"):
-        found = serving.opened(path, engine)  # type: ignore[arg-type]
+        found = serving.served_model(path, engine)  # type: ignore[arg-type]
         assert (found.name, found.weights, found.adapter) == ("a-run", path / "merged", None)
         assert (found.recipe.base.location, found.recipe.init_adapter) == (str(path / "merged"), None)
         assert found.recipe.quantization is None
@@ -173,7 +173,7 @@ def test_merged_weights_are_served_where_they_are_there(tmp_path: Path) -> None:
 
 def test_an_adapter_is_served_by_vllm_on_its_base(tmp_path: Path) -> None:
     path = finished(tmp_path, **FROZEN)
-    found = serving.opened(path, "vllm")
+    found = serving.served_model(path, "vllm")
     assert (found.weights, found.adapter) == (tiny.base("qwen2_vl"), path / "adapter")
     assert found.recipe.init_adapter == str(path / "adapter")
 
@@ -198,29 +198,29 @@ def test_what_cannot_be_served_says_how_to_merge_it(
 ) -> None:
     path = finished(tmp_path, **changes)
     with pytest.raises(ServeError, match=f"{reason}.*skinvl merge '{path}'"):
-        serving.opened(path, engine)
+        serving.served_model(path, engine)
 
 
 def test_merged_weights_of_another_adapter_are_refused(tmp_path: Path) -> None:
     path = finished(tmp_path, merged=True)
     (path / "adapter" / "adapter_model.safetensors").write_bytes(b"trained on")
     with pytest.raises(ServeError, match=r"merged: made of another adapter .* make it again with: skinvl merge"):
-        serving.opened(path, "transformers")
+        serving.served_model(path, "transformers")
     (path / "merged" / "merge.json").unlink()
     with pytest.raises(ServeError, match=r"no merge\.json"):
-        serving.opened(path, "vllm")
+        serving.served_model(path, "vllm")
 
 
 def test_no_run_and_what_vllm_has_dropped_are_refused(tmp_path: Path) -> None:
     path = finished(tmp_path, "mllama", merged=True)
     with pytest.raises(ServeError, match=r"vLLM serves no mllama since 0\.11; use --engine transformers"):
-        serving.opened(path, "vllm")
-    assert serving.opened(path, "transformers").weights == path / "merged"
+        serving.served_model(path, "vllm")
+    assert serving.served_model(path, "transformers").weights == path / "merged"
     (path / "env.json").unlink()
     with pytest.raises(RunError, match=r"no run, it has no env\.json: nothing was trained here"):
-        serving.opened(path, "transformers")
+        serving.served_model(path, "transformers")
     with pytest.raises(RunError, match="no run"):
-        serving.opened(tmp_path / "drawn", "transformers")
+        serving.served_model(tmp_path / "drawn", "transformers")
 
 
 def test_the_command_of_transformers(tmp_path: Path) -> None:
