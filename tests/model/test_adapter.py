@@ -30,30 +30,30 @@ def test_a_part_trains_as_told_and_no_other(tmp_path: Path, family: str, part: s
     parts = {name: {"train": "frozen"} for name in families.PARTS} | {part: {"train": mode}}
     if mode != "lora":
         parts[other] = {"train": "lora"}
-    one = runs.make(tmp_path, family, parts=parts)
-    kind = runs.family_of(one)
+    recipe = runs.make(tmp_path, family, parts=parts)
+    kind = runs.family_of(recipe)
     if (family, part, mode) == ("gemma3", "projector", "lora"):
         with pytest.raises(AdapterError, match=r"parts\.projector: gemma3 has no linear layer there .* full or frozen"):
-            runs.attached(one)
+            runs.attached(recipe)
         return
-    peft_model = runs.attached(one)
-    counts = adapter.check(peft_model, kind, one)
-    for name, found in counts.items():
-        assert (found.trainable > 0) == (parts[name]["train"] != "frozen"), name
-        assert bool(found.lora) == (parts[name]["train"] == "lora"), name
-        assert bool(found.full) == (parts[name]["train"] == "full"), name
-        if found.full and name != "language":
-            assert found.trainable == found.parameters
+    peft_model = runs.attached(recipe)
+    counts = adapter.check(peft_model, kind, recipe)
+    for name, count in counts.items():
+        assert (count.trainable > 0) == (parts[name]["train"] != "frozen"), name
+        assert bool(count.lora) == (parts[name]["train"] == "lora"), name
+        assert bool(count.full) == (parts[name]["train"] == "full"), name
+        if count.full and name != "language":
+            assert count.trainable == count.parameters
     trained = {n for n, p in peft_model.named_parameters() if p.requires_grad}
     assert not any("embed_tokens" in name or name.endswith("lm_head.weight") for name in trained)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_patterns_are_anchored_and_hit_one_part(tmp_path: Path, family: str) -> None:
-    one = runs.make(tmp_path, family)
-    kind = runs.family_of(one)
-    bare = blank_model(AutoConfig.from_pretrained(one.base.location))
-    hits = adapter.plan(bare, kind, one)
+    recipe = runs.make(tmp_path, family)
+    kind = runs.family_of(recipe)
+    bare = blank_model(AutoConfig.from_pretrained(recipe.base.location))
+    hits = adapter.plan(bare, kind, recipe)
     assert set(hits["language"].patterns.values()) <= set(range(1, 7))
     assert sum(hits["language"].patterns.values()) >= 28
     assert not hits["vision"].patterns
@@ -62,16 +62,16 @@ def test_patterns_are_anchored_and_hit_one_part(tmp_path: Path, family: str) -> 
 
 
 def test_a_check_sees_an_adapter_in_the_wrong_part_and_a_bf16_master(tmp_path: Path) -> None:
-    one = runs.make(tmp_path, "qwen2_vl")
-    kind = runs.family_of(one)
-    peft_model = runs.attached(one)
-    wrong = one.model_copy(update={"parts": one.parts.model_copy(update={"language": one.parts.vision})})
+    recipe = runs.make(tmp_path, "qwen2_vl")
+    kind = runs.family_of(recipe)
+    peft_model = runs.attached(recipe)
+    wrong = recipe.model_copy(update={"parts": recipe.parts.model_copy(update={"language": recipe.parts.vision})})
     with pytest.raises(AdapterError, match="a LoRA layer in language"):
         adapter.check(peft_model, kind, wrong)
     parameter = next(p for p in peft_model.parameters() if p.requires_grad)
     parameter.data = parameter.data.bfloat16()
     with pytest.raises(AdapterError, match="without an fp32 master"):
-        adapter.check(peft_model, kind, one)
+        adapter.check(peft_model, kind, recipe)
 
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -79,43 +79,43 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 @pytest.mark.parametrize("family", tiny.SOME)
 def test_only_the_language_part_is_quantised(tmp_path: Path, family: str) -> None:
-    one = runs.make(tmp_path, family, quantization=NF4)
-    kind = runs.family_of(one)
-    peft_model = runs.attached(one)
-    found = adapter.check(peft_model, kind, one)
+    recipe = runs.make(tmp_path, family, quantization=NF4)
+    kind = runs.family_of(recipe)
+    peft_model = runs.attached(recipe)
+    counts = adapter.check(peft_model, kind, recipe)
     quantised = [n for n, m in peft_model.named_modules() if type(m).__name__ == "Linear4bit"]
     assert quantised
-    plain = blank_model(AutoConfig.from_pretrained(one.base.location))
-    assert sum(part.parameters for part in found.values()) == count_parameters(plain)
+    plain = blank_model(AutoConfig.from_pretrained(recipe.base.location))
+    assert sum(part.parameters for part in counts.values()) == count_parameters(plain)
     assert all("language_model" in name for name in quantised)
 
 
 def test_a_quantised_tower_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = runs.make(tmp_path, "qwen2_vl", quantization=NF4)
-    kind = runs.family_of(one)
+    recipe = runs.make(tmp_path, "qwen2_vl", quantization=NF4)
+    kind = runs.family_of(recipe)
     monkeypatch.setattr(type(kind), "parts", {**kind.parts, "vision": ("visual",)})
-    loaded = load_base(Path(one.base.location), kind, one)
+    loaded = load_base(Path(recipe.base.location), kind, recipe)
     monkeypatch.undo()
     with pytest.raises(AdapterError, match="quantised, but vision must not be"):
-        adapter.check(adapter.attach(loaded, kind, one), kind, one)
+        adapter.check(adapter.attach(loaded, kind, recipe), kind, recipe)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_frozen_tower_runs_without_grad_and_its_projector_with(tmp_path: Path, family: str) -> None:
-    one = runs.make(tmp_path, family)
-    peft_model = runs.attached(one)
+    recipe = runs.make(tmp_path, family)
+    peft_model = runs.attached(recipe)
     peft_model.enable_input_require_grads()
     peft_model.gradient_checkpointing_enable()
     peft_model.train()
     seen: dict[str, bool] = {}
-    kind = runs.family_of(one)
+    kind = runs.family_of(recipe)
     tower = peft_model.get_base_model().get_submodule(kind.parts["vision"][0])
     block = next(
         m for n, m in tower.named_modules() if n.endswith(("blocks.1", "transformer.layers.1", "encoder.layers.1"))
     )
     block.register_forward_hook(lambda m, i, o: seen.update(tower=torch.is_grad_enabled()))
-    rows = mixture.load(one.data).train
-    inputs = runs.batch(one, rows[:4])
+    rows = mixture.load(recipe.data).train
+    inputs = runs.batch(recipe, rows[:4])
     token_losses(peft_model, inputs)[0].mean().backward()
     assert seen == {"tower": False}
     projector = [p for n, p in peft_model.named_parameters() if p.requires_grad and "lora" not in n]
@@ -129,35 +129,35 @@ def test_a_frozen_tower_runs_without_grad_and_its_projector_with(tmp_path: Path,
 @pytest.mark.parametrize("family", tiny.SOME)
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True, "init_lora_weights": "pissa"}])
 def test_a_saved_adapter_loads_with_peft_alone(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
-    one = runs.make(tmp_path, family, lora={"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **settings})
-    peft_model = runs.attached(one)
+    recipe = runs.make(tmp_path, family, lora={"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **settings})
+    peft_model = runs.attached(recipe)
     torch.manual_seed(0)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    rows = mixture.load(one.data).train
+    rows = mixture.load(recipe.data).train
     peft_model.eval()
     with torch.no_grad():
-        expected, _ = token_losses(peft_model, runs.batch(one, rows[:3]))
+        expected, _ = token_losses(peft_model, runs.batch(recipe, rows[:3]))
     peft_model.save_pretrained(tmp_path / "adapter")
-    fresh, chat = tiny.model(family), runs.chat(one)
+    fresh, chat = tiny.model(family), runs.chat(recipe)
     with torch.no_grad():
         bare = torch.cat([token_losses(fresh, runs.alone(chat, row))[0] for row in rows[:3]])
         loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter")).eval()
-        found = torch.cat([token_losses(loaded, runs.alone(chat, row))[0] for row in rows[:3]])
+        losses = torch.cat([token_losses(loaded, runs.alone(chat, row))[0] for row in rows[:3]])
     assert not torch.allclose(bare, expected, atol=1e-2)  # the adapter does something
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora__use_dora": True}, {"lora__init_lora_weights": "pissa"}])
 def test_an_earlier_adapter_is_continued(tmp_path: Path, settings: dict[str, Any]) -> None:
-    one = runs.make(tmp_path, "qwen2_vl", **settings)
-    first = runs.attached(one)
+    recipe = runs.make(tmp_path, "qwen2_vl", **settings)
+    first = runs.attached(recipe)
     for parameter in first.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1
     first.save_pretrained(tmp_path / "adapter")
-    again = runs.attached(one.model_copy(update={"init_adapter": str(tmp_path / "adapter")}))
+    again = runs.attached(recipe.model_copy(update={"init_adapter": str(tmp_path / "adapter")}))
     before = {n: p for n, p in first.named_parameters() if p.requires_grad}
     after = {n: p for n, p in again.named_parameters() if p.requires_grad}
     assert before.keys() == after.keys()
@@ -166,9 +166,9 @@ def test_an_earlier_adapter_is_continued(tmp_path: Path, settings: dict[str, Any
 
 
 def test_an_earlier_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    one = runs.make(tmp_path, "qwen2_vl")
+    recipe = runs.make(tmp_path, "qwen2_vl")
     saved = tmp_path / "adapter"
-    runs.attached(one).save_pretrained(saved)
+    runs.attached(recipe).save_pretrained(saved)
 
     def refused(changes: dict[str, Any], message: str) -> None:
         with pytest.raises(AdapterError, match=message):
@@ -180,7 +180,7 @@ def test_an_earlier_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None
     refused({"lora__init_lora_weights": "pissa"}, "PiSSA changes the base")
     refused({"parts__projector": {"train": "frozen"}}, "are not trained by this recipe")
     with pytest.raises(BaseError, match=r"init_adapter .*the folder has no adapter_config\.json"):
-        runs.attached(one.model_copy(update={"init_adapter": str(tmp_path)}))
+        runs.attached(recipe.model_copy(update={"init_adapter": str(tmp_path)}))
 
 
 def test_an_adapter_of_the_language_part_alone_leaves_the_projector_as_it_is(tmp_path: Path) -> None:
@@ -192,15 +192,15 @@ def test_an_adapter_of_the_language_part_alone_leaves_the_projector_as_it_is(tmp
 
 @pytest.mark.parametrize("quantization", [None, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}], ids=str)
 def test_bf16_without_pefts_casts_is_bf16_with_them(tmp_path: Path, quantization: dict[str, Any] | None) -> None:
-    one = runs.make(tmp_path, "qwen2_vl", train__bf16=True, quantization=quantization)
-    model = runs.attached(one)
+    recipe = runs.make(tmp_path, "qwen2_vl", train__bf16=True, quantization=quantization)
+    model = runs.attached(recipe)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     assert not any(layer.cast_input_dtype_enabled for layer in layers)
-    batch = runs.batch(one, mixture.load(one.data).train[:6])
-    found = []
+    batch = runs.batch(recipe, mixture.load(recipe.data).train[:6])
+    passes = []
     for casts in (False, True):
         for layer in layers:
             layer.cast_input_dtype_enabled = casts
@@ -208,9 +208,9 @@ def test_bf16_without_pefts_casts_is_bf16_with_them(tmp_path: Path, quantization
         with torch.autocast("cpu", torch.bfloat16):
             losses, _ = token_losses(model, batch)
         losses.mean().backward()
-        found.append([losses, *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert len(found[0]) == len(found[1]) > 20
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        passes.append([losses, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(passes[0]) == len(passes[1]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])  # whose quantised layers have biases, and have none

@@ -223,15 +223,17 @@ def rows(family: str, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, li
     arguments = kind.image_arguments(processor, 16)
     images = [[tiny.picture(10 * row + n, SHAPES[(row + n) % 3]) for n in range(k)] for row, k in enumerate(counts)]
     tokens = []
-    for row, some in enumerate(images):
-        ids = processor.tokenizer(kind.spelled(conversation(kind, len(some))) + " more" * row)["input_ids"]
-        grids = iter([kind.picture(processor, (one.height, one.width), arguments).text_tokens for one in some])
-        image = processor.tokenizer.convert_tokens_to_ids(kind.soft_token or kind.image_token)
-        tokens.append([t for token in ids for t in ([token] * next(grids) if token == image else [token])])
+    for row, images_of_row in enumerate(images):
+        ids = processor.tokenizer(kind.spelled(conversation(kind, len(images_of_row))) + " more" * row)["input_ids"]
+        grids = iter(
+            [kind.picture(processor, (image.height, image.width), arguments).text_tokens for image in images_of_row]
+        )
+        image_id = processor.tokenizer.convert_tokens_to_ids(kind.soft_token or kind.image_token)
+        tokens.append([t for token in ids for t in ([token] * next(grids) if token == image_id else [token])])
     length = max(map(len, tokens))
     pad = processor.tokenizer.pad_token_id
-    ids = torch.tensor([one + [pad] * (length - len(one)) for one in tokens])
-    mask = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one in tokens])
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in tokens])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in tokens])
     return ids, mask, images, arguments
 
 
@@ -239,14 +241,14 @@ def difference(family: str, model: Any, counts: list[int]) -> list[float]:
     """The largest difference of each row's logits in the batch from those of the row alone."""
     kind, processor = families.load(family), tiny.processor(family)
     ids, mask, images, arguments = rows(family, counts)
-    found = []
+    differences = []
     with torch.no_grad():
         together = model(input_ids=ids, attention_mask=mask, **kind.batch(processor, ids, images, arguments)).logits
-        for row, some in enumerate(images):
+        for row, images_of_row in enumerate(images):
             alone = ids[row : row + 1, : int(mask[row].sum())]
-            logits = model(input_ids=alone, **kind.batch(processor, alone, [some], arguments)).logits
-            found.append((together[row, : alone.shape[1]] - logits[0]).abs().max().item())
-    return found
+            logits = model(input_ids=alone, **kind.batch(processor, alone, [images_of_row], arguments)).logits
+            differences.append((together[row, : alone.shape[1]] - logits[0]).abs().max().item())
+    return differences
 
 
 @pytest.mark.parametrize("counts", [[1, 0, 1], [0, 2, 1], [0, 0], [3, 1, 2, 0]], ids=str)
@@ -282,8 +284,8 @@ def test_generation_with_blanks_gives_each_row_its_own_answer() -> None:
     def answer(rows: slice, **padded: torch.Tensor) -> torch.Tensor:
         inputs = kind.batch(processor, padded["input_ids"], pictures[rows], arguments)
         made = model.generate(**padded, **inputs, max_new_tokens=6, do_sample=False)
-        found: torch.Tensor = made[:, padded["input_ids"].shape[1] :]
-        return found
+        answers: torch.Tensor = made[:, padded["input_ids"].shape[1] :]
+        return answers
 
     together = answer(slice(None), **padded)
     for row, prompt in enumerate(prompts):

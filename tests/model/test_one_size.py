@@ -134,13 +134,13 @@ def test_the_ids_of_a_llava_conversation_are_those_of_its_text(begins: bool) -> 
             single="<s> $A", special_tokens=[("<s>", processor.tokenizer.bos_token_id)]
         )
     processor.chat_template = PUBLISHED
-    chat, one = Chat(processor, LLAVA, 16, 512), conversation("Brown.", "No, it is flat.")
-    ids = chat.encode(one, [(112, 112)]).ids
+    chat, example = Chat(processor, LLAVA, 16, 512), conversation("Brown.", "No, it is flat.")
+    ids = chat.encode(example, [(112, 112)]).ids
     plain = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Question 0?"}]}]
-    told = processor.apply_chat_template(plain, add_generation_prompt=True)
-    served = processor(text=[told], images=[[tiny.picture()]], add_special_tokens=False)["input_ids"][0]
+    text = processor.apply_chat_template(plain, add_generation_prompt=True)
+    served = processor(text=[text], images=[[tiny.picture()]], add_special_tokens=False)["input_ids"][0]
     assert ids[: len(served)] == list(served)
-    assert [place for place, one in enumerate(ids) if one == processor.tokenizer.bos_token_id] == [0]
+    assert [index for index, token in enumerate(ids) if token == processor.tokenizer.bos_token_id] == [0]
     # The space that the template writes before an answer is the one that its first token has in any case.
     answer = processor.tokenizer("Brown.</s>", add_special_tokens=False)["input_ids"]
     assert ids[len(served) : len(served) + len(answer)] == answer
@@ -150,12 +150,12 @@ def test_the_ids_of_a_llava_conversation_are_those_of_its_text(begins: bool) -> 
 
 def test_text_may_hold_the_blanks_that_gemmas_tokenizer_has_tokens_for() -> None:
     processor: Any = tiny.processor("gemma3")
-    processor.tokenizer.add_tokens([AddedToken(one, normalized=False) for one in ("\n", "\n\n", "\n\n\n", "▁▁")])
-    chat, one = Chat(processor, GEMMA, 16, 512), conversation("1. Brown\n\n2. Flat", images=2)
-    ids = chat.encode(one, [(112, 112)] * 2).ids
+    processor.tokenizer.add_tokens([AddedToken(blank, normalized=False) for blank in ("\n", "\n\n", "\n\n\n", "▁▁")])
+    chat, example = Chat(processor, GEMMA, 16, 512), conversation("1. Brown\n\n2. Flat", images=2)
+    ids = chat.encode(example, [(112, 112)] * 2).ids
     images = [tiny.picture(seed) for seed in (0, 1)]
-    told = chat.render(list(one.messages))
-    theirs = processor(text=[told], images=[images], add_special_tokens=False)["input_ids"][0]
+    text = chat.render(list(example.messages))
+    theirs = processor(text=[text], images=[images], add_special_tokens=False)["input_ids"][0]
     assert ids == list(theirs)
     assert processor.tokenizer.convert_tokens_to_ids("\n\n\n") in ids
     assert ids.count(chat.image_id) == 32
@@ -166,10 +166,10 @@ def test_text_may_hold_the_blanks_that_gemmas_tokenizer_has_tokens_for() -> None
 
 def test_the_tiny_bases_have_every_path_of_their_architecture() -> None:
     gemma, llava = (tiny.model(family).config for family in BOTH)
-    one = gemma.text_config
-    assert set(one.layer_types) == {"sliding_attention", "full_attention"}
-    assert gemma.mm_tokens_per_image < one.sliding_window < 40
-    assert one.rope_parameters["full_attention"] != one.rope_parameters["sliding_attention"]
+    language = gemma.text_config
+    assert set(language.layer_types) == {"sliding_attention", "full_attention"}
+    assert gemma.mm_tokens_per_image < language.sliding_window < 40
+    assert language.rope_parameters["full_attention"] != language.rope_parameters["sliding_attention"]
     assert (gemma.vision_config.image_size // gemma.vision_config.patch_size) ** 2 == 4 * gemma.mm_tokens_per_image
     assert gemma.tie_word_embeddings
     assert not llava.tie_word_embeddings
@@ -183,12 +183,12 @@ def test_windows_and_images_are_those_of_hugging_face(tmp_path: Path) -> None:
     ours = tiny.model("gemma3")
     chat = Chat(tiny.processor("gemma3"), GEMMA, 16, 512)
     words = "It is brown with a lighter rim. " * 6
-    one = conversation(words, words, images=2)
-    encoded = chat.encode(one, [(112, 112)] * 2)
+    example = conversation(words, words, images=2)
+    encoded = chat.encode(example, [(112, 112)] * 2)
     assert len(encoded.ids) > 4 * ours.config.text_config.sliding_window
     ids = torch.tensor([encoded.ids])
     inputs = chat.family.batch(chat.processor, ids, [[tiny.picture(0), tiny.picture(1)]], chat.image_arguments)
-    shown = tuple(tmp_path / name for name in one.images)
+    shown = tuple(tmp_path / name for name in example.images)
     for number, path in enumerate(shown):
         tiny.picture(number).save(path)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_windows_and_images_are_those_of_hugging_face(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", BOTH)
 def test_files_under_their_later_names_are_the_same_base(tmp_path: Path, family: str) -> None:
     """transformers 5 writes the names of its first releases; those of 4.52 to 4.57 were others."""
-    one = runs.make(tmp_path, family)
+    recipe = runs.make(tmp_path, family)
     kind, base, later = families.load(family), tiny.base(family), tmp_path / "later"
     later.mkdir()
     for path in base.iterdir():
@@ -218,11 +218,11 @@ def test_files_under_their_later_names_are_the_same_base(tmp_path: Path, family:
         name = name.replace("language_model.model.", "language_model.").replace("language_model.lm_head", "lm_head")
         weights[name if name.startswith("lm_head") else f"model.{name}"] = tensor
     save_file(weights, later / "model.safetensors", metadata={"format": "pt"})
-    found, expected = (load_base(path, kind, one).state_dict() for path in (later, base))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    state, expected = (load_base(path, kind, recipe).state_dict() for path in (later, base))
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], weight) for name, weight in expected.items())
     assert {kind.part_of(name) for name in expected} == set(PARTS)
-    towers = [load_tower(path, kind, one).state_dict() for path in (later, base)]
+    towers = [load_tower(path, kind, recipe).state_dict() for path in (later, base)]
     assert towers[0].keys() == towers[1].keys()
     assert all(torch.equal(weight, towers[1][name]) for name, weight in towers[0].items())
     for names in (first, weights):
@@ -231,14 +231,14 @@ def test_files_under_their_later_names_are_the_same_base(tmp_path: Path, family:
 
 def test_a_llava_of_another_kind_is_refused() -> None:
     config = tiny.model("llava").config
-    for part, name, value, said in (
+    for part, name, value, message in (
         ("text_config", "model_type", "llama", "text_config.model_type 'llama'; .* those with 'mistral'"),
         (None, "vision_feature_layer", -1, "vision_feature_layer -1; .* those with -2"),
         (None, "vision_feature_select_strategy", "full", "vision_feature_select_strategy 'full'"),
     ):
         other = copy.deepcopy(config)
         setattr(getattr(other, part) if part else other, name, value)
-        with pytest.raises(ValueError, match=f"a llava base with {said}"):
+        with pytest.raises(ValueError, match=f"a llava base with {message}"):
             LLAVA.features(other, LLAVA.picture(tiny.processor("llava"), (9, 9), {}))
     bare = tiny.model("llava", prepared=False)
     bare.config.vision_feature_layer = -1
@@ -325,14 +325,14 @@ def test_a_long_answer_leaves_the_window_as_hugging_face_does(tmp_path: Path) ->
         for answers in (("Brown.",), ("It is brown with a lighter rim. " * 3, "No."), ("Two.", "One."))
     ]
     batch = Collator(chat).pack(asked)
-    found = infer.generate(ours, chat, batch, Generation(max_new_tokens=32))
-    for prompt, one in zip(asked, found, strict=True):
+    generated = infer.generate(ours, chat, batch, Generation(max_new_tokens=32))
+    for prompt, answer in zip(asked, generated, strict=True):
         ids = torch.tensor([prompt.encoded.ids])
         inputs = GEMMA.batch(chat.processor, ids, [[tiny.picture(0)]], chat.image_arguments)
         whole = theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, max_new_tokens=32)
-        said = whole[0, ids.shape[1] :].tolist()
-        assert one.ids == said[: len(one.ids)]
-    assert max(len(one.ids) for one in found) == 32
+        expected = whole[0, ids.shape[1] :].tolist()
+        assert answer.ids == expected[: len(answer.ids)]
+    assert max(len(answer.ids) for answer in generated) == 32
 
 
 def test_both_are_listed_with_their_terms() -> None:

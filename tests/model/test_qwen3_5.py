@@ -47,12 +47,12 @@ SHORT = words_alone("What is a lesion?")
 
 def test_the_tiny_base_has_every_path_of_the_architecture() -> None:
     config = tiny.model("qwen3_5").config
-    one = config.text_config
-    assert set(one.layer_types) == {"linear_attention", "full_attention"}
-    assert one.linear_num_value_heads == 2 * one.linear_num_key_heads
-    assert one.rope_parameters["partial_rotary_factor"] == 0.25
-    assert 2 * sum(one.rope_parameters["mrope_section"]) == one.head_dim // 4
-    assert one.rope_parameters["mrope_interleaved"]
+    language = config.text_config
+    assert set(language.layer_types) == {"linear_attention", "full_attention"}
+    assert language.linear_num_value_heads == 2 * language.linear_num_key_heads
+    assert language.rope_parameters["partial_rotary_factor"] == 0.25
+    assert 2 * sum(language.rope_parameters["mrope_section"]) == language.head_dim // 4
+    assert language.rope_parameters["mrope_interleaved"]
     assert config.tie_word_embeddings
 
 
@@ -98,8 +98,8 @@ def alone(which: int) -> torch.Tensor:
     """The logits of LONG or SHORT in Hugging Face's own model."""
     ids = ready("qwen3_5")[0].encode((LONG, SHORT)[which], ()).ids
     with torch.no_grad():
-        found: torch.Tensor = tiny.model("qwen3_5")(input_ids=torch.tensor([ids])).logits[0]
-    return found
+        alone_logits: torch.Tensor = tiny.model("qwen3_5")(input_ids=torch.tensor([ids])).logits[0]
+    return alone_logits
 
 
 def difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> list[float]:
@@ -116,24 +116,24 @@ def test_in_one_row_a_conversation_would_remember_the_one_before_it() -> None:
 
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_before_or_after_a_row_changes_nothing(left: bool) -> None:
-    found, batch = beside("qwen3_5", [[0], [1]], left)
+    rows, batch = beside("qwen3_5", [[0], [1]], left)
     assert batch.ids.shape[0] == 2
     assert ("attention_mask" in batch.inputs) == left
-    assert max(difference([alone(0), alone(1)], found)) < 1e-4
+    assert max(difference([alone(0), alone(1)], rows)) < 1e-4
 
 
 def test_padding_before_a_row_that_no_mask_tells_of_would_be_seen() -> None:
     batch = beside("qwen3_5", [[0], [1]], left=True)[1].inputs
     del batch["attention_mask"]
     with torch.no_grad():
-        found = tiny.model("qwen3_5")(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-    assert difference([alone(1)], [found[1, -len(alone(1)) :]])[0] > 1e-2
+        unmasked = tiny.model("qwen3_5")(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    assert difference([alone(1)], [unmasked[1, -len(alone(1)) :]])[0] > 1e-2
 
 
 def test_a_collator_never_puts_two_conversations_into_a_row(tmp_path: Path) -> None:
-    one = runs.make(tmp_path, "qwen3_5")
-    rows = mixture.load(one.data).train[:6]
-    batch = Collator(runs.chat(one), share=True)([{"row": row} for row in rows])
+    recipe = runs.make(tmp_path, "qwen3_5")
+    rows = mixture.load(recipe.data).train[:6]
+    batch = Collator(runs.chat(recipe), share=True)([{"row": row} for row in rows])
     assert len(batch.ids) == 6
     assert [(span.row, span.start, span.prefix) for span in batch.spans.spans] == [(n, 0, (0, 0)) for n in range(6)]
     assert len(batch.inputs["image_grid_thw"]) == 6
@@ -143,15 +143,15 @@ def test_answers_from_rows_that_begin_together_would_be_others(monkeypatch: pyte
     chat, model = ready("qwen3_5")
     prompts = [EncodedRow(chat.prompt(each, ()), ()) for each in (LONG, SHORT)]
 
-    def said(*some: EncodedRow) -> list[list[int]]:
-        batch = Collator(chat).pack(some)
+    def answers(*asked: EncodedRow) -> list[list[int]]:
+        batch = Collator(chat).pack(asked)
         return [answer.ids for answer in infer.generate(model, chat, batch, Generation(max_new_tokens=4))]
 
-    apart = [*said(prompts[0]), *said(prompts[1])]
-    assert said(*prompts) == apart
+    apart = [*answers(prompts[0]), *answers(prompts[1])]
+    assert answers(*prompts) == apart
     lay = Collator.lay
-    monkeypatch.setattr(Collator, "lay", lambda self, encoded, shown, rows, left=False: lay(self, encoded, shown, rows))
-    long, short = said(*prompts)
+    monkeypatch.setattr(Collator, "lay", lambda self, encoded, rows, left=False: lay(self, encoded, rows))
+    long, short = answers(*prompts)
     assert long == apart[0]
     assert short != apart[1]
 
@@ -167,9 +167,9 @@ ADAPTED = {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"}
 def test_the_recurrence_is_adapted_by_its_projections_and_keeps_its_own_weights(
     tmp_path: Path, quantization: dict[str, Any] | None
 ) -> None:
-    one = runs.make(tmp_path, "qwen3_5", train__bf16=True, quantization=quantization)
-    model = runs.attached(one)
-    counts = adapter.check(model, FAMILY, one)
+    recipe = runs.make(tmp_path, "qwen3_5", train__bf16=True, quantization=quantization)
+    model = runs.attached(recipe)
+    counts = adapter.check(model, FAMILY, recipe)
     assert {name: counts["language"].lora[name] for name in ADAPTED} == dict.fromkeys(ADAPTED, 2)
     for name, parameter in model.named_parameters():
         if name.endswith("lora_B.default.weight"):
@@ -178,7 +178,7 @@ def test_the_recurrence_is_adapted_by_its_projections_and_keeps_its_own_weights(
             assert not parameter.requires_grad, name
             assert parameter.dtype == torch.bfloat16, name
     with torch.autocast("cpu", torch.bfloat16):
-        losses, _ = token_losses(model, runs.batch(one, mixture.load(one.data).train[:1]))
+        losses, _ = token_losses(model, runs.batch(recipe, mixture.load(recipe.data).train[:1]))
     losses.sum().backward()
     inner = {n: p for n, p in model.named_parameters() if ".linear_attn." in n and p.requires_grad}
     assert len(inner) == 2 * 2 * len(ADAPTED)
@@ -207,8 +207,8 @@ def conversation(turns: int) -> Example:
 def bare(template: str, turns: int, **settings: Any) -> str:
     """What a published template writes by itself."""
     messages = [
-        {"role": one["role"], "content": [{k: v for k, v in part.items() if v} for part in one["content"]]}
-        for one in TURNS[:turns]
+        {"role": turn["role"], "content": [{k: v for k, v in part.items() if v} for part in turn["content"]]}
+        for turn in TURNS[:turns]
     ]
     tokenizer = tiny.processor("qwen3_5").tokenizer
     written: str = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **settings)

@@ -1,4 +1,4 @@
-"""A folded weight is PEFT's own merge, on the weights that were trained on, under the names of the base's own files."""
+"""A merged weight is PEFT's own merge, on the weights that were trained on, under the names of the base's own files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "pissa": {"lora__init_lora_weights": "pissa", "lora__use_rslora": True},
 }
 
-FOLDED = [
+MERGED = [
     *(pytest.param("qwen2_vl", kind, marks=[] if kind == "lora" else pytest.mark.slow) for kind in KINDS),
     *(pytest.param(name, kind, marks=pytest.mark.slow) for name in OTHERS for kind in ("lora", "full")),
 ]
@@ -55,48 +55,48 @@ def blank(base: Path) -> Any:
 
 def merged(path: Path) -> dict[str, torch.Tensor]:
     """The weights of a run after PEFT has merged the whole model, float32."""
-    one = merges.asked(path)
-    bare = AutoModelForImageTextToText.from_pretrained(one.base.location, dtype=torch.float32)
+    recipe = merges.asked(path)
+    bare = AutoModelForImageTextToText.from_pretrained(recipe.base.location, dtype=torch.float32)
     whole: Any = PeftModel.from_pretrained(bare, str(path / "adapter"))
-    found: dict[str, torch.Tensor] = whole.merge_and_unload().state_dict()
-    return found
+    weights: dict[str, torch.Tensor] = whole.merge_and_unload().state_dict()
+    return weights
 
 
-@pytest.mark.parametrize(("family", "kind"), FOLDED)
-def test_folding_is_pefts_own_merge(tmp_path: Path, family: str, kind: str) -> None:
+@pytest.mark.parametrize(("family", "kind"), MERGED)
+def test_merging_is_pefts_own_merge(tmp_path: Path, family: str, kind: str) -> None:
     parts = {} if kind == "full" else {"parts": merges.everywhere(family)}
     path = merges.made(tmp_path, family, **parts, **KINDS[kind])
-    folding = merges.folding(path)
-    found, expected = dict(folding.tensors("bf16")), merged(path)
+    merge = merges.prepared(path)
+    ours, expected = dict(merge.tensors("bf16")), merged(path)
     bare = AutoModelForImageTextToText.from_pretrained(tiny.base(family), dtype=torch.float32).state_dict()
-    assert expected.keys() - found.keys() <= {"lm_head.weight"}  # where it is the embedding
-    assert folding.keys == len(load_file(path / "adapter" / "adapter_model.safetensors"))
-    changed = [name for name in found if not torch.equal(found[name].float(), bare[name])]
-    assert len(changed) == len(folding.layers) + len(folding.full) > 20
-    for name, tensor in found.items():
+    assert expected.keys() - ours.keys() <= {"lm_head.weight"}  # where it is the embedding
+    assert merge.keys == len(load_file(path / "adapter" / "adapter_model.safetensors"))
+    changed = [name for name in ours if not torch.equal(ours[name].float(), bare[name])]
+    assert len(changed) == len(merge.layers) + len(merge.full) > 20
+    for name, tensor in ours.items():
         torch.testing.assert_close(tensor.float(), expected[name], atol=2e-6, rtol=1e-6, msg=name)
 
 
 def test_a_wrong_scale_is_not_pefts_merge(tmp_path: Path) -> None:
     path = merges.made(tmp_path, "qwen2_vl")
-    folding = merges.folding(path)
-    folding.lora.lora_alpha *= 1.01
+    merge = merges.prepared(path)
+    merge.lora.lora_alpha *= 1.01
     expected = merged(path)
-    assert max(float((one.float() - expected[name]).abs().max()) for name, one in folding.tensors("bf16")) > 1e-4
+    assert max(float((tensor.float() - expected[name]).abs().max()) for name, tensor in merge.tensors("bf16")) > 1e-4
 
 
-def test_biases_of_lora_are_folded_into_those_of_the_base(tmp_path: Path) -> None:
+def test_biases_of_lora_are_merged_into_those_of_the_base(tmp_path: Path) -> None:
     path = merges.made(tmp_path, "qwen2_vl", parts={"vision": {"train": "lora"}}, lora__lora_bias=True)
-    folding, expected = merges.folding(path), merged(path)
-    assert all("lora_B.bias" in keys for keys in folding.layers.values())
-    for name, tensor in folding.tensors("bf16"):
+    merge, expected = merges.prepared(path), merged(path)
+    assert all("lora_B.bias" in keys for keys in merge.layers.values())
+    for name, tensor in merge.tensors("bf16"):
         torch.testing.assert_close(tensor.float(), expected[name], atol=2e-6, rtol=1e-6, msg=name)
-    said = "down_proj was trained with lora_bias, but its layer in the base has no bias"
-    with pytest.raises(MergingError, match=said):
-        merges.folding(merges.made(tmp_path, "qwen2_vl", name="none", lora__lora_bias=True))
+    message = "down_proj was trained with lora_bias, but its layer in the base has no bias"
+    with pytest.raises(MergingError, match=message):
+        merges.prepared(merges.made(tmp_path, "qwen2_vl", name="none", lora__lora_bias=True))
 
 
-def test_a_base_is_folded_into_as_it_was_trained_on(tmp_path: Path) -> None:
+def test_a_base_is_merged_into_as_it_was_trained_on(tmp_path: Path) -> None:
     base = merges.sharded(tiny.base("qwen2_vl"), tmp_path / "base", dtype=torch.float32)
     for file in base.glob("*.safetensors"):
         tensors = {name: tensor * (1 + 1e-3 * torch.rand_like(tensor)) for name, tensor in load_file(file).items()}
@@ -104,28 +104,28 @@ def test_a_base_is_folded_into_as_it_was_trained_on(tmp_path: Path) -> None:
     paths = [merges.made(tmp_path, "qwen2_vl", base=base, name=str(bf16), train__bf16=bf16) for bf16 in (True, False)]
     file = Path("adapter") / "adapter_model.safetensors"
     shutil.copy(paths[0] / file, paths[1] / file)
-    coarse, fine = map(merges.folding, paths)
-    stored = {one.parameter: load_file(base / one.file)[one.name] for one in fine.stored}
+    coarse, fine = map(merges.prepared, paths)
+    stored = {tensor.parameter: load_file(base / tensor.file)[tensor.name] for tensor in fine.stored}
     layers = {f"{name}.weight" for name in fine.layers}
-    for (name, one), (_, other) in zip(coarse.tensors("bf16"), fine.tensors("bf16"), strict=True):
-        assert one.dtype == (torch.float32 if name in layers or name in fine.full else torch.bfloat16)
+    for (name, rounded), (_, exact) in zip(coarse.tensors("bf16"), fine.tensors("bf16"), strict=True):
+        assert rounded.dtype == (torch.float32 if name in layers or name in fine.full else torch.bfloat16)
         if name not in fine.full:
-            assert name not in layers or not torch.equal(one, other)
-            expected = stored[name].bfloat16().float() + (other - stored[name])
-            torch.testing.assert_close(one.float(), expected, atol=2e-6, rtol=1e-6)
+            assert name not in layers or not torch.equal(rounded, exact)
+            expected = stored[name].bfloat16().float() + (exact - stored[name])
+            torch.testing.assert_close(rounded.float(), expected, atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_pissa_starts_from_the_precision_that_was_trained_in(tmp_path: Path) -> None:
     path = merges.made(tmp_path, "qwen2_vl", lora__init_lora_weights="pissa", train__bf16=True)
     trained = runs.attached(merges.asked(path))
-    layers = {name: one for name, one in trained.named_modules() if hasattr(one, "lora_A")}
-    found = dict(merges.folding(path).tensors("bf16"))
+    layers = {name: layer for name, layer in trained.named_modules() if hasattr(layer, "lora_A")}
+    ours = dict(merges.prepared(path).tensors("bf16"))
     for name, layer in layers.items():
         residual = layer.get_base_layer().weight
         assert residual.dtype == torch.bfloat16
         expected = residual.float() + layer.get_delta_weight("default")
-        torch.testing.assert_close(found[f"{name.removeprefix('base_model.model.')}.weight"], expected)
+        torch.testing.assert_close(ours[f"{name.removeprefix('base_model.model.')}.weight"], expected)
 
 
 @pytest.mark.parametrize(("family", "bits", "bf16"), QUANTISED)
@@ -133,41 +133,41 @@ def test_what_is_dequantised_is_what_was_trained_on(
     tmp_path: Path, family: str, bits: dict[str, Any], bf16: bool
 ) -> None:
     path = merges.made(tmp_path, family, quantization=bits, train__bf16=bf16)
-    one = merges.asked(path)
-    folding = merges.folding(path)
-    folding.layers.clear()
-    folding.full.clear()
-    found, plain = dict(folding.tensors("dequantized")), dict(folding.tensors("bf16"))
-    loaded = load_base(folding.base, folding.family, one)
+    recipe = merges.asked(path)
+    merge = merges.prepared(path)
+    merge.layers.clear()
+    merge.full.clear()
+    dequantised, plain = dict(merge.tensors("dequantized")), dict(merge.tensors("bf16"))
+    loaded = load_base(merge.base, merge.family, recipe)
     layers = {name: layer for name, layer in loaded.named_modules() if type(layer).__name__ == "Linear4bit"}
-    assert layers.keys() == folding.quantised.keys()
+    assert layers.keys() == merge.quantised.keys()
     assert len(layers) >= 28
     for name, layer in layers.items():
-        found_state: Any = layer.weight.quant_state
-        found_state.dtype = torch.float32
-        expected = merging.dequantize_4bit(layer.weight.data, found_state)
-        assert torch.equal(found[f"{name}.weight"], expected), name
+        state: Any = layer.weight.quant_state
+        state.dtype = torch.float32
+        expected = merging.dequantize_4bit(layer.weight.data, state)
+        assert torch.equal(dequantised[f"{name}.weight"], expected), name
         assert not torch.equal(plain[f"{name}.weight"].float(), expected)
-    same = [name for name in found if name.removesuffix(".weight") not in layers]
+    same = [name for name in dequantised if name.removesuffix(".weight") not in layers]
     assert same
-    assert all(torch.equal(found[name], plain[name]) for name in same)
+    assert all(torch.equal(dequantised[name], plain[name]) for name in same)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_old_and_new_names_one_file_or_many_give_the_same_tensors(tmp_path: Path, family: str) -> None:
     old = tiny.base(family)
     new = merges.sharded(old, tmp_path / "new", new_names=True)
-    names = [{one.name for one in merging.stored(base, blank(base))} for base in (old, new)]
+    names = [{tensor.name for tensor in merging.stored(base, blank(base))} for base in (old, new)]
     assert names[0] != names[1] or family in ("qwen3_5", "qwen3_vl")
     path = merges.made(tmp_path, family)
     other = merges.made(tmp_path, family, base=new, name="other")
     shutil.copy(path / "adapter" / "adapter_model.safetensors", other / "adapter")
-    first, second = dict(merges.folding(path).tensors("bf16")), dict(merges.folding(other).tensors("bf16"))
+    first, second = dict(merges.prepared(path).tensors("bf16")), dict(merges.prepared(other).tensors("bf16"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     out = tmp_path / "out"
     out.mkdir()
-    merges.folding(other).write(out, "bf16")
+    merges.prepared(other).write(out, "bf16")
     index = json.loads((out / merging.INDEX).read_text())
     assert index["weight_map"] == json.loads((new / merging.INDEX).read_text())["weight_map"]
     assert index["metadata"]["total_size"] == sum(
@@ -180,11 +180,11 @@ def test_published_names_are_those_of_the_model(shared: Path) -> None:
     base = shared / "configs" / "qwen2.5-vl-7b-instruct"
     names = list(json.loads((base / merging.INDEX).read_text())["weight_map"])
     bare = blank(base)
-    found = merging._parameters(names, bare)
-    assert found["visual.blocks.0.attn.qkv.weight"] == "model.visual.blocks.0.attn.qkv.weight"
-    assert found["model.layers.3.mlp.up_proj.weight"] == "model.language_model.layers.3.mlp.up_proj.weight"
-    assert len(names) == len(found) == len(set(found.values())) == 729
-    assert set(found.values()) == bare.state_dict().keys()
+    parameters = merging._parameters(names, bare)
+    assert parameters["visual.blocks.0.attn.qkv.weight"] == "model.visual.blocks.0.attn.qkv.weight"
+    assert parameters["model.layers.3.mlp.up_proj.weight"] == "model.language_model.layers.3.mlp.up_proj.weight"
+    assert len(names) == len(parameters) == len(set(parameters.values())) == 729
+    assert set(parameters.values()) == bare.state_dict().keys()
 
 
 def test_written_files_are_plain_safetensors_in_bf16(tmp_path: Path) -> None:
@@ -197,11 +197,11 @@ def test_written_files_are_plain_safetensors_in_bf16(tmp_path: Path) -> None:
     assert index["metadata"]["total_size"] > 4_000_000
     (base / merging.INDEX).write_text(json.dumps(index))
     path = merges.made(tmp_path, "qwen2_vl", base=base)
-    folding = merges.folding(path)
+    merge = merges.prepared(path)
     out = tmp_path / "out"
     out.mkdir()
-    folding.write(out, "bf16")
-    expected = dict(folding.tensors("bf16"))
+    merge.write(out, "bf16")
+    expected = dict(merge.tensors("bf16"))
     seen = {}
     for file in sorted(out.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
@@ -212,13 +212,15 @@ def test_written_files_are_plain_safetensors_in_bf16(tmp_path: Path) -> None:
         header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
         sizes = {"BF16": 2, "I64": 8, "BOOL": 1}
         assert all(
-            one["data_offsets"][0] % sizes[one["dtype"]] == 0 for name, one in header.items() if name != "__metadata__"
+            tensor["data_offsets"][0] % sizes[tensor["dtype"]] == 0
+            for name, tensor in header.items()
+            if name != "__metadata__"
         )
     total = json.loads((out / merging.INDEX).read_text())["metadata"]["total_size"]
-    assert total == folding.bytes == sum(tensor.nbytes for tensor in seen.values())
+    assert total == merge.bytes == sum(tensor.nbytes for tensor in seen.values())
     assert torch.equal(seen.pop("odd"), torch.arange(5))
     assert torch.equal(seen.pop("flags"), torch.tensor([True, False, True]))
-    names = {one.name: one.parameter for one in folding.stored}
+    names = {tensor.name: tensor.parameter for tensor in merge.stored}
     assert names["odd"] is None
     for name, tensor in seen.items():
         assert tensor.dtype == torch.bfloat16
@@ -234,21 +236,23 @@ def test_an_adapter_that_is_not_of_this_base_is_refused(tmp_path: Path) -> None:
     def refused(tensors: dict[str, torch.Tensor], error: type[ValueError], message: str) -> None:
         save_file(tensors, file, {"format": "pt"})
         with pytest.raises(error, match=message):
-            dict(merges.folding(path).tensors("bf16"))
+            dict(merges.prepared(path).tensors("bf16"))
 
     strange = {re.sub(r"layers\.0", "layers.9", name): value for name, value in whole.items()}
     refused(strange, MergingError, r"14 of its 62 weights have no place in .*first: .*layers\.9")
     full = next(name for name in whole if "lora" not in name)
     refused({**whole, full: torch.zeros(3)}, MergingError, r"1 of its 62 weights have no place .*\(3,\)")
     refused(
-        {name: one for name, one in whole.items() if name != first}, MergingError, r"has lora_A and lora_B \(None, "
+        {name: tensor for name, tensor in whole.items() if name != first},
+        MergingError,
+        r"has lora_A and lora_B \(None, ",
     )
     refused({**whole, first: whole[first][:, 1:].contiguous()}, MergingError, r"has lora_A and lora_B .*expected")
     refused({**whole, first: whole[first] * torch.nan}, MergingError, "holds a number that is not finite")
     layer = first.split("lora_A")[0]
-    lost = {name: one for name, one in whole.items() if not name.startswith(layer)}
+    lost = {name: tensor for name, tensor in whole.items() if not name.startswith(layer)}
     refused(lost, AdapterError, r"2 of 62 trained weights are not in the adapter")
-    lost = {name: one for name, one in whole.items() if name != full}
+    lost = {name: tensor for name, tensor in whole.items() if name != full}
     refused(lost, AdapterError, r"1 of 62 trained weights are not in the adapter")
 
 
@@ -295,9 +299,9 @@ import torch
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 torch.set_num_threads(1)
-folding = merges.folding(Path(sys.argv[1]))
+merge = merges.prepared(Path(sys.argv[1]))
 before = peak()
-folding.write(Path(sys.argv[2]), "bf16")
+merge.write(Path(sys.argv[2]), "bf16")
 print(before, peak())
 """
 
@@ -317,12 +321,12 @@ def test_the_peak_of_memory_is_near_one_shard(tmp_path: Path) -> None:
     large.save_pretrained(base, max_shard_size="128MB")
     path = merges.made(tmp_path, "qwen2_vl", base=base)
     (tmp_path / "out").mkdir()
-    found = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", PEAK, str(path), str(tmp_path / "out")],
-        cwd=Path(__file__).parent, env={**os.environ, **EXACT}, check=True, capture_output=True, text=True,
+        cwd=Path(__file__).parents[1], env={**os.environ, **EXACT}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     shards = [file.stat().st_size // 2**20 for file in base.glob("*.safetensors")]
-    before, after = (int(word) for word in found.stdout.split()[-2:])
+    before, after = (int(word) for word in run.stdout.split()[-2:])
     assert len(shards) >= 4
     # The pages of a shard, some copies of a tensor, and the code of the libraries that run for the first time.
     assert after - before < 2 * max(shards) < sum(shards) * 0.6, (before, after, shards)
