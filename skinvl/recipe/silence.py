@@ -14,6 +14,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
     # On a machine without a GPU, where it trains on the CPU, as asked. It warns whenever accelerate looks for it.
     "DeepSpeed": ("Setting accelerator to CPU.",),
+    # The same, by PyTorch, where its CUDA toolkit is installed; DeepSpeed asks it for a compiler.
+    "torch.utils.cpp_extension": ("No CUDA runtime is found",),
 }
 
 # Category and how a message begins, as a regular expression.
