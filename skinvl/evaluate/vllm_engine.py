@@ -11,6 +11,7 @@ from peft import LoraConfig
 from skinvl.data.pixels import ImageError, upright
 from skinvl.evaluate.engine import Question, answer, seed_of
 from skinvl.model.chat import Chat, ChatError, Encoded
+from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
 from skinvl.model.row import encode_prompt
 from skinvl.recipe.recipe import Recipe
@@ -52,9 +53,12 @@ class Vllm:
                 "language model alone; use evaluate.engine=transformers"
             )
         self.chat, self.generation = base.chat, recipe.evaluate.generation
-        rank = LoraConfig.from_pretrained(str(base.adapter)).r if base.adapter else 16
-        if rank > RANKS[-1]:
-            raise EngineError(f"lora.r={rank}, and vLLM takes at most {RANKS[-1]}; use evaluate.engine=transformers")
+        self.ends = sorted(stop_tokens_in(base.path, base.chat, EngineError))
+        lora_rank = LoraConfig.from_pretrained(str(base.adapter)).r if base.adapter else 16
+        if lora_rank > RANKS[-1]:
+            raise EngineError(
+                f"lora.r={lora_rank}, and vLLM takes at most {RANKS[-1]}; use evaluate.engine=transformers"
+            )
         self.lora = LoRARequest("run", 1, str(base.adapter)) if base.adapter else None
         self.facts = {**base.facts, "vllm": importlib.metadata.version("vllm")}
         self.params = vllm.SamplingParams
@@ -63,7 +67,7 @@ class Vllm:
             tokenizer=str(base.adapter or base.path),
             dtype="bfloat16" if recipe.bf16 else "float32",
             enable_lora=self.lora is not None,
-            max_lora_rank=next(one for one in RANKS if one >= rank),
+            max_lora_rank=next(rank for rank in RANKS if rank >= lora_rank),
             limit_mm_per_prompt={"image": 8},
             mm_processor_kwargs=base.chat.image_arguments,
             enable_prefix_caching=True,  # questions about one image follow one another
@@ -76,47 +80,53 @@ class Vllm:
             EngineError: vLLM made other tokens of a prompt than were trained.
         """
         for block in blocks:
-            asked, prompts, found = [], [], []
+            # Prompts are ours, token by token; vLLM makes the pixels, and with them as many image tokens as it means.
+            asked, prompts, answers = [], [], []
             for question in block:
                 row = question.row
                 try:
                     encoded = encode_prompt(self.chat, row).encoded
                     images = [upright(row.root / name) for name in row.example.images]
                 except (ChatError, ImageError) as error:
-                    found.append(answer(question, None, "refused", str(error)))
+                    answers.append(answer(question, None, "refused", str(error)))
                     continue
                 asked.append((question, encoded))
                 prompt: dict[str, Any] = {"prompt_token_ids": unexpanded(self.chat, encoded)}
                 prompts.append({**prompt, "multi_modal_data": {"image": images}} if images else prompt)
+
+            # What it read is held against what the base was trained to read: another processor would go unnoticed.
             params = [self._params(question) for question, _ in asked]
-            told: Any = self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False) if asked else []
-            for (question, encoded), one in zip(asked, told, strict=True):
-                if list(one.prompt_token_ids) != encoded.ids:
+            outputs: Any = self.llm.generate(prompts, params, lora_request=self.lora, use_tqdm=False) if asked else []
+            for (question, encoded), output in zip(asked, outputs, strict=True):
+                if list(output.prompt_token_ids) != encoded.ids:
                     raise EngineError(
-                        f"{question.key}: vLLM asked {len(one.prompt_token_ids)} tokens, other than the "
+                        f"{question.key}: vLLM asked {len(output.prompt_token_ids)} tokens, other than the "
                         f"{len(encoded.ids)} that the base was trained to read; its processor makes something else of "
                         "the images. Use evaluate.engine=transformers"
                     )
-                said = one.outputs[0]
-                text = self.chat.tokenizer.decode(said.token_ids, skip_special_tokens=True)
-                reason, seed = said.finish_reason, seed_of(question, self.generation)
-                found.append(answer(question, text, reason, tokens=len(said.token_ids), seed=seed))
-            yield found
+                completion = output.outputs[0]
+                text = self.chat.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+                reason, seed = completion.finish_reason, seed_of(question, self.generation)
+                answers.append(answer(question, text, reason, tokens=len(completion.token_ids), seed=seed))
+            yield answers
 
     def _params(self, question: Question) -> Any:
-        given = self.generation
-        drawn = {"temperature": given.temperature or 1.0, "top_p": given.top_p or 1.0, "seed": seed_of(question, given)}
-        close = self.chat.tokenizer.convert_tokens_to_ids(self.chat.family.turn_close)
+        generation = self.generation
+        drawn = {
+            "temperature": generation.temperature or 1.0,
+            "top_p": generation.top_p or 1.0,
+            "seed": seed_of(question, generation),
+        }
         return self.params(
-            max_tokens=given.max_new_tokens,
-            stop_token_ids=[close],
-            **(drawn if given.do_sample else {"temperature": 0.0}),
+            max_tokens=generation.max_new_tokens,
+            stop_token_ids=self.ends,
+            **(drawn if generation.do_sample else {"temperature": 0.0}),
         )
 
 
 def unexpanded(chat: Chat, encoded: Encoded) -> list[int]:
     """The ids of a prompt with one image token for each image, as the template writes them."""
-    found: list[int] = []
+    ids: list[int] = []
     pictures = iter(encoded.pictures)
     left = 0  # further tokens of the image under way
     for token in encoded.ids:
@@ -125,5 +135,5 @@ def unexpanded(chat: Chat, encoded: Encoded) -> list[int]:
             continue
         if token == chat.image_id:
             left = next(pictures).text_tokens - 1
-        found.append(token)
-    return found
+        ids.append(token)
+    return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from skinvl.model.attention import FollowUp, Span, Spans, Step
 from skinvl.model.base import logits
 from skinvl.model.chat import Chat
 from skinvl.model.pack import Batch
+from skinvl.recipe.files import read_json
 
 
 def stop_tokens(chat: Chat, eos: int | list[int] | None) -> set[int]:
@@ -23,6 +25,17 @@ def stop_tokens(chat: Chat, eos: int | list[int] | None) -> set[int]:
     """
     others = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return {chat.tokenizer.convert_tokens_to_ids(chat.family.turn_close), *others}
+
+
+def stop_tokens_in(folder: Path, chat: Chat, error: type[ValueError] = ValueError) -> set[int]:
+    """The tokens that end an answer of the weights in a folder, whose generation config is read where there is one.
+
+    Raises:
+        ValueError: the config cannot be read; of the kind of `error`.
+    """
+    file = folder / "generation_config.json"
+    hint = "put the folder of the weights back as it was"
+    return stop_tokens(chat, read_json(file, hint, error).get("eos_token_id") if file.is_file() else None)
 
 
 class Decoder:

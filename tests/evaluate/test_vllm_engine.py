@@ -17,7 +17,9 @@ import torch
 
 from helpers import runs, tiny
 from skinvl.evaluate import generate, vllm_engine
+from skinvl.model import infer
 from skinvl.model.chat import Chat
+from skinvl.model.loaded import load_model
 from skinvl.recipe import run
 from skinvl.recipe.recipe import Recipe
 from skinvl.score import predictions
@@ -106,6 +108,7 @@ def test_its_rows_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.
     assert start["enable_lora"] is False
     assert calls[1]["params"][0]["temperature"] == 0.0
     chat: Chat = runs.chat(one)
+    assert set(calls[1]["params"][0]["stop_token_ids"]) == infer.stops(load_model(one, torch.device("cpu")).model, chat)
     assert all(prompt["prompt_token_ids"].count(chat.image_id) == 1 for prompt in calls[1]["prompts"])
 
 

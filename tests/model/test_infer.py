@@ -15,7 +15,7 @@ from skinvl.data.mixture import Row
 from skinvl.model import infer
 from skinvl.model.base import load_base, read_config
 from skinvl.model.chat import UNTRAINED, Chat
-from skinvl.model.decode import stop_tokens
+from skinvl.model.decode import stop_tokens, stop_tokens_in
 from skinvl.model.lengths import sizes
 from skinvl.model.loaded import load_model
 from skinvl.model.pack import Collator
@@ -204,6 +204,9 @@ def test_an_answer_ends_at_what_the_base_ends_at(tmp_path: Path) -> None:
     assert cut[1] == infer.Generated(free[1].ids[:first], "stop", first + 1)
     close = chat.tokenizer.convert_tokens_to_ids(chat.family.turn_close)
     assert infer.stops(ours, chat) == {close, end}
-    assert [stop_tokens(chat, eos) for eos in (None, close, end)] == [{close}, {close}, {close, end}]
+    assert [stop_tokens(chat, eos) for eos in (None, close, [end])] == [{close}, {close}, {close, end}]
+    assert stop_tokens_in(tmp_path, chat) == {close}
+    ours.generation_config.save_pretrained(tmp_path)
+    assert stop_tokens_in(tmp_path, chat) == {close, end}
     for before, after in zip(free, cut, strict=True):
         assert after.ids == before.ids[: len(after.ids)]
