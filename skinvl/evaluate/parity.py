@@ -88,10 +88,8 @@ def examples(recipe: Recipe, chat: Chat, folder: Path) -> tuple[list[Question], 
             break
     if chosen:
         return [*chosen.values(), _talk(chat)], f"{len(chosen)} of the run's examples"
-    return [
-        *_drawn(folder),
-        _talk(chat),
-    ], f"{lacking}{CHECKED} drawn pictures, as none of the run's examples can be asked"
+    why = f"{lacking}{CHECKED} drawn pictures, as none of the run's examples can be asked"
+    return [*_drawn(folder), _talk(chat)], why
 
 
 def _askable(chat: Chat, question: Question) -> bool:

@@ -141,12 +141,12 @@ class Collator:
             ImageError: an image cannot be read.
             CacheError: an image's features are gone or damaged.
         """
-        encoded = [conversation.encoded for conversation in conversations]
+        sequences = [conversation.encoded.ids for conversation in conversations]
         ids, targets, positions = self._rows(conversations, rows, "left" if left else "right")
 
         looks_ahead = self.chat.family.looks_ahead
-        whole = [stretches(one.ids, self.chat.image_id) if looks_ahead else [] for one in encoded]
-        laid = spans(rows, [len(one.ids) for one in encoded], left, whole)
+        whole = [stretches(sequence, self.chat.image_id) if looks_ahead else [] for sequence in sequences]
+        laid = spans(rows, [len(sequence) for sequence in sequences], left, whole)
 
         # Each image is read once, and shown once in each row: a group's members show the same ones.
         pixels = {
@@ -167,7 +167,7 @@ class Collator:
                 [[pixels[path] for each in row for path in each.images] for row in first],
             ),
         }
-        return Batch(inputs, targets, branches(rows, laid), sum(len(one.ids) for one in encoded))
+        return Batch(inputs, targets, branches(rows, laid), sum(map(len, sequences)))
 
     def _image(self, path: Path | None, picture: Picture) -> torch.Tensor:
         """What the model reads of an image: its features where they are cached, else its pixels."""

@@ -113,6 +113,8 @@ def check(merging: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
     loaded: torch.nn.Module = load_base(merged, merging.family, plain)
     loaded.to(merging.device).eval()
     _in_float32(loaded)
+
+    # As it was written: bit for bit the rounded weights, and how far their logits are from the trained ones.
     written = supervised_logits(loaded, collator, rows)
     state = loaded.state_dict()
     for name, tensor in merging.tensors(onto):
@@ -120,13 +122,18 @@ def check(merging: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
             raise MergeCheckError(
                 f"{merged}: {name} is not the merged weight; the files were written or are named wrongly"
             )
+
+    # The same before rounding, where nothing but the order of the sums may tell it from base + adapter.
     _put(state, merging.tensors(onto))
     exact = compare(same, supervised_logits(loaded, collator, rows))
     drift = {onto: compare(trained, written)}
+
+    # And as it would be on the other base that a 4-bit run has.
     if recipe.quantization is not None:
         other: Onto = "bf16" if onto == "dequantized" else "dequantized"
         _put(state, ((name, _rounded(tensor)) for name, tensor in merging.tensors(other)))
         drift[other] = compare(trained, supervised_logits(loaded, collator, rows))
+
     tolerance = EXACT * max(1.0, max(float(logits_of_row.abs().max()) for logits_of_row in same))
     rounded = compare(same, written)
     if not exact.max <= tolerance:
@@ -156,9 +163,9 @@ def supervised_logits(loaded: torch.nn.Module, collator: Collator, rows: Sequenc
     return of_rows
 
 
-def compare(right: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Drift:
-    """How far the found logits are from the right ones, float32[N, V] of each conversation."""
-    ours, theirs = torch.cat(list(found)), torch.cat(list(right))
+def compare(expected: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]) -> Drift:
+    """How far the merged model's logits are from the expected ones, float32[N, V] of each conversation."""
+    ours, theirs = torch.cat(list(merged)), torch.cat(list(expected))
     difference = (ours - theirs).abs()
     kl = kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
     return Drift(
@@ -171,13 +178,13 @@ def compare(right: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Dri
 
 def _trained(recipe: Recipe, merging: Merging, rows: Sequence[Row]) -> tuple[list[torch.Tensor], Collator]:
     """The logits of a recipe's base + adapter, its weights as they were trained and all arithmetic in float32."""
-    whole = load_model(recipe, merging.device)
-    _in_float32(whole.model)
-    return supervised_logits(whole.model, whole.collator, rows), whole.collator
+    loaded = load_model(recipe, merging.device)
+    _in_float32(loaded.model)
+    return supervised_logits(loaded.model, loaded.collator, rows), loaded.collator
 
 
 def _in_float32(loaded: torch.nn.Module) -> None:
-    """Nothing; the model computes in float32, with its weights and buffers as they were loaded."""
+    """Has the model compute in float32, with its weights and buffers as they were loaded."""
     for module in loaded.modules():
         if type(module).__name__ == "Linear4bit":
             layer: Any = module
