@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers import printed
 from skinvl.data.example import Facts
 from skinvl.recipe.strict import RecipeError
 from skinvl.score import compare, score, tables
@@ -346,3 +348,51 @@ def test_scoring_loads_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, env={**os.environ}
     )
     assert done.returncode == 0, done.stderr
+
+
+def number(value: float = -0.123, n: int = 27_000) -> dict[str, Any]:
+    return {"value": value, "low": -0.234, "high": -0.012, "n": n, "unscored": 1_203}
+
+
+def test_the_printed_tables_fit_into_80_columns() -> None:
+    plain = number(0.965) | {"low": 0.954, "high": 0.976}
+    metrics = dict.fromkeys(("bleu-1", "token_precision", "closed_accuracy"), plain)
+    free = {
+        "answers": {"valid": plain, "metrics": metrics, "majority": plain},
+        "permuted": {"valid": plain, "metrics": metrics},
+    }
+    variant = dict.fromkeys(("accuracy", "balanced_accuracy", "kappa"), number())
+    block = {"headline": "sum", "valid": plain, "majority": plain, "variants": {"sum": variant, "prompted": variant}}
+    common = {
+        "set": "mm_skin-test",
+        "what": "answers",
+        "ours": 0.965,
+        "theirs": 0.123,
+        "difference": number(),
+        "n": 27_000,
+    }
+    tests = [
+        common | {"metric": metric, "p": 0.0001, "p_holm": 0.0001, "test": test}
+        for metric in ("closed_accuracy", "balanced_accuracy")
+        for test in ("paired bootstrap", "McNemar")
+    ]
+    scores = {
+        "run": "skinvl-mm--qwen2.5-vl-7b",
+        **{"level": 0.95, "resamples": 1_000, "seed": 0},
+        "sets": {"mm_skin-test": free, "ham10000": {"classes": block}},
+        "replicates": {
+            "runs": ["skinvl-mm--qwen2.5-vl-7b", "skinvl-mm--qwen2.5-vl-7b-again"],
+            "sets": {
+                "mm_skin-test": {"answers": {"balanced_accuracy": {"mean": 0.1, "sd": 0.2, "min": 0.1, "max": 0.1}}}
+            },
+        },
+        "comparison": {"against": "another--qwen3-vl-8b", "tests": tests},
+    }
+    shown = printed.unbroken(lambda console: tables.show(console, scores))
+    rows = [line.split()[0] for line in shown if re.match(r"[a-z-]+[_-][a-z0-9]+ ", line)]
+    assert rows.count("closed_accuracy") == 1 + 2
+    assert rows.count("balanced_accuracy") == 2 + 2
+    assert sum(line.startswith("  always the same  0.965 [0.954, 0.976]") for line in shown) == 1 + 2
+    assert "p by B: paired bootstrap, M: McNemar; Holm: p corrected for all of these tests" in shown
+    both = tables.markdown(scores)
+    assert "| bleu-1 | 0.965 \\[0.954, 0.976\\] | 0.965 \\[0.954, 0.976\\] | – | 27,000 | 1,203 |" in both
