@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from skinvl.recipe.files import write_json
+from skinvl.recipe.strict import StrictModel
 
 FILE = "env.json"  # in the folder of a run
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class TrainedBase(_Strict):
+class TrainedBase(StrictModel):
     """The base that an adapter was trained on, so that it can be told from any other."""
 
     model: str
@@ -29,7 +24,7 @@ class TrainedBase(_Strict):
     """Its architecture, as its config names it; a family of skinvl."""
 
 
-class PrecomputedFeatures(_Strict):
+class PrecomputedFeatures(StrictModel):
     """The vision features that stood in for a frozen tower."""
 
     folder: str
@@ -40,7 +35,7 @@ class PrecomputedFeatures(_Strict):
     """What computing them, and checking those that were there, took."""
 
 
-class Provenance(_Strict):
+class Provenance(StrictModel):
     """How an adapter was made: with recipe.yaml, what it takes to make it again."""
 
     python: str

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from skinvl.recipe import sections, strict
 from skinvl.recipe.shipped import find
 from skinvl.recipe.shipped import shipped as shipped
-from skinvl.recipe.strict import Fault
+from skinvl.recipe.strict import Fault, StrictModel
 from skinvl.recipe.strict import RecipeError as RecipeError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -19,11 +19,7 @@ Text = Annotated[str, Field(min_length=1)]
 Fact = Literal["modality", "diagnosis", "malignancy", "skin_type", "age", "sex", "site", "kind"]  # as data.example
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class Base(_Strict):
+class Base(StrictModel):
     """The model a run starts from."""
 
     name: Name
@@ -51,7 +47,7 @@ class Base(_Strict):
         return self.model or f"bases/{self.name}"
 
 
-class SourceSpec(_Strict):
+class SourceSpec(StrictModel):
     """One split of one prepared source."""
 
     source: Text
@@ -62,7 +58,7 @@ class SourceSpec(_Strict):
     """How often an epoch shows the source, in copies; 0.5 is half of its groups, drawn anew each epoch."""
 
 
-class Data(_Strict):
+class Data(StrictModel):
     """What is trained and evaluated on, and how long a conversation may be."""
 
     train: list[SourceSpec] = Field(min_length=1)
@@ -95,7 +91,7 @@ class Data(_Strict):
         return {"image_tokens": self.image_tokens, "max_tokens": self.max_tokens, "too_long": self.too_long}
 
 
-class PartSpec(_Strict):
+class PartSpec(StrictModel):
     """How one part of the model trains."""
 
     train: Literal["frozen", "lora", "full"] = "frozen"
@@ -110,7 +106,7 @@ class PartSpec(_Strict):
         return self
 
 
-class Parts(_Strict):
+class Parts(StrictModel):
     """What trains: the language model, the projector between image and language, the vision tower."""
 
     language: PartSpec = PartSpec()
@@ -127,7 +123,7 @@ class Parts(_Strict):
         return self
 
 
-class EarlyStopping(_Strict):
+class EarlyStopping(StrictModel):
     """When training ends before its last step: the fields of transformers.EarlyStoppingCallback."""
 
     early_stopping_patience: int = Field(gt=0)
@@ -136,7 +132,7 @@ class EarlyStopping(_Strict):
     """By how much the metric must be better to count, in its own unit."""
 
 
-class Generation(_Strict):
+class Generation(StrictModel):
     """How answers are generated: fields of transformers.GenerationConfig, greedy unless `do_sample`."""
 
     max_new_tokens: int = Field(default=256, gt=0)
@@ -159,7 +155,7 @@ class Generation(_Strict):
         return self
 
 
-class ClassSpec(_Strict):
+class ClassSpec(StrictModel):
     """One classification: rows, their true classes, and what is asked."""
 
     source: Text
@@ -182,7 +178,7 @@ class ClassSpec(_Strict):
     """Split of the source on which temperature and threshold are fitted; null fits none."""
 
 
-class Evaluate(_Strict):
+class Evaluate(StrictModel):
     """What a finished run is asked, and how that is scored."""
 
     metrics: list[Text] = ["bleu", "closed_accuracy", "exact_match", "multiple_choice", "rouge", "tokens"]
@@ -203,7 +199,7 @@ class Evaluate(_Strict):
     """Questions of the eval sets, a fixed sample, answered and scored at every evaluation of a training; 0 is none."""
 
 
-class Recipe(_Strict):
+class Recipe(StrictModel):
     """One training, complete: everything that decides its result is in here."""
 
     name: Name

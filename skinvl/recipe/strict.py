@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 COMMAND_LINE = "command line"
 
@@ -22,6 +22,12 @@ Keys = tuple[str | int, ...]  # where a value lies: names in mappings, indices i
 
 class RecipeError(ValueError):
     """A recipe or a base's YAML that does not hold: one line for each fault, with its place, key and what to do."""
+
+
+class StrictModel(BaseModel):
+    """Typed values that are read as they stand: no unknown key, no text where a number belongs, no change later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from skinvl.data.example import Facts
 from skinvl.recipe import strict
 from skinvl.recipe.recipe import Name, Text
 from skinvl.recipe.shipped import find, shipped
-from skinvl.recipe.strict import Fault
+from skinvl.recipe.strict import Fault, StrictModel
 from skinvl.sources.asking.request import Request
 from skinvl.sources.synthesis import wording
 
@@ -49,11 +49,7 @@ class Unit:
     tasks: Sequence[str] = ()  # of the source, among which a programme of tasks draws examples
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class Prompt(_Strict):
+class Prompt(StrictModel):
     """One thing that can be asked."""
 
     name: Name
@@ -70,7 +66,7 @@ class Prompt(_Strict):
     """Questions and answers that the model writes; null is one answer, or one of each where `questions` is empty."""
 
 
-class Slot(_Strict):
+class Slot(StrictModel):
     """One question of every unit."""
 
     name: Name
@@ -79,7 +75,7 @@ class Slot(_Strict):
     """What is drawn from."""
 
 
-class Programme(_Strict):
+class Programme(StrictModel):
     """What is asked of a model to make conversations."""
 
     name: Name
