@@ -6,21 +6,19 @@ import base64
 import hashlib
 import io
 import json
-import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from helpers import pictures
+from helpers.pages import HOSTILE, Page, brightness, browser, console, contrast, picture, visible
 from skinvl.data.example import Facts
 from skinvl.score import charts, report, samples
 from skinvl.score.predictions import Answer, Classified, PredictionError, PredictionJournal, key
@@ -28,29 +26,12 @@ from skinvl.score.report import ReportError
 from skinvl.score.samples import short
 
 CLASSES = ["Nevus", "Melanoma", "Basal Cell Carcinoma", "Benign Keratosis", "Dermatofibroma"]
-VOID = {"meta", "link", "img", "input"}
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '" onmouseover="alert(2)" x="',
-    "</script></style><img src=x onerror=alert(3)>",
-    "{{ 7 * 7 }}{% raw %} & &lt;b&gt; 'quoted' \u202e",
-)
 
 
 def number(value: float | None, wide: float = 0.03, n: int = 180) -> dict[str, Any]:
     """A Number of scores.json."""
     low, high = (None, None) if value is None else (round(value - wide, 4), round(value + wide, 4))
     return {"value": value, "low": low, "high": high, "n": n, "unscored": 2}
-
-
-def picture(path: Path, hue: int) -> str:
-    """The absolute path of a drawn lesion, which now lies there."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.new("RGB", (400, 300), (226, 190, 165))
-        ImageDraw.Draw(image).ellipse((120, 70, 290, 230), fill=(60 + hue * 3 % 90, 40 + hue * 7 % 60, 40))
-        image.save(path)
-    return str(path)
 
 
 def answers(folder: Path, word: str, rows: int = 180) -> list[Answer]:
@@ -187,46 +168,6 @@ def scored(folder: Path, word: str = "plain", full: bool = True) -> Path:
         (run / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "scores.json").write_text(json.dumps(scores))
     return run
-
-
-class Page(HTMLParser):
-    """A page's elements in order, its text, and whether every element was closed where it should be."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"{tag} closes what is open: {self.open}"
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    @property
-    def text(self) -> str:
-        """What a reader sees, with single spaces."""
-        return " ".join(" ".join(text for tag, text in self.texts if tag not in ("style", "script")).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of every element of the name."""
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def within(self, tag: str) -> str:
-        """The text in the elements of the name."""
-        return "".join(text for name, text in self.texts if name == tag)
 
 
 def read(run: Path) -> Page:
@@ -632,62 +573,6 @@ def test_colours_differ_enough_in_light_and_dark() -> None:
             assert contrast(colours[f"s{line}"], colours["paper"]) >= 3, line
 
 
-def contrast(one: str, other: str) -> float:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
-    return (bright + 0.05) / (dim + 0.05)
-
-
-@contextmanager
-def browser(page: Path, width: int, *, dark: bool = False, scripts: bool = True) -> Iterator[Any]:
-    """Headless Chromium with the page open, in a window of this width; it must not complain about the page."""
-    found = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if missing := [name for name, path in found.items() if path is None]:
-        pytest.fail(f"{' and '.join(missing)} not found; install them: apt-get install chromium chromium-driver")
-    os.environ["SE_OFFLINE"] = "true"  # selenium would fetch a driver of its own
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(found["chromium"])
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(word)
-    if not scripts:
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(service=Service(executable_path=str(found["chromedriver"])), options=options)
-    try:
-        window = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        driver.get(page.as_uri())
-        yield driver
-    finally:
-        driver.quit()
-
-
-def said(driver: Any) -> list[str]:
-    """What the browser's console holds: errors, and everything that the page's policy stopped."""
-    return [entry["message"] for entry in driver.get_log("browser")]
-
-
-def visible(driver: Any) -> list[Any]:
-    return [one for one in driver.find_elements("css selector", ".card") if one.is_displayed()]
-
-
-def brightness(driver: Any) -> float:
-    """The mean of the window's pixels, 0 to 255."""
-    with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as image:
-        pixels = np.asarray(image.convert("L"))
-    assert pixels.std() > 10  # something is there to see
-    return float(pixels.mean())
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report whose data tries to run scripts and to break out of its column."""
@@ -737,7 +622,7 @@ def test_in_a_browser_filters_work_by_keyboard_and_nothing_else_runs(written: Pa
         press(Keys.ENTER)
         driver.execute_async_script("setTimeout(arguments[0], 50)")
         assert len(visible(driver)) == 120
-        assert said(driver) == []
+        assert console(driver) == []
 
 
 @pytest.mark.slow
@@ -751,10 +636,10 @@ def test_in_a_browser_the_page_fits_a_phone_and_the_dark(written: Path) -> None:
         )
         assert driver.execute_script(boxes) > 3  # they scroll by themselves
         light = brightness(driver)
-        assert said(driver) == []
+        assert console(driver) == []
     with browser(written, 390, dark=True) as driver:
         assert brightness(driver) < 80 < 200 < light
-        assert said(driver) == []
+        assert console(driver) == []
 
 
 @pytest.mark.slow
@@ -773,4 +658,4 @@ def test_in_a_browser_the_policy_stops_what_is_not_the_pages_own(written: Path) 
     foreign.write_text(written.read_text(encoding="utf-8").replace("<body>", body), encoding="utf-8")
     with browser(foreign, 1280) as driver:
         assert driver.execute_script("return window.hacked") is None
-        assert len([text for text in said(driver) if "Content Security Policy" in text]) == 3
+        assert len([text for text in console(driver) if "Content Security Policy" in text]) == 3

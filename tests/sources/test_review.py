@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_report import HOSTILE, Page, brightness, browser, contrast, picture, said, visible
 
 from helpers import pictures
+from helpers.pages import HOSTILE, Page, brightness, browser, console, contrast, picture, visible
 from skinvl.sources.synthesis import review
 from skinvl.sources.synthesis.review import ReviewError
 
@@ -277,7 +277,7 @@ def test_in_a_browser_filters_work_by_keyboard_and_nothing_else_runs(hostile: Pa
         driver.execute_script("arguments[0].focus()", details)
         press(Keys.ENTER)
         assert visible(driver)[0].find_element("css selector", "pre").is_displayed()
-        assert said(driver) == []
+        assert console(driver) == []
 
 
 @pytest.mark.slow
@@ -287,10 +287,10 @@ def test_in_a_browser_the_page_fits_a_phone_and_the_dark(hostile: Path) -> None:
         wide = "return [document.documentElement.scrollWidth, document.body.scrollWidth]"
         assert max(driver.execute_script(wide)) <= 390
         light = brightness(driver)
-        assert said(driver) == []
+        assert console(driver) == []
     with browser(hostile, 390, dark=True) as driver:
         assert brightness(driver) < 80 < 200 < light
-        assert said(driver) == []
+        assert console(driver) == []
 
 
 @pytest.mark.slow
@@ -308,4 +308,4 @@ def test_in_a_browser_the_policy_stops_what_is_not_the_pages_own(hostile: Path) 
     foreign.write_text(hostile.read_text(encoding="utf-8").replace("<body>", body), encoding="utf-8")
     with browser(foreign, 1280) as driver:
         assert driver.execute_script("return window.hacked") is None
-        assert len([text for text in said(driver) if "Content Security Policy" in text]) == 3
+        assert len([text for text in console(driver) if "Content Security Policy" in text]) == 3
