@@ -55,6 +55,10 @@ def verify(checkpoint: Path) -> None:
     before = [path for path in complete(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     back = f"to go on from {before[-1].name}" if before else "to begin anew"
     files = read_json(checkpoint / MANIFEST, f"remove {checkpoint} {back}", CheckpointError, ["files"])["files"]
+    if not isinstance(files, dict) or any(sorted(facts) != ["bytes", "xxh3_128"] for facts in files.values()):
+        raise CheckpointError(
+            f"{checkpoint / MANIFEST}: damaged; expected bytes and xxh3_128 of each file; remove {checkpoint} {back}"
+        )
     now = {name: file_facts(checkpoint / name) if (checkpoint / name).is_file() else None for name in files}
     for name, facts in now.items():
         if facts != files[name]:
