@@ -55,7 +55,11 @@ def verify(checkpoint: Path) -> None:
     before = [path for path in complete(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     back = f"to go on from {before[-1].name}" if before else "to begin anew"
     files = read_json(checkpoint / MANIFEST, f"remove {checkpoint} {back}", CheckpointError, ["files"])["files"]
-    if not isinstance(files, dict) or any(sorted(facts) != ["bytes", "xxh3_128"] for facts in files.values()):
+    shape = {"bytes": int, "xxh3_128": str}
+    if not isinstance(files, dict) or any(
+        not isinstance(facts, dict) or {key: type(value) for key, value in facts.items()} != shape
+        for facts in files.values()
+    ):
         raise CheckpointError(
             f"{checkpoint / MANIFEST}: damaged; expected bytes and xxh3_128 of each file; remove {checkpoint} {back}"
         )
