@@ -24,9 +24,8 @@ from skinvl.plan.configs import config_folder, open_config, open_folder
 from skinvl.plan.estimate import Requirements
 from skinvl.plan.gpus import GIB
 from skinvl.plan.workload import Assumed
-from skinvl.recipe import recipe
 from skinvl.recipe.printing import entry, narrow, right, short
-from skinvl.recipe.recipe import Base
+from skinvl.recipe.recipe import Base, Recipe, bases, load, load_base
 
 UNSAID = "–"
 UNKNOWN = (
@@ -63,42 +62,42 @@ def main(arguments: Sequence[str]) -> int:
     diff.add_argument("recipe")
     diff.add_argument("overrides", nargs="*", metavar="key=value")
     diff.add_argument("--configs", type=Path, metavar="DIR", default=argparse.SUPPRESS)
-    for name in recipe.bases():
-        one = actions.add_parser(name)
-        one.add_argument("--configs", type=Path, metavar="DIR", default=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.action is None:
-        _list(Console(), given.configs)
-    elif given.action in recipe.bases():
-        _print_base(Console(), given.action, given.configs)
-    elif given.action == "diff":
-        _diff(Console(), given)
+    for name in bases():
+        base_parser = actions.add_parser(name)
+        base_parser.add_argument("--configs", type=Path, metavar="DIR", default=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.action is None:
+        _list(Console(), args.configs)
+    elif args.action in bases():
+        _print_base(Console(), args.action, args.configs)
+    elif args.action == "diff":
+        _diff(Console(), args)
     else:
-        _build(given)
+        _build(args)
     return 0
 
 
-def _build(given: argparse.Namespace) -> None:
-    for path in (given.tokenizer, given.template):
+def _build(args: argparse.Namespace) -> None:
+    for path in (args.tokenizer, args.template):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-    made = tiny.build(
-        given.family,
-        given.out,
-        texts=None if given.source is None else tiny.texts([given.source]),
-        tokenizer_json=given.tokenizer,
-        chat_template=None if given.template is None else given.template.read_text(encoding="utf-8"),
-        seed=given.seed,
+    out = tiny.build(
+        args.family,
+        args.out,
+        texts=None if args.source is None else tiny.texts([args.source]),
+        tokenizer_json=args.tokenizer,
+        chat_template=None if args.template is None else args.template.read_text(encoding="utf-8"),
+        seed=args.seed,
     )
-    size = sum(file.stat().st_size for file in made.iterdir()) / 1e6
-    print(f"{made}: a random {given.family} base, {size:.1f} MB; name it in a recipe as base: {made}")
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    print(f"{out}: a random {args.family} base, {size:.1f} MB; name it in a recipe as base: {out}")
 
 
 def _list(say: Console, configs: Path | None) -> None:
     table = narrow("base", "family", right("parameters"), right(f"{SIDE} px image"), short("licence", 14))
     with TemporaryDirectory() as folder:
-        for name in recipe.bases():
-            base = recipe.load_base(name)
+        for name in bases():
+            base = load_base(name)
             kind, parameters, image, _, _ = _about(base, configs, Path(folder) / name)
             table.add_row(name, kind, parameters, image, (base.licence or UNSAID).partition("; ")[0])
     say.print(table)
@@ -107,7 +106,7 @@ def _list(say: Console, configs: Path | None) -> None:
 
 
 def _print_base(say: Console, name: str, configs: Path | None) -> None:
-    base = recipe.load_base(name)
+    base = load_base(name)
     with TemporaryDirectory() as folder:
         about = _about(base, configs, Path(folder) / name)
     heads = ("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix")
@@ -123,12 +122,12 @@ def _about(base: Base, configs: Path | None, folder: Path) -> list[str]:
     path = tiny.build(base.random, folder, texts=["a b c"]) if base.random else _config(base, configs)
     if path is None:
         return [UNSAID] * 5
-    one = recipe.load("tiny", [f"base={path}", f"data.image_tokens={BUDGET}"])
-    there = open_folder(one, path, folder)
-    blank = blank_model(there.config)
+    recipe = load("tiny", [f"base={path}", f"data.image_tokens={BUDGET}"])
+    opened = open_folder(recipe, path, folder)
+    blank = blank_model(opened.config)
     size = "a few million" if base.random else f"{count_parameters(blank) / 1e9:.1f} billion"
-    targets = ", ".join(_targets(blank, there.family, one))
-    return [there.config.model_type, size, _image(there.chat), targets, _shares(there.family)]
+    targets = ", ".join(_targets(blank, opened.family, recipe))
+    return [opened.config.model_type, size, _image(opened.chat), targets, _shares(opened.family)]
 
 
 def _config(base: Base, configs: Path | None) -> Path | None:
@@ -138,8 +137,8 @@ def _config(base: Base, configs: Path | None) -> Path | None:
         return path if (path / "config.json").is_file() else None
     if Path(base.location).is_dir():
         return Path(base.location)
-    found = try_to_load_from_cache(base.location, "config.json", revision=base.revision)
-    return Path(found).parent if isinstance(found, str) else None
+    cached = try_to_load_from_cache(base.location, "config.json", revision=base.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _image(chat: Chat) -> str:
@@ -151,24 +150,26 @@ def _shares(family: Family) -> str:
     return "yes" if family.shares else "no"
 
 
-def _targets(blank: Any, family: Family, one: recipe.Recipe) -> list[str]:
+def _targets(blank: Any, family: Family, recipe: Recipe) -> list[str]:
     """The last names of the modules that LoRA adapts in the language part."""
-    hits = adapter.plan(blank, family, one)["language"]
+    hits = adapter.plan(blank, family, recipe)["language"]
     return list(dict.fromkeys(pattern.rpartition(r"\.")[2] for pattern in hits.patterns))
 
 
-def _diff(say: Console, given: argparse.Namespace) -> None:
+def _diff(say: Console, args: argparse.Namespace) -> None:
     sides = []
-    for name in (given.a, given.b):
-        one = recipe.load(given.recipe, [*given.overrides, f"base={name}"])
+    for name in (args.a, args.b):
+        recipe = load(args.recipe, [*args.overrides, f"base={name}"])
         with TemporaryDirectory() as folder:
-            base = open_config(one, given.configs, Path(folder))
+            base = open_config(recipe, args.configs, Path(folder))
             sides.append(dict(_side(estimate.estimate(base, 1, Assumed()), base)))
-    for letter, name in (("A", given.a), ("B", given.b)):
+    for letter, name in (("A", args.a), ("B", args.b)):
         say.print(f"{letter}: {name}", markup=False, highlight=False, soft_wrap=True)
     rows = [(key, *(side.get(key, UNSAID) for side in sides)) for key in dict.fromkeys([*sides[0], *sides[1]])]
+
+    # What fits into a cell stands in the table, and what is longer below it.
     short_rows = [row for row in rows if len(row[0]) <= 34 and all(len(cell) <= CELL for cell in row[1:])]
-    table = Table("", right("A"), right("B"), title=given.recipe)
+    table = Table("", right("A"), right("B"), title=args.recipe)
     for key, a, b in short_rows:
         table.add_row(key, a, b, style="" if a != b else "dim")
     say.print(table)
@@ -179,31 +180,34 @@ def _diff(say: Console, given: argparse.Namespace) -> None:
             say.print(indent(words or UNSAID, "    "), markup=False, highlight=False, soft_wrap=True)
 
 
-def _side(found: Requirements, base: OpenBase) -> Iterator[tuple[str, str]]:
-    """What is told of one base, by name."""
-    one, family, chat = base.recipe, base.family, base.chat
+def _side(requirements: Requirements, base: OpenBase) -> Iterator[tuple[str, str]]:
+    """What a comparison says of one base, by name."""
+    recipe, family, chat = base.recipe, base.family, base.chat
     yield "family", family.model_type
-    yield "parameters", f"{found.parameters:,}"
-    hits = adapter.plan(blank_model(base.config), family, one)
+    yield "parameters", f"{requirements.parameters:,}"
+    hits = adapter.plan(blank_model(base.config), family, recipe)
     for part in PARTS:
-        count, mode = found.counts[part], getattr(one.parts, part).train
+        count, mode = requirements.counts[part], getattr(recipe.parts, part).train
         yield part, mode
         yield f"{part}: parameters", f"{count.parameters:,}"
         yield f"{part}: of these trainable", f"{count.trainable:,}"
         if mode != "frozen":
-            modules = [f"{pattern} ×{many}" for pattern, many in hits[part].patterns.items()]
+            modules = [f"{pattern} ×{count}" for pattern, count in hits[part].patterns.items()]
             yield f"{part}: modules", "\n".join([*modules, *hits[part].full]).replace("\\", "")
+
+    # How a conversation reads, and what one costs.
     yield "an answer begins", repr(family.turn_open)
     yield "and ends", repr(family.turn_close)
     yield "a prompt", chat.render(ASKED, generation=True)
     yield f"image of {SIDE} px: tokens", _image(chat)
     yield "shares prefix", _shares(family)
-    load = found.shared.load
+    load = requirements.shared.load
     yield "tokens a conversation", f"{load.tokens / load.conversations:,.1f}"
     yield "positions computed for one", f"{load.positions / load.conversations:,.1f}"
-    yield "TFLOP a conversation", f"{found.rates.of(load) / load.conversations / 1e12:,.2f}"
-    needed = found.needed()
+    yield "TFLOP a conversation", f"{requirements.rates.of(load) / load.conversations / 1e12:,.2f}"
+
+    needed = requirements.needed()
     for name, size in needed.items.items():
         yield f"GiB: {name}", f"{size / GIB:,.2f}"
-    yield f"GiB for a batch of {found.conversations}", f"{needed.total / GIB:,.2f}"
-    yield "assumed", "\n".join(found.said)
+    yield f"GiB for a batch of {requirements.conversations}", f"{needed.total / GIB:,.2f}"
+    yield "assumed", "\n".join(requirements.remarks)

@@ -1,4 +1,4 @@
-"""All that a recipe needs on its base: parameters, batches, a rehearsed step, what is kept on disk."""
+"""All that a recipe needs on its base: parameters, batches, a step on the meta device, what is kept on disk."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Requirements:
 
     recipe: Recipe
     ranks: int
-    said: tuple[str, ...]  # what was assumed
+    remarks: tuple[str, ...]  # what was assumed
     counts: dict[str, adapter.Trained]
     parameters: int  # of the base
     shared: Epoch  # as the recipe has it
     apart: Epoch  # with each conversation on its own
     disk: Disk
     real: MetaStep  # the model as it is loaded
-    stage: MetaStep  # the model as its step is rehearsed: of a frozen tower only what comes out of it
+    stage: MetaStep  # the model as its step runs on the meta device: of a frozen tower only what comes out of it
     batch: Batch  # the largest
     image_id: int
     trace: Trace  # of the largest batch
@@ -60,8 +60,8 @@ class Requirements:
 
     def needed(self, trace: Trace | None = None, **changes: object) -> Memory:
         """The memory of each GPU, by another step or with other fields of the recipe that leave the step alone."""
-        one = self.recipe.model_copy(update=changes)
-        return memory.needed(one, memory.weights(replace(self.real, recipe=one)), trace or self.trace, self.ranks)
+        recipe = self.recipe.model_copy(update=changes)
+        return memory.needed(recipe, memory.weights(replace(self.real, recipe=recipe)), trace or self.trace, self.ranks)
 
     def fitting(self, room: float) -> int:
         """The most conversations that a batch may have on a GPU of so many bytes; activations grow with them."""
@@ -71,8 +71,8 @@ class Requirements:
 
     def otherwise(self) -> Trace:
         """The step of the largest batch with activations kept, if the recipe computes them again, else the reverse."""
-        found = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.batch)
-        return found.before(self.trace.peaks[0])  # the tower's step, which is the same, may stand there
+        trace = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.batch)
+        return trace.before(self.trace.peaks[0])  # the tower's step, which is the same, may stand there
 
     def halved(self) -> float:
         """The share of the largest batch's positions that are left with half as many for each image."""
@@ -89,24 +89,30 @@ def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -
         cuda: whether they are GPUs; else each is a process on a CPU.
     """
     recipe, config, family, chat, own = base.recipe, base.config, base.family, base.chat, base.own_tokenizer
+
+    # An epoch: of the data as it lies there, or of assumed conversations.
     lacking = workload.missing(recipe)
     rows = workload.rows_of(chat, recipe) if own and not lacking else []
-    said = [] if own else [f"{recipe.base.name} comes without tokenizer.json: the length of its texts is assumed"]
-    said += [f"not prepared, so that conversations are assumed: {', '.join(lacking)}"] if lacking else []
+    remarks = [] if own else [f"{recipe.base.name} comes without tokenizer.json: the length of its texts is assumed"]
+    remarks += [f"not prepared, so that conversations are assumed: {', '.join(lacking)}"] if lacking else []
     if rows:
         shared, apart = (workload.drawn(recipe, chat, rows, ranks, share) for share in (recipe.share_images, False))
         images, numbers = workload.features(chat, config, rows)
     else:
-        said.append("assumed: " + ", ".join(f"{key}={value:,}" for key, value in asdict(guess).items()))
+        remarks.append("assumed: " + ", ".join(f"{key}={value:,}" for key, value in asdict(guess).items()))
         shared, apart = (workload.assumed(recipe, chat, guess, ranks, share) for share in (recipe.share_images, False))
         images, numbers = workload.guessed(chat, config, guess)
+
+    # Whether a frozen tower runs once for all, and its features are read from then on.
     frozen = recipe.parts.vision.train == "frozen"
     size = numbers * base_dtype(recipe).itemsize
     kept = False
     if frozen and images:
-        why = precompute.refusal(recipe, family, size, epochs(recipe, shared))
-        kept = why is None and recipe.cache_gb != 0
-        said += [f"vision features: {why}, so that the tower runs in every step"] if why else []
+        reason = precompute.refusal(recipe, family, size, epochs(recipe, shared))
+        kept = reason is None and recipe.cache_gb != 0
+        remarks += [f"vision features: {reason}, so that the tower runs in every step"] if reason else []
+
+    # A step of the largest batch, and of twice as much: the difference is what each conversation adds.
     stage = MetaStep(recipe, config, family, frozen and images > 0, checkpointing(recipe), cuda)
     real = replace(stage, cached=kept)
     dtype = base_dtype(recipe) if stage.cached else None
@@ -116,6 +122,8 @@ def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -
     )
     trace, double = stage.step(largest), stage.step(doubled)
     load = workload.load(chat, first, share)
+
+    # The frozen tower runs apart from the step: once for each image, or before every step where nothing is kept.
     each, once = 0.0, 0.0
     if stage.cached and first.sizes:
         picture, pixels = next(iter(first.sizes.items()))
@@ -124,10 +132,11 @@ def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -
         if not kept:
             each = tower.flops["vision"] / picture.vision_tokens
             trace, double = trace.before(tower.peak * load.images), double.before(2 * tower.peak * load.images)
+
     return Requirements(
         recipe,
         ranks,
-        tuple(said),
+        tuple(remarks),
         adapter.check(replace(stage, cached=False).model(), family, recipe),
         count_parameters(blank_model(config)),
         shared,

@@ -17,7 +17,7 @@ from skinvl.plan.configs import open_config
 from skinvl.plan.estimate import NF4, Requirements
 from skinvl.plan.gpus import GIB, Gpu
 from skinvl.plan.workload import Assumed
-from skinvl.recipe import recipe
+from skinvl.recipe.recipe import load
 
 SMALLER = 0.95  # share of a step's activations at which a suggestion is worth making
 
@@ -44,15 +44,15 @@ def main(arguments: Sequence[str]) -> int:
         help="where data is not prepared: rows, questions (about an image), and in tokens question, answer, around "
         "(what the template adds)",
     )
-    given = parser.parse_intermixed_args(arguments)
-    if given.gpus < 1 or not 0 < given.mfu <= 1:
+    args = parser.parse_intermixed_args(arguments)
+    if args.gpus < 1 or not 0 < args.mfu <= 1:
         parser.error("--gpus is at least 1, and --mfu above 0 and at most 1")
-    guess, rented = assumption(given.assume), gpus.find(given.gpu)
-    loaded = recipe.load(given.recipe, given.overrides)
+    guess, rented = assumption(args.assume), gpus.find(args.gpu)
+    recipe = load(args.recipe, args.overrides)
     say = Console()
     with TemporaryDirectory() as folder:
-        base = open_config(loaded, given.configs, Path(folder))
-        show(say, estimate.estimate(base, given.gpus, guess), rented, given.mfu)
+        base = open_config(recipe, args.configs, Path(folder))
+        show(say, estimate.estimate(base, args.gpus, guess), rented, args.mfu)
     return 0
 
 
@@ -63,97 +63,110 @@ def assumption(text: str) -> Assumed:
         ValueError: another key, or not a positive number.
     """
     kinds = {"rows": int, "questions": float, "question": int, "answer": int, "around": int}
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for pair in filter(None, text.split(",")):
         key, _, value = pair.partition("=")
         try:
-            found[key] = kinds[key](value)
+            numbers[key] = kinds[key](value)
         except (KeyError, ValueError):
-            found[key] = 0
-        if found[key] <= 0:
-            raise ValueError(f"--assume {pair}: expected {', '.join(f'{one}=NUMBER' for one in kinds)}, each above 0")
-    return Assumed(**found)
+            numbers[key] = 0
+        if numbers[key] <= 0:
+            raise ValueError(f"--assume {pair}: expected {', '.join(f'{kind}=NUMBER' for kind in kinds)}, each above 0")
+    return Assumed(**numbers)
 
 
-def show(say: Console, found: Requirements, gpu: Gpu, mfu: float) -> None:
-    """Nothing; prints parameters, tokens, memory, whether that fits, hours and disk."""
-    ranks = found.ranks
-    say.print(f"{found.recipe.name} on {found.recipe.base.name}, {ranks} × {gpu.name} ({gpu.memory} GiB)", style="bold")
-    for line in found.said:
+def show(say: Console, requirements: Requirements, gpu: Gpu, mfu: float) -> None:
+    """Prints parameters, tokens, memory, whether that fits, hours and disk."""
+    ranks = requirements.ranks
+    say.print(
+        f"{requirements.recipe.name} on {requirements.recipe.base.name}, {ranks} × {gpu.name} ({gpu.memory} GiB)",
+        style="bold",
+    )
+    for line in requirements.remarks:
         say.print(line, style="yellow", markup=False, highlight=False)
-    if found.recipe.bf16 and not gpu.bf16:
+    if requirements.recipe.bf16 and not gpu.bf16:
         say.print(f"{gpu.name} has no bf16: train.bf16=false, or another GPU", style="red")
     table = Table("part", "train", Column("trainable", justify="right"), Column("of", justify="right"))
     for part in PARTS:
-        count = found.counts[part]
-        table.add_row(part, getattr(found.recipe.parts, part).train, f"{count.trainable:,}", f"{count.parameters:,}")
+        count = requirements.counts[part]
+        table.add_row(
+            part, getattr(requirements.recipe.parts, part).train, f"{count.trainable:,}", f"{count.parameters:,}"
+        )
     say.print(table)
-    say.print(f"parameters of {found.recipe.base.name}: {found.parameters:,}")
-    _memory(say, found, gpu)
-    _time(say, found, gpu, mfu)
-    _disk(say, found)
+    say.print(f"parameters of {requirements.recipe.base.name}: {requirements.parameters:,}")
+    _memory(say, requirements, gpu)
+    _time(say, requirements, gpu, mfu)
+    _disk(say, requirements)
 
 
-def _memory(say: Console, found: Requirements, gpu: Gpu) -> None:
-    needed, room = found.needed(), gpu.memory * GIB
+def _memory(say: Console, requirements: Requirements, gpu: Gpu) -> None:
+    needed, room = requirements.needed(), gpu.memory * GIB
     table = Table(
         "memory of each GPU",
         Column("GiB", justify="right"),
-        title=f"largest batch, {found.conversations} conversations",
+        title=f"largest batch, {requirements.conversations} conversations",
     )
+
+    # What lies on the GPU; then what is part of that, or lies elsewhere.
     for name, size in needed.items.items():
         table.add_row(name, f"{size / GIB:,.2f}")
     table.add_row("all", f"{needed.total / GIB:,.2f}", style="bold")
-    other = found.needed(found.otherwise()).total
-    table.add_row(f"all, {'without' if found.stage.checkpointing else 'with'} checkpointing", f"{other / GIB:,.2f}")
-    count, size = found.logits
+    other = requirements.needed(requirements.otherwise()).total
+    table.add_row(
+        f"all, {'without' if requirements.stage.checkpointing else 'with'} checkpointing", f"{other / GIB:,.2f}"
+    )
+    count, size = requirements.logits
     table.add_row(f"of the activations, logits of {count:,} trained tokens", f"{size / GIB:,.2f}")
     for name, size in needed.host.items():
         table.add_row(f"in the host's memory: {name}", f"{size / GIB:,.2f}")
     say.print(table)
-    most = found.fitting(room)
+
+    # What to do where it does not fit: fewer conversations at once, or one of the ways that take less for each.
+    most = requirements.fitting(room)
     if needed.total <= room:
         say.print(f"fits into {gpu.memory} GiB; the largest per_device_train_batch_size that would: about {most}")
         return
     say.print(f"does not fit: {needed.total / GIB:,.1f} GiB, and {gpu.name} has {gpu.memory}", style="bold red")
     if most:
         say.print(f"with per_device_train_batch_size={most} (and gradient_accumulation_steps to match) it would fit")
-    for what, size in _instead(found, other):
+    for what, size in _instead(requirements, other):
         say.print(f"{what}: {size / GIB:,.1f} GiB{', fits' if size <= room else ''}", markup=False, highlight=False)
 
 
-def _instead(found: Requirements, other: float) -> Iterator[tuple[str, float]]:
+def _instead(requirements: Requirements, other: float) -> Iterator[tuple[str, float]]:
     """What would take less, and how much it would take; `other` is checkpointing the other way round."""
-    one, train = found.recipe, found.recipe.train
-    if one.quantization is None:
-        yield "QLoRA (quantization, nf4 with double quantisation)", found.needed(quantization=NF4).total
+    recipe, train = requirements.recipe, requirements.recipe.train
+    if recipe.quantization is None:
+        yield "QLoRA (quantization, nf4 with double quantisation)", requirements.needed(quantization=NF4).total
         for name in ("zero3", "zero3_offload"):
-            if found.ranks > 1 and train.get("deepspeed") != name:
-                yield f"train.deepspeed={name}", found.needed(train={**train, "deepspeed": name}).total
-    if not found.stage.checkpointing:
+            if requirements.ranks > 1 and train.get("deepspeed") != name:
+                yield f"train.deepspeed={name}", requirements.needed(train={**train, "deepspeed": name}).total
+    if not requirements.stage.checkpointing:
         yield "train.activation_checkpointing=true", other
-    half = found.halved()
+    half = requirements.halved()
     if half < SMALLER:
         yield (
-            f"data.image_tokens={one.data.image_tokens // 2} (about)",
-            found.needed().total - found.trace.peak * (1 - half),
+            f"data.image_tokens={recipe.data.image_tokens // 2} (about)",
+            requirements.needed().total - requirements.trace.peak * (1 - half),
         )
 
 
-def _time(say: Console, found: Requirements, gpu: Gpu, mfu: float) -> None:
+def _time(say: Console, requirements: Requirements, gpu: Gpu, mfu: float) -> None:
     table = Table(
-        f"an epoch, each of {found.ranks}",
+        f"an epoch, each of {requirements.ranks}",
         *(Column(name, justify="right") for name in ("shared prefixes", "each apart")),
     )
-    epochs = found.shared.load, found.apart.load
+    loads = requirements.shared.load, requirements.apart.load
     for name in ("conversations", "tokens", "positions", "trained"):
-        table.add_row(name, *(f"{getattr(one, name):,.0f}" for one in epochs))
-    work = [found.rates.of(one) for one in epochs]
-    table.add_row("PFLOP", *(f"{one / 1e15:,.1f}" for one in work))
-    table.add_row(f"hours at an MFU of {mfu:g}", *(f"{gpus.hours(one, gpu, mfu):,.2f}" for one in work))
+        table.add_row(name, *(f"{getattr(load, name):,.0f}" for load in loads))
+    work = [requirements.rates.of(load) for load in loads]
+    table.add_row("PFLOP", *(f"{flops / 1e15:,.1f}" for flops in work))
+    table.add_row(f"hours at an MFU of {mfu:g}", *(f"{gpus.hours(flops, gpu, mfu):,.2f}" for flops in work))
     say.print(table)
-    count = estimate.epochs(found.recipe, found.shared)
-    once = gpus.hours(found.disk.flops / found.ranks, gpu, mfu) if found.disk.kept else 0.0
+
+    # All epochs, and the vision features, which are computed before the first of them and kept.
+    count = estimate.epochs(requirements.recipe, requirements.shared)
+    once = gpus.hours(requirements.disk.flops / requirements.ranks, gpu, mfu) if requirements.disk.kept else 0.0
     total = gpus.hours(work[0], gpu, mfu) * count + once
     say.print(
         f"the whole run, {count:g} × an epoch: {total:,.2f} hours"
@@ -163,9 +176,9 @@ def _time(say: Console, found: Requirements, gpu: Gpu, mfu: float) -> None:
         say.print(f"the MFU of {mfu:g} is an assumption (nothing was measured on a GPU); --mfu gives another")
 
 
-def _disk(say: Console, found: Requirements) -> None:
-    disk = found.disk
+def _disk(say: Console, requirements: Requirements) -> None:
+    disk = requirements.disk
     if disk.kept:
         say.print(f"on disk: vision features of {disk.images:,} images, {disk.size / 1e9:,.1f} GB")
-    size = memory.checkpoint(found.recipe, memory.weights(found.real))
+    size = memory.checkpoint(requirements.recipe, memory.weights(requirements.real))
     say.print(f"on disk: each checkpoint {size / 1e9:,.2f} GB")

@@ -20,8 +20,8 @@ def main(words: Sequence[str]) -> int:
     """0, once the first conversations of each source of the recipe are painted."""
     parser = recipe_parser("show", "Paint what a recipe trains, conversation by conversation.")
     parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="conversations of each source (default 4)")
-    given = parser.parse_intermixed_args(words)
-    paint_sources(load(given.recipe, given.overrides), given.n)
+    args = parser.parse_intermixed_args(words)
+    paint_sources(load(args.recipe, args.overrides), args.n)
     return 0
 
 

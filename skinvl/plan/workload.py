@@ -46,10 +46,10 @@ class Load:
     vision: float = 0  # positions of these in the tower
 
     def __add__(self, other: Load) -> Load:
-        return Load(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+        return Load(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def __mul__(self, times: float) -> Load:
-        return Load(*(getattr(self, one.name) * times for one in fields(self)))
+        return Load(*(getattr(self, field.name) * times for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def rows_of(chat: Chat, recipe: Recipe) -> list[Row]:
     kept = preflight(chat, [(row.example, row.root) for row in every]).kept
     if not kept:
         raise ValueError(f"data.train: none of {len(every)} conversations can be trained on; see skinvl sft --dry-run")
-    return [every[one.index] for one in kept]
+    return [every[length.index] for length in kept]
 
 
 def missing(recipe: Recipe) -> list[str]:
@@ -117,40 +117,44 @@ def drawn(recipe: Recipe, chat: Chat, rows: Sequence[Row], ranks: int, share: bo
             step=step if share else 1,
         )
     )
-    cut = [[index for index in order[at : at + size] if index != NOTHING] for at in range(0, len(order), size)]
-    cut = [some for some in cut if some]
-    count = min(len(cut), max(1, SAMPLE // size))
-    chosen = [cut[place * len(cut) // count] for place in range(count)]
+    cut = ([index for index in order[at : at + size] if index != NOTHING] for at in range(0, len(order), size))
+    drawn_batches = [indices for indices in cut if indices]
+
+    # As many batches as SAMPLE allows, evenly spread over the epoch, stand for all.
+    count = min(len(drawn_batches), max(1, SAMPLE // size))
+    chosen = [drawn_batches[number * len(drawn_batches) // count] for number in range(count)]
 
     def batches() -> Iterator[PlannedBatch]:
-        for some in chosen:
-            members = [rows[index] for index in some]
-            known = {chat.picture(size): size for row in members for size in sizes(row.root, row.example)}
-            yield PlannedBatch(tuple(encode_row(chat, row) for row in members), known)
+        for indices in chosen:
+            members = [rows[index] for index in indices]
+            picture_sizes = {chat.picture(size): size for row in members for size in sizes(row.root, row.example)}
+            yield PlannedBatch(tuple(encode_row(chat, row) for row in members), picture_sizes)
 
-    return _epoch(chat, batches(), share, len(cut), ranks)
+    return _epoch(chat, batches(), share, len(drawn_batches), ranks)
 
 
-def assumed(recipe: Recipe, chat: Chat, given: Assumed, ranks: int, share: bool) -> Epoch:
+def assumed(recipe: Recipe, chat: Chat, guess: Assumed, ranks: int, share: bool) -> Epoch:
     """An epoch of alike conversations about one image each, which fills the budget."""
     size = batch_size(recipe)
     picture = chat.picture(SQUARE)
-    text = [chat.pad_id] * given.question
-    ids = [chat.pad_id] * given.around + [chat.image_id] * picture.text_tokens + text
-    one = Encoded(
-        [*ids, *[chat.pad_id] * given.answer],
-        [UNTRAINED] * len(ids) + [chat.pad_id] * given.answer,
+    text = [chat.pad_id] * guess.question
+    ids = [chat.pad_id] * guess.around + [chat.image_id] * picture.text_tokens + text
+    conversation = Encoded(
+        [*ids, *[chat.pad_id] * guess.answer],
+        [UNTRAINED] * len(ids) + [chat.pad_id] * guess.answer,
         (picture,),
         1,
     )
     # A conversation's own tokens begin after the image: their first ids differ.
     first = [number + (number >= chat.image_id) for number in range(size)]
-    own = [[*one.ids[: len(ids) - given.question], some, *one.ids[len(ids) - given.question + 1 :]] for some in first]
+    at = len(ids) - guess.question
+    own = [[*conversation.ids[:at], token, *conversation.ids[at + 1 :]] for token in first]
     conversations = tuple(
-        EncodedRow(replace(one, ids=ids), (Path(str(int(number / given.questions))),)) for number, ids in enumerate(own)
+        EncodedRow(replace(conversation, ids=ids), (Path(str(int(number / guess.questions))),))
+        for number, ids in enumerate(own)
     )
     batch = PlannedBatch(conversations, {picture: SQUARE})
-    return _epoch(chat, iter([batch]), share, given.rows / size, ranks)
+    return _epoch(chat, iter([batch]), share, guess.rows / size, ranks)
 
 
 def batch_size(recipe: Recipe) -> int:
@@ -163,15 +167,15 @@ def load(chat: Chat, batch: PlannedBatch, share: bool) -> Load:
     """What one batch has to compute, with or without a prefix that conversations about one image share."""
     rows = Collator(chat, share=share).groups(batch.conversations)
     encoded = [conversation.encoded for conversation in batch.conversations]
-    laid = spans(rows, [len(one.ids) for one in encoded])
+    layout = spans(rows, [len(branch.ids) for branch in encoded])
     first = [encoded[group.members[0]] for row in rows for group in row]
-    pictures = [picture for one in first for picture in one.pictures]
+    pictures = [picture for branch in first for picture in branch.pictures]
     return Load(
         conversations=len(encoded),
-        tokens=sum(len(one.ids) for one in encoded),
-        positions=laid.shape[0] * laid.shape[1],
-        pairs=sum(_pairs(one) for one in laid.spans),
-        trained=sum(len(one.labels) - one.labels.count(UNTRAINED) for one in encoded),
+        tokens=sum(len(branch.ids) for branch in encoded),
+        positions=layout.shape[0] * layout.shape[1],
+        pairs=sum(_pairs(span) for span in layout.spans),
+        trained=sum(len(branch.labels) - branch.labels.count(UNTRAINED) for branch in encoded),
         images=len(pictures),
         vision=sum(picture.vision_tokens for picture in pictures),
     )
@@ -205,12 +209,12 @@ def features(chat: Chat, config: PretrainedConfig, rows: Sequence[Row]) -> tuple
         for row in rows
         for name, size in zip(row.example.images, sizes(row.root, row.example), strict=True)
     }
-    return len(pictures), sum(math.prod(chat.family.features(config, one)) for one in pictures.values())
+    return len(pictures), sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
 
 
-def guessed(chat: Chat, config: PretrainedConfig, given: Assumed) -> tuple[int, int]:
+def guessed(chat: Chat, config: PretrainedConfig, guess: Assumed) -> tuple[int, int]:
     """As `features`, of assumed conversations."""
-    images = math.ceil(given.rows / given.questions)
+    images = math.ceil(guess.rows / guess.questions)
     return images, images * math.prod(chat.family.features(config, chat.picture(SQUARE)))
 
 
@@ -232,10 +236,10 @@ class Shapes(Cache):
 
 
 def _epoch(chat: Chat, batches: Iterator[PlannedBatch], share: bool, count: float, ranks: int) -> Epoch:
-    found = [(load(chat, batch, share), batch) for batch in batches]
-    _, largest = max(found, key=lambda pair: pair[0].positions)
-    total = sum((one for one, _ in found), Load())
-    return Epoch(total * (count / len(found) / ranks), math.ceil(count / ranks), largest)
+    loads = [(load(chat, batch, share), batch) for batch in batches]
+    _, largest = max(loads, key=lambda pair: pair[0].positions)
+    total = sum((load for load, _ in loads), Load())
+    return Epoch(total * (count / len(loads) / ranks), math.ceil(count / ranks), largest)
 
 
 def _pairs(span: Span) -> float:

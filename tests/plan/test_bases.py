@@ -18,7 +18,6 @@ from skinvl.model.chat import Chat
 from skinvl.model.tiny import VOCABULARY
 from skinvl.model.tiny import build as make
 from skinvl.plan import bases
-from skinvl.recipe import recipe
 
 
 def build(family: str, out: Path, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -158,7 +157,7 @@ def test_the_list_tells_what_is_known_here(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = ["qwen2.5-vl-7b", "llama-3.2-11b-vision", "tiny-qwen3_vl"]
-    monkeypatch.setattr(recipe, "bases", lambda: names)
+    monkeypatch.setattr(bases, "bases", lambda: names)
 
     def listed(*words: str) -> dict[str, str]:
         assert bases.main([*words]) == 0

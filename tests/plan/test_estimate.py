@@ -80,7 +80,7 @@ def test_features_are_kept_as_the_run_would_keep_them(
     found = made(runs.make(tmp_path, "qwen2_vl", **changes))
     assert found.disk.kept is kept
     assert found.disk.images == 8
-    assert says in " ".join(found.said)
+    assert says in " ".join(found.remarks)
     frozen = found.needed().items["frozen weights, unquantised"]
     assert sum(count.parameters for count in found.counts.values()) == found.parameters
     assert (frozen < 4 * found.parameters) is kept  # a tower whose features are kept is not loaded
