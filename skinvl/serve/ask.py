@@ -44,11 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         AskError: nothing is asked, or a word is not what it looks like.
         DialogueError, ImageError, ChatError, RunError, BaseError: what a user can mend.
     """
-    given = _arguments(arguments)
-    found = told(given.words)
+    args = _arguments(arguments)
+    words = read_words(args.words)
     # A file cannot be named by an option and be missing; among the words it could also be a question.
-    found.images[:0] = [image(path) for path in given.image]
-    live = not found.questions and sys.stdin.isatty()
+    words.images[:0] = [image(path) for path in args.image]
+    live = not words.questions and sys.stdin.isatty()
 
     with redirect_stdout(sys.stderr):  # on stdout there are answers alone
         import torch
@@ -56,25 +56,27 @@ def main(arguments: Sequence[str]) -> int:
         from skinvl.model.loaded import load_model
         from skinvl.serve import dialogue
 
-        recipe, _ = dialogue.resolve(given.run, found.overrides, given.base)
-        asked = load_model(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        recipe, _ = dialogue.resolve(args.run, words.overrides, args.base)
+        loaded = load_model(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
     say = Console(stderr=True, highlight=False)
-    say.print(dialogue.caption(given.run, asked), style="dim", markup=False)
-    teller = Teller(dialogue.Dialogue(asked, recipe.evaluate.generation), given.run, given.json, say)
+    say.print(dialogue.caption(args.run, loaded), style="dim", markup=False)
+    terminal = Terminal(dialogue.Dialogue(loaded, recipe.evaluate.generation), args.run, args.json, say)
     if live:
         say.print(f"{dialogue.NOTICE} {COMMANDS}", style="dim", markup=False)
-        return teller.talk(found.images)
+        return terminal.talk(words.images)
+
     say.print(dialogue.NOTICE, style="dim", markup=False)
-    for question in found.questions or _lines():
-        if teller.count or len(found.questions) > 1:
+    for question in words.questions or _lines():
+        if terminal.count or len(words.questions) > 1:
             say.print(f"> {question}", style="bold", markup=False)
-        teller.ask(question, found.images if not teller.count else [])
-    if not teller.count:
+        terminal.ask(question, words.images if not terminal.count else [])
+    if not terminal.count:
         raise AskError('nothing is asked; give a "question" after the images, or lines on stdin')
     return 0
 
 
-def told(words: Sequence[str]) -> AskWords:
+def read_words(words: Sequence[str]) -> AskWords:
     """The images, questions and settings among some words.
 
     A word that names a file is an image, and `key=value` is a setting. Of the others, one that ends as image files do,
@@ -84,17 +86,17 @@ def told(words: Sequence[str]) -> AskWords:
     Raises:
         AskError: an image that is not there.
     """
-    found = AskWords()
+    ask_words = AskWords()
     for word in words:
         if OVERRIDE.match(word) and not word.endswith("?"):
-            found.overrides.append(word)
+            ask_words.overrides.append(word)
         elif len(word) < 4096 and Path(word).is_file():
-            found.images.append(Path(word))
+            ask_words.images.append(Path(word))
         elif not word.endswith("?") and (word.casefold().endswith(SUFFIXES) or re.fullmatch(r"\S*/\S*", word)):
             raise AskError(f"{word}: no such image; if it is a question, end it with a question mark")
         elif word.strip():
-            found.questions.append(word)
-    return found
+            ask_words.questions.append(word)
+    return ask_words
 
 
 def image(name: str) -> Path:
@@ -109,7 +111,7 @@ def image(name: str) -> Path:
     return path
 
 
-class Teller:
+class Terminal:
     """Asks one conversation after another, and writes each answer as it appears.
 
     Args:
@@ -121,7 +123,7 @@ class Teller:
         self.count = 0
 
     def ask(self, question: str, images: Sequence[Path]) -> None:
-        """Nothing; the answer is on stdout.
+        """Writes the answer on stdout.
 
         Raises:
             DialogueError, ImageError, ChatError: it cannot be asked.
@@ -184,7 +186,7 @@ class Teller:
                     with _stopped_by_ctrl_c(self.dialogue):
                         self.ask(line, shown)
                     shown = []
-            except (ValueError, OSError) as error:  # as cli would tell it, but without an end
+            except (ValueError, OSError) as error:  # as `skinvl` itself would say it, but without an end
                 self.say.print(f"{error}", style="red", markup=False)
 
 

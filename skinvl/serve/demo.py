@@ -62,19 +62,19 @@ def main(arguments: Sequence[str]) -> int:
         DemoError: Gradio is not installed, or the address cannot be had.
         DialogueError, ClassListError, RunError, BaseError: what a user can mend.
     """
-    given = _arguments(arguments)
+    args = _arguments(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else nothing would be removed
-    with _bound(given.host, given.port) as bound, tempfile.TemporaryDirectory(prefix="skinvl-demo-") as folder:
+    with _bound(args.host, args.port) as bound, tempfile.TemporaryDirectory(prefix="skinvl-demo-") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         with redirect_stdout(sys.stderr):
-            app = _loaded(given)
+            app = _load(args)
         import uvicorn
 
         port = bound.getsockname()[1]
-        print(f"http://{f'[{given.host}]' if ':' in given.host else given.host}:{port}  (Ctrl-C ends)", flush=True)
-        if not _loopback(given.host):
+        print(f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}  (Ctrl-C ends)", flush=True)
+        if not _loopback(args.host):
             print(
-                f"--host {given.host}: ANYONE who can reach this machine over the network can open the page, upload "
+                f"--host {args.host}: ANYONE who can reach this machine over the network can open the page, upload "
                 "images and use the model. There is no login, and nothing is encrypted.",
                 file=sys.stderr,
             )
@@ -86,7 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _loaded(given: argparse.Namespace) -> Any:
+def _load(args: argparse.Namespace) -> Any:
+    """The ASGI application of the run that the words name, its model loaded."""
     try:
         import gradio  # noqa: F401 - before the weights are read, since it may not be there
     except ModuleNotFoundError as error:
@@ -97,11 +98,11 @@ def _loaded(given: argparse.Namespace) -> Any:
     from skinvl.serve import class_list, dialogue
     from skinvl.serve.page import Page
 
-    recipe, out = dialogue.resolve(given.run, given.overrides)
-    asked = load_model(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    classes = None if given.labels is None else class_list.classes(given.labels, out, asked.facts)
-    page = Page(asked, classes, alone=given.no_base)
-    return application(page, dialogue.caption(given.run, asked), given.host)
+    recipe, out = dialogue.resolve(args.run, args.overrides)
+    loaded = load_model(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    classes = None if args.labels is None else class_list.load(args.labels, out, loaded.facts)
+    page = Page(loaded, classes, alone=args.no_base)
+    return application(page, dialogue.caption(args.run, loaded), args.host)
 
 
 def application(page: Page, run: str, host: str) -> Any:
@@ -141,7 +142,7 @@ def layout(page: Page, run: str) -> Any:
 
     html = partial(gr.HTML, apply_default_css=False, js_on_load=None)
     title = f"skinvl: {run.partition(' · ')[0]}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, HOUR)) as found:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, HOUR)) as blocks:
         html(f'<div class="notice" role="note">{NOTICE}</div>')
         html(page.head(run), elem_id="head")
         parts = PageParts(session=gr.State(None, time_to_live=HOUR))
@@ -156,12 +157,14 @@ def layout(page: Page, run: str) -> Any:
                     height=300,
                     elem_id="image",
                 )
-                _as_it_is(parts.image)
+                _keep_uploads_as_they_are(parts.image)
                 if page.classes is not None:
                     with gr.Accordion("Class probabilities", elem_id="classes"):
-                        asked = page.classes.question or ""
-                        parts.asked = gr.Textbox(asked, label="Question for the classes", placeholder=HINT, lines=2)
-                        parts.weigh = gr.Button("Weigh the classes")
+                        question = page.classes.question or ""
+                        parts.class_question = gr.Textbox(
+                            question, label="Question for the classes", placeholder=HINT, lines=2
+                        )
+                        parts.classify = gr.Button("Weigh the classes")
                         parts.chances = html()
             with gr.Column(scale=5, min_width=280, elem_id="right"):
                 parts.log = html(page.log(page.session()))
@@ -172,7 +175,7 @@ def layout(page: Page, run: str) -> Any:
                     parts.stop = gr.Button("Stop", interactive=False, min_width=90)
                     parts.new = gr.Button("New conversation", min_width=190)
         _wire(page, parts)
-    return found
+    return blocks
 
 
 @dataclass(slots=True)
@@ -181,8 +184,8 @@ class PageParts:
 
     session: Any
     image: Any = None
-    asked: Any = None
-    weigh: Any = None
+    class_question: Any = None
+    classify: Any = None
     chances: Any = None
     log: Any = None
     state: Any = None
@@ -193,15 +196,15 @@ class PageParts:
 
 
 def _wire(page: Page, parts: PageParts) -> None:
-    """Nothing; the components do what the page can. One request at a time reaches the model, the others wait."""
+    """Has the components do what the page can. One request at a time reaches the model, the others wait."""
     import gradio as gr
 
     from skinvl.serve.page import state
 
-    def begin(one: Session | None) -> list[Any]:
-        one = one or page.session()
-        one.stopped = False
-        return [one, state("Waiting for the model …"), *switched(busy=True)]
+    def begin(session: Session | None) -> list[Any]:
+        session = session or page.session()
+        session.stopped = False
+        return [session, state("Waiting for the model …"), *switched(busy=True)]
 
     def switched(busy: bool) -> list[Any]:
         return [gr.update(interactive=wanted) for wanted in (not busy, busy, not busy)]
@@ -213,12 +216,16 @@ def _wire(page: Page, parts: PageParts) -> None:
     quick: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     model["show_progress"] = "minimal"
+
+    # A question: the buttons change at once, the answer comes piece by piece, and then they change back.
     chain = gr.on(
         [parts.ask.click, parts.question.submit], begin, parts.session, [parts.session, parts.state, *buttons], **quick
     )
     chain = chain.then(page.answer, [parts.session, parts.question, parts.image], [parts.log, parts.state], **model)
     chain.then(lambda: ["", *switched(busy=False)], None, [parts.question, *buttons], **quick)
-    parts.stop.click(lambda one: one and one.stop(), parts.session, None, **quick)
+
+    # Stop does not queue, or it would wait for what it stops.
+    parts.stop.click(lambda session: session and session.stop(), parts.session, None, **quick)
     gr.on(
         [parts.new.click, parts.image.upload, parts.image.clear],
         anew,
@@ -226,12 +233,14 @@ def _wire(page: Page, parts: PageParts) -> None:
         [parts.session, parts.log, parts.state],
         **quick,
     )
-    if parts.weigh is not None:
-        parts.weigh.click(page.weigh, [parts.asked, parts.image], [parts.chances, parts.state], **model)
+    if parts.classify is not None:
+        parts.classify.click(
+            page.probabilities, [parts.class_question, parts.image], [parts.chances, parts.state], **model
+        )
 
 
-def _as_it_is(image: Any) -> None:
-    """Nothing; the component gives the path of the uploaded file, unopened and unconverted, and fetches no address."""
+def _keep_uploads_as_they_are(image: Any) -> None:
+    """Has the component give the path of an uploaded file, unopened and unconverted, and fetch no address."""
     kept = image.async_move_resource_to_block_cache
 
     async def here(path: str | Path | None) -> str | None:
@@ -301,18 +310,18 @@ def _bound(host: str, port: int | None) -> socket.socket:
             raise DemoError(f"--host {host}: expected localhost or an IP address of this machine") from error
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     failed: OSError | None = None
-    for one in PORTS if port is None else [port]:
+    for candidate in PORTS if port is None else [port]:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            bound.bind((host, one))
+            bound.bind((host, candidate))
             bound.listen()  # or a second page could take the same port while this one's weights are read
             return bound
         except (OSError, OverflowError) as error:
             bound.close()
             failed = error if isinstance(error, OSError) else OSError(str(error))
-    told = f"ports {PORTS.start} to {PORTS.stop - 1}" if port is None else f"port {port}"
-    raise DemoError(f"{host}, {told}: cannot be used ({failed}); choose another with --port") from failed
+    tried = f"ports {PORTS.start} to {PORTS.stop - 1}" if port is None else f"port {port}"
+    raise DemoError(f"{host}, {tried}: cannot be used ({failed}); choose another with --port") from failed
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -291,7 +291,7 @@ class _Words(TextStreamer):
         return ready
 
 
-def weigh(
+def likelihoods(
     loaded: LoadedModel, images: Sequence[Path], question: str, names: Sequence[str], base: bool = False
 ) -> Float:
     """float[C]: the log-likelihood of each name and its end, natural logarithm; all on one image prefix.

@@ -59,30 +59,33 @@ def main(words: Sequence[str]) -> int:
             answers otherwise than the run.
         RunError: no finished run.
     """
-    given = _arguments(words)
+    args = _arguments(words)
     say = Console(highlight=False, markup=False, soft_wrap=True)
-    served, engine = _chosen(given.run, given.engine)
-    out = given.run / "served"
+    served, engine = _chosen(args.run, args.engine)
+    out = args.run / "served"
     folder = serving.view(served, out)
-    command = serving.command(served, engine, folder, given.host, given.port, given.more)
+    command = serving.command(served, engine, folder, args.host, args.port, args.more)
     what = f"{served.adapter} on {served.weights}" if served.adapter else str(served.weights)
     say.print(f"{served.name}: {what}, by {engine}")
-    if given.print:
+    if args.print:
         print(command)
         return 0
+
+    # What can be refused is refused before weights are read: by us for our own answers, then by the engine.
     serving.require(engine)
-    _warn(given.host, engine)
-    _free(given.host, given.port)
+    _warn(args.host, engine)
+    _free(args.host, args.port)
     questions, origin = parity.examples(served.recipe, served.chat, out)
     say.print(f"check: {origin}, and a conversation with a system turn; our own answers first")
     ours = apart(parity.own, served.recipe, served.chat, questions)
-    with Child(command, given.run / "serve.log") as child:
-        address = f"http://{_reachable(given.host)}:{given.port}"
+
+    with Child(command, args.run / "serve.log") as child:
+        address = f"http://{_reachable(args.host)}:{args.port}"
         with say.status(f"{engine} starts; its log is {child.log}"):
-            child.wait(address, given.timeout)
+            child.wait(address, args.timeout)
         say.print(f"{engine} is up; asking it")
         check(served, engine, address, ours, say)
-        if given.check_only:
+        if args.check_only:
             return 0
         say.print(f"{address}/v1 serves {served.name}; Ctrl-C stops it. To ask it:\n")
         print(SNIPPETS.format(address=address, name=served.name), flush=True)
@@ -110,6 +113,8 @@ def check(served: ServedModel, engine: Engine, address: str, ours: Sequence[pari
         except openai.OpenAIError as error:
             raise ServeError(f"{own.question.key}: {address} did not answer it ({error})") from error
         verdicts.append((own.question.key, parity.judge(own, theirs, served.chat, ends)))
+
+    # Two tokens near a tie may part the answers now and then; more often than not they do not.
     counts = Counter(verdict.outcome for _, verdict in verdicts)
     for name, verdict in verdicts:
         if verdict.outcome != "same":
@@ -294,8 +299,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         end = own.index("--")
         own, more = own[:end], own[end + 1 :]
-    given = parser.parse_args(own)
-    if not 0 < given.port < 2**16:
-        parser.error(f"--port {given.port}: expected 1 to 65535")
-    given.more = more
-    return given
+    args = parser.parse_args(own)
+    if not 0 < args.port < 2**16:
+        parser.error(f"--port {args.port}: expected 1 to 65535")
+    args.more = more
+    return args

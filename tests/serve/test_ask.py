@@ -19,7 +19,7 @@ from helpers import tiny
 from skinvl import __main__
 from skinvl.model.loaded import LoadedModel
 from skinvl.serve import ask, dialogue
-from skinvl.serve.ask import AskError, Teller
+from skinvl.serve.ask import AskError, Terminal
 from skinvl.serve.dialogue import Dialogue
 
 ROOT = Path(__file__).parents[2]
@@ -43,21 +43,21 @@ def run(made: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_images_questions_and_settings_are_told_apart(run: str) -> None:
-    found = ask.told(
+    found = ask.read_words(
         ["a lesion.png", "What is it?", "evaluate.batch_size=2", "And which site", "benign/malignant?", " "]
     )
     assert found.images == [Path("a lesion.png")]
     assert found.questions == ["What is it?", "And which site", "benign/malignant?"]
     assert found.overrides == ["evaluate.batch_size=2"]
-    assert ask.told(["What is in IMG_1.jpg?", "Is size=3 large", "x=1?"]).questions == [
+    assert ask.read_words(["What is in IMG_1.jpg?", "Is size=3 large", "x=1?"]).questions == [
         "What is in IMG_1.jpg?",
         "Is size=3 large",
         "x=1?",
     ]
-    assert ask.told(["why " * 2000]).questions  # longer than any path
+    assert ask.read_words(["why " * 2000]).questions  # longer than any path
     for word in ("a leison.png", "images/lesion", "https://example.com/a", "photo.JPG"):
         with pytest.raises(AskError, match="no such image; if it is a question, end it with a question mark"):
-            ask.told([word])
+            ask.read_words([word])
     with pytest.raises(AskError, match=r"gone\.png: no such image"):
         ask.image("gone.png")
 
@@ -132,8 +132,8 @@ def test_a_terminal_asks_on(
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", typed)
-    teller = Teller(Dialogue(asked, test_dialogue.FEW), "one", True, Console(stderr=True))
-    assert teller.talk([]) == 0
+    terminal = Terminal(Dialogue(asked, test_dialogue.FEW), "one", True, Console(stderr=True))
+    assert terminal.talk([]) == 0
     told = capsys.readouterr()
     found = [json.loads(line) for line in told.out.splitlines()]
     assert [(one["question"], one["turn"], len(one["images"])) for one in found] == [

@@ -22,12 +22,12 @@ from helpers import tiny
 from skinvl.model.loaded import LoadedModel, load_model
 from skinvl.recipe.recipe import Generation
 from skinvl.serve import demo, dialogue
-from skinvl.serve.class_list import Classes
+from skinvl.serve.class_list import ClassList
 from skinvl.serve.demo import DemoError, Guard
 from skinvl.serve.page import Page, Session
 
 ROOT = Path(__file__).parents[2]
-COLOURS = Classes("colours", ("red", "<b>brown</b>"), "Which colour?", 2.0, 1.01)
+COLOURS = ClassList("colours", ("red", "<b>brown</b>"), "Which colour?", 2.0, 1.01)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_both_sides_answer_as_they_do_alone(asked: LoadedModel, made: Path) -> N
         log, state = ended(page, session, question, made / "lesion.png")
         for side, one in enumerate(alone):
             said = test_dialogue.say(one, question, *([] if number else [made / "lesion.png"]))
-            assert session.turns[number].said[side] == dialogue.readable(said).strip()
+            assert session.turns[number].answers[side] == dialogue.readable(said).strip()
         assert 'role="status"' in state
         assert 'aria-busy="false"' in log
     assert log.count('<div class="turn">') == 2
@@ -135,23 +135,23 @@ def test_one_conversation_s_keys_and_values_are_kept(asked: LoadedModel, made: P
     ended(page, other, "What is it?", made / "lesion.png")
     assert all(side._kept is None for side in one.dialogues)
     ended(page, one, "How many?", made / "lesion.png")
-    assert one.turns[1].said == other.turns[0].said or len(one.dialogues[0].messages) == 4
+    assert one.turns[1].answers == other.turns[0].answers or len(one.dialogues[0].messages) == 4
 
 
 def test_classes_are_ranked_and_say_what_they_are_worth(asked: LoadedModel, made: Path) -> None:
     page = Page(asked, COLOURS)
-    shown, state = page.weigh("Which colour?", str(made / "lesion.png"))
+    shown, state = page.probabilities("Which colour?", str(made / "lesion.png"))
     assert "alert" not in state
-    scores = dialogue.weigh(asked, [made / "lesion.png"], "Which colour?", COLOURS.names)
+    scores = dialogue.likelihoods(asked, [made / "lesion.png"], "Which colour?", COLOURS.names)
     likeliest = "red" if scores[0] > scores[1] else "&lt;b&gt;brown&lt;/b&gt;"
     assert shown.index(likeliest) < shown.index("red" if likeliest != "red" else "&lt;b&gt;")
     assert "Calibrated on validation images of colours (temperature 2.00)." in shown
     assert "below the threshold of 1.01" in shown
     assert "The base is not calibrated." in shown
-    assert "Not calibrated (its temperature" in page.weigh("What colour?", str(made / "lesion.png"))[0]
-    assert page.weigh("Which colour?", None)[1].count("Choose an image first.") == 1
-    assert "Type a question" in page.weigh(" ", str(made / "lesion.png"))[1]
-    assert "The image: no image that can be read" in page.weigh("Which?", str(made / "words.png"))[1]
+    assert "Not calibrated (its temperature" in page.probabilities("What colour?", str(made / "lesion.png"))[0]
+    assert page.probabilities("Which colour?", None)[1].count("Choose an image first.") == 1
+    assert "Type a question" in page.probabilities(" ", str(made / "lesion.png"))[1]
+    assert "The image: no image that can be read" in page.probabilities("Which?", str(made / "words.png"))[1]
 
 
 def test_addresses() -> None:

@@ -195,10 +195,11 @@ def test_the_base_beside_the_adapter_is_the_base_without_one(family: str, tmp_pa
         assert trained.reply.answer == expected(both, trained, number)[0]
     names = ("melanoma", "nevus", "a brown lesion")
     weighed = [
-        dialogue.weigh(*given) for given in ((both, [shown], "Which?", names, True), (alone, [shown], "Which?", names))
+        dialogue.likelihoods(*given)
+        for given in ((both, [shown], "Which?", names, True), (alone, [shown], "Which?", names))
     ]
     assert weighed[0].tolist() == pytest.approx(weighed[1].tolist(), abs=1e-5)
-    assert abs(dialogue.weigh(both, [shown], "Which?", names) - weighed[0]).max() > 1e-2
+    assert abs(dialogue.likelihoods(both, [shown], "Which?", names) - weighed[0]).max() > 1e-2
 
 
 def test_parts_trained_in_full_are_switched_too(tmp_path: Path) -> None:
@@ -214,9 +215,9 @@ def test_parts_trained_in_full_are_switched_too(tmp_path: Path) -> None:
     alone = load_model(plain, CPU)
     (shown,) = images(tmp_path, 0)
     names = ("melanoma", "nevus")
-    base = dialogue.weigh(both, [shown], "Which?", names, base=True)
-    assert base.tolist() == pytest.approx(dialogue.weigh(alone, [shown], "Which?", names).tolist(), abs=1e-5)
-    assert abs(dialogue.weigh(both, [shown], "Which?", names) - base).max() > 1e-3
+    base = dialogue.likelihoods(both, [shown], "Which?", names, base=True)
+    assert base.tolist() == pytest.approx(dialogue.likelihoods(alone, [shown], "Which?", names).tolist(), abs=1e-5)
+    assert abs(dialogue.likelihoods(both, [shown], "Which?", names) - base).max() > 1e-3
 
 
 def test_classes_weigh_what_classify_finds(plain: tuple[LoadedModel, Path]) -> None:
@@ -228,9 +229,9 @@ def test_classes_weigh_what_classify_finds(plain: tuple[LoadedModel, Path]) -> N
     task = benchmarks.Task("a", names, None, None, question, [case])
     batch = classify.ClassCollator(asked.collator, task, False)([case]).classes
     assert batch is not None
-    found = dialogue.weigh(asked, [shown], question, names)
+    found = dialogue.likelihoods(asked, [shown], question, names)
     assert found.tolist() == pytest.approx(infer.likelihoods(asked.model, batch), abs=1e-5)
-    assert abs(dialogue.weigh(asked, images(folder, 0), question, names) - found).max() > 1e-4
+    assert abs(dialogue.likelihoods(asked, images(folder, 0), question, names) - found).max() > 1e-4
 
 
 def test_an_image_is_turned_as_in_training(tmp_path: Path, plain: tuple[LoadedModel, Path]) -> None:
@@ -243,7 +244,7 @@ def test_an_image_is_turned_as_in_training(tmp_path: Path, plain: tuple[LoadedMo
     turned.save(tmp_path / "plain.png")
     picture.save(tmp_path / "upright.png")
     found = {
-        name: dialogue.weigh(asked, [tmp_path / f"{name}.png"], "Which?", ("nevus", "melanoma")).tolist()
+        name: dialogue.likelihoods(asked, [tmp_path / f"{name}.png"], "Which?", ("nevus", "melanoma")).tolist()
         for name in ("turned", "upright", "plain")
     }
     assert found["turned"] == found["upright"] != found["plain"]

@@ -264,7 +264,7 @@ SLEEPS = "import os, sys, time, subprocess; subprocess.Popen(['sleep', '77']); p
 
 
 def keep(log: Path, out: Any) -> None:
-    """Nothing; runs an engine that has started another process, and says the ids of its group until it ends."""
+    """Runs an engine that has started another process, and says the ids of its group until it ends."""
     os.setsid()
     with contextlib.suppress(KeyboardInterrupt), serve.Child(command(log.parent), log) as child:
         while "up" not in log.read_text():
