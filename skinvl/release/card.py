@@ -52,7 +52,7 @@ def text(
     body = environment.get_template("card.md.j2").render(
         record=record,
         recipe=record.recipe,
-        made=record.provenance,
+        provenance=record.provenance,
         summary=record.summary,
         scores=record.scores,
         tables=tables.markdown(record.scores) if record.scores else "",
@@ -61,7 +61,9 @@ def text(
         leaks={rule: record.ledger[rule] for rule in _LEAKS if record.ledger[rule]},
         left_out={rule: count for rule, count in record.ledger.most_common() if rule not in _LEAKS},
         command=neutral(" ".join(map(_word, record.provenance.command))),
-        evaluated=list({one.name: one for name in scores["sets"] if (one := _evaluated(record, name))}.values()),
+        evaluated=list(
+            {source.name: source for name in scores["sets"] if (source := _evaluated(record, name))}.values()
+        ),
         repo=repo,
         name=repo.rpartition("/")[2],
         licence=licence,
@@ -79,9 +81,9 @@ def licence_text(record: Record, licence: Licence) -> str:
     """The file LICENSE where no licence of the hub's list holds: whose terms the model is under, each by name."""
     lines = [f"{licence.name}: no single licence covers this model. All of these terms hold together.", ""]
     lines.append(f"- the base, {neutral(record.recipe.base.location)}: {record.base.stated} ({record.base.words})")
-    for name, one in record.terms.items():
-        lines.append(f"- trained on {name}: {one.stated} ({one.words})")
-    links = [one.link for one in (record.base, *record.terms.values()) if one.link]
+    for name, terms in record.terms.items():
+        lines.append(f"- trained on {name}: {terms.stated} ({terms.words})")
+    links = [terms.link for terms in (record.base, *record.terms.values()) if terms.link]
     return "\n".join([*lines, *(f"\nThe licence of the base: {link}" for link in links)]) + "\n"
 
 
@@ -90,22 +92,22 @@ def plain(words: object) -> str:
     line = " ".join(str(words).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     pieces = re.split(r"(https?://[^\s|]+)", line)
     return "".join(
-        piece.replace("|", "%7C") if place % 2 else re.sub(r"([\\`*_{}\[\]|#~!])", r"\\\1", piece)
-        for place, piece in enumerate(pieces)
+        piece.replace("|", "%7C") if number % 2 else re.sub(r"([\\`*_{}\[\]|#~!])", r"\\\1", piece)
+        for number, piece in enumerate(pieces)
     )
 
 
 def _front(
     record: Record, repo: str, licence: Licence, base: Base | None, merge: Mapping[str, Any] | None
 ) -> ModelCardData:
-    found = [match[1] for one in record.sources if (match := _ON_THE_HUB.fullmatch(one.address))]
+    datasets = [match[1] for source in record.sources if (match := _ON_THE_HUB.fullmatch(source.address))]
     results = list(_results(record)) if record.scores else []
     extra: dict[str, Any] = {"base_model_relation": "adapter" if merge is None else "finetune"} if base else {}
     return ModelCardData(
         base_model=base.model if base else None,
-        datasets=found or None,
+        datasets=datasets or None,
         # A file in LLaVA's form may be in any language; all other converters write or read English.
-        language=["en"] if all(one.converter != "llava" for one in record.sources) else None,
+        language=["en"] if all(source.converter != "llava" for source in record.sources) else None,
         library_name="peft" if merge is None else "transformers",
         license=licence.id,
         license_name=licence.name,
@@ -125,8 +127,8 @@ def _results(record: Record) -> Iterator[EvalResult]:
     for name, block in record.scores["sets"].items():
         source = _evaluated(record, name)
         for what, variant, numbers in _numbers(block):
-            for metric, one in numbers.items():
-                if one is None or one["value"] is None or one["low"] is None:
+            for metric, number in numbers.items():
+                if number is None or number["value"] is None or number["low"] is None:
                     continue
                 yield EvalResult(
                     task_type=TASKS[what],
@@ -134,9 +136,9 @@ def _results(record: Record) -> Iterator[EvalResult]:
                     dataset_name=source.title if source else name,
                     dataset_config=" ".join(filter(None, (name, variant))),
                     metric_type=metric,
-                    metric_value=one["value"],
-                    metric_name=f"{metric.replace('_', ' ')} ({level} {one['low']:.3f} to {one['high']:.3f})",
-                    metric_args={key: one[key] for key in ("low", "high", "n", "unscored")},
+                    metric_value=number["value"],
+                    metric_name=f"{metric.replace('_', ' ')} ({level} {number['low']:.3f} to {number['high']:.3f})",
+                    metric_args={key: number[key] for key in ("low", "high", "n", "unscored")},
                 )
 
 
@@ -151,9 +153,9 @@ def _slices(scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each slice of each set: a row with its worst and its gap, or without where too little is known."""
     for name, block in scores["sets"].items():
         for what in ("answers", "classes"):
-            for field, one in block.get(what, {}).get("slices", {}).items():
-                worst = one["values"][one["worst"]] if one["worst"] is not None else None
-                yield {"set": name, "field": field, "metric": one["metric"], **one, "number": worst}
+            for field, groups in block.get(what, {}).get("slices", {}).items():
+                worst = groups["values"][groups["worst"]] if groups["worst"] is not None else None
+                yield {"set": name, "field": field, "metric": groups["metric"], **groups, "number": worst}
 
 
 def _reasons(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
@@ -169,8 +171,8 @@ def _evaluated(record: Record, name: str) -> Source | None:
     block = record.scores["sets"][name]
     stated = block.get("classes", {}).get("settings", {}).get("source") or name
     known = {Path(spec.source).name: spec.source for spec in (*record.recipe.data.eval, *record.recipe.data.train)}
-    place = known.get(Path(stated).name, stated)
-    return read_source(place) if (source_folder(place) / "card.json").is_file() else None
+    location = known.get(Path(stated).name, stated)
+    return read_source(location) if (source_folder(location) / "card.json").is_file() else None
 
 
 def _word(word: str) -> str:

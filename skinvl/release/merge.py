@@ -38,11 +38,13 @@ def main(words: Sequence[str]) -> int:
     Raises:
         MergeError, RunError, MergingError, MergeCheckError, AdapterError, BaseError: what a user can mend.
     """
-    given = _arguments(words)
-    run = finished(given.run)
+    args = _arguments(words)
+    run = finished(args.run)
     recipe = run.adapted()
-    onto = _onto(recipe, given.onto)
-    out: Path = given.out or run.path / "merged"
+    onto = _onto(recipe, args.onto)
+    out: Path = args.out or run.path / "merged"
+
+    # What the merge would be made of; where the folder says the same of itself, it is that merge.
     base = open_with_adapter(recipe)
     facts: dict[str, Any] = {"base": _base(run, base), "adapter": base.facts["adapter"], "onto": onto}
     say = Console(highlight=False)
@@ -53,7 +55,8 @@ def main(words: Sequence[str]) -> int:
             soft_wrap=True,
         )
         return 0
-    rows = [] if given.unchecked else merge_check.examples(recipe, base.chat)
+
+    rows = [] if args.unchecked else merge_check.examples(recipe, base.chat)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     merging = Merging(base.path, run.adapter, recipe, device)
     _room(out, merging.bytes)
@@ -129,13 +132,13 @@ def _write(out: Path, merging: Merging, recipe: Recipe, facts: dict[str, Any], r
         _beside(merging, partial)
         merging.write(partial, facts["onto"])
         verdict = merge_check.check(merging, partial, recipe, facts["onto"], rows) if rows else None
-        found = _verdict(verdict) | {"libraries": {name: importlib.metadata.version(name) for name in LIBRARIES}}
-        write_json(partial / "merge.json", {**facts, **found})
-    return found
+        checked = _verdict(verdict) | {"libraries": {name: importlib.metadata.version(name) for name in LIBRARIES}}
+        write_json(partial / "merge.json", {**facts, **checked})
+    return checked
 
 
 def _beside(merging: Merging, out: Path) -> None:
-    """Nothing; the folder holds all but the weights: the base's configs, the adapter's processor and template."""
+    """Writes into the folder all but the weights: the base's configs, the adapter's processor and template."""
     config = read_json(merging.base / "config.json", "put the base back as it was", MergeError)
     _in_bf16(config)
     if not {"dtype", "torch_dtype"} & config.keys():
@@ -168,11 +171,11 @@ def _show(say: Console, out: Path, merging: Merging, facts: dict[str, Any]) -> N
     if facts["check"] is None:
         say.print("not compared with base + adapter (--unchecked)")
         return
-    found = facts["check"]
-    seen = f"{found['positions']} supervised positions of {found['examples']} examples, in float32"
+    check = facts["check"]
+    seen = f"{check['positions']} supervised positions of {check['examples']} examples, in float32"
     table = Table("logits by base + adapter", "max", "mean", "same argmax", "KL, nats", title=seen)
-    table.add_row(f"not rounded: max ≤ {found['tolerance']:.1g}", *_numbers(found))
-    rounded = found["rounded"]
+    table.add_row(f"not rounded: max ≤ {check['tolerance']:.1g}", *_numbers(check))
+    rounded = check["rounded"]
     bound = rounded["tolerance"]["kl"]
     table.add_row(f"as written, bf16: KL ≤ {bound:g}", *_numbers(rounded), end_section=True)
     if len(facts["drift"]) > 1:
@@ -183,6 +186,6 @@ def _show(say: Console, out: Path, merging: Merging, facts: dict[str, Any]) -> N
         say.print("onto …: the logits of that merge beside those of the 4-bit model that was trained", soft_wrap=True)
 
 
-def _numbers(found: dict[str, Any]) -> list[str]:
-    kl = f"{found['kl']:.2g}" if "kl" in found else ""
-    return [f"{found['max']:.2g}", f"{found['mean']:.2g}", f"{found['argmax_agreement']:.1%}", kl]
+def _numbers(distance: dict[str, Any]) -> list[str]:
+    kl = f"{distance['kl']:.2g}" if "kl" in distance else ""
+    return [f"{distance['max']:.2g}", f"{distance['mean']:.2g}", f"{distance['argmax_agreement']:.1%}", kl]

@@ -19,7 +19,8 @@ from skinvl.recipe import recipe as recipes
 from skinvl.recipe import strict
 from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Base
-from skinvl.release import card, licences, record, upload, vetting
+from skinvl.release import card, licences, upload, vetting
+from skinvl.release import record as records
 from skinvl.release.licences import Licence
 from skinvl.release.record import Record
 from skinvl.release.vetting import Finding, neutral
@@ -40,43 +41,51 @@ def main(words: Sequence[str]) -> int:
     """0, once the folder is written and checked, and, unless dry, lies on the hub.
 
     Raises:
-        PublishError, RecordError, TermsError, UploadError: what a user can mend; nothing was uploaded then.
+        PublishError, RunError, RecordError, LicenceError, UploadError: what a user can mend; nothing was uploaded then.
     """
-    given = _arguments(words)
-    upload.check_name(given.repo)
-    rights = _rights(given.rights)
-    found = record.read(given.run, rights)
-    merge = record.merged(given.run, found) if given.merged else None
-    base = _base(found, given.base)
-    if base is not None and not found.base.known:  # of a local copy nothing is known but what it is a copy of
-        found = replace(found, base=record.terms_of(base, found.provenance.base.model_type))
-    licences.refuse_name(found.base, given.repo)
-    licence = licences.chosen(found.base, found.terms, given.license)
-    _refuse_public(found, licence, given)
-    out: Path = given.out or given.run / "publish"
-    if given.out is not None:
+    # What goes in: the run's own files, the terms of all that it was made of, and where others get its base.
+    args = _arguments(words)
+    upload.check_name(args.repo)
+    rights = _rights(args.rights)
+    record = records.read(args.run, rights)
+    merge = records.merged(args.run, record) if args.merged else None
+    base = _base(record, args.base)
+    if base is not None and not record.base.known:  # of a local copy nothing is known but what it is a copy of
+        record = replace(record, base=records.terms_of(base, record.provenance.base.model_type))
+
+    # What may not be: a name or a public model that a licence forbids, or a folder with something else in it.
+    licences.refuse_name(record.base, args.repo)
+    licence = licences.chosen(record.base, record.terms, args.license)
+    _refuse_public(record, licence, args)
+    out: Path = args.out or args.run / "publish"
+    if args.out is not None:
         _refuse_out(out)
+
+    # The folder, held against what must stay at home before anything leaves this machine.
     with whole_folder(out) as partial:
-        faults = _write(partial, found, given.repo, licence, base, merge, rights)
+        faults = _write(partial, record, args.repo, licence, base, merge, rights)
     faults += vetting.check(out, _private())
     if faults:
-        listed = "\n".join(f"  {one}" for one in faults)
+        listed = "\n".join(f"  {finding}" for finding in faults)
         raise PublishError(f"{out}: must not be uploaded as it is, and was not:\n{listed}")
+
     say = Console(highlight=False, markup=False, soft_wrap=True)
     _show(say, out, licence)
-    if given.dry_run:
-        say.print(f"{out}: what would be uploaded to {given.repo}; nothing was")
+    if args.dry_run:
+        say.print(f"{out}: what would be uploaded to {args.repo}; nothing was")
         return 0
-    plan = upload.look(given.repo, out, given.public)
-    what = "public, for everyone to see" if given.public else "private"
+
+    # What it would replace on the hub is said before it is sent.
+    plan = upload.look(args.repo, out, args.public)
+    what = "public, for everyone to see" if args.public else "private"
     say.print(
         f"{plan.address}: {what}; {'new' if plan.parent is None else 'exists'}; {len(plan.files)} files, "
         f"{plan.size / 1e6:,.1f} MB; replaces {', '.join(plan.replaced) or 'nothing'}"
         + (f"; stays: {', '.join(plan.kept)}" if plan.kept else "")
     )
-    if given.public and not given.yes:
-        _ask(given.repo)
-    say.print(upload.send(plan, out, f"Upload {given.run.resolve().name} with skinvl"))
+    if args.public and not args.yes:
+        _ask(args.repo)
+    say.print(upload.send(plan, out, f"Upload {args.run.resolve().name} with skinvl"))
     return 0
 
 
@@ -102,36 +111,36 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _rights(words: Sequence[str]) -> dict[str, str]:
-    found = dict(word.partition("=")[::2] for word in words)
-    for name, stated in found.items():
+    rights = dict(word.partition("=")[::2] for word in words)
+    for name, stated in rights.items():
         if not licences.read(stated).known:
             raise PublishError(
                 f"--rights {name}={stated}: expected NAME=LICENCE with a licence such as cc-by-4.0, cc-by-nc-4.0, "
                 "apache-2.0 or 'research only'"
             )
-    return found
+    return rights
 
 
-def _refuse_public(found: Record, licence: Licence, given: argparse.Namespace) -> None:
-    if not given.public:
+def _refuse_public(record: Record, licence: Licence, args: argparse.Namespace) -> None:
+    if not args.public:
         return
     if licence.private:
         raise PublishError(
             f"--public: {'; '.join(licence.private)}. Leave --public out, leave that source out of training, or, if "
             "you have read its terms, state them with --rights NAME=LICENCE"
         )
-    if found.scores is None:
+    if record.scores is None:
         raise PublishError(
-            f"--public: {given.run} was not evaluated, and nobody could know what it is worth; run make eval "
-            f"RUN={given.run} first, or leave --public out"
+            f"--public: {args.run} was not evaluated, and nobody could know what it is worth; run make eval "
+            f"RUN={args.run} first, or leave --public out"
         )
-    if not given.yes and not sys.stdin.isatty():
+    if not args.yes and not sys.stdin.isatty():
         raise PublishError("--public: nobody is there to be asked; add --yes where a script decides")
 
 
-def _base(found: Record, name: str | None) -> Base | None:
+def _base(record: Record, name: str | None) -> Base | None:
     """Where others get the base; None where nobody can."""
-    own, commit = found.recipe.base, found.provenance.base.commit
+    own, commit = record.recipe.base, record.provenance.base.commit
     if commit is not None:
         if name is not None and name not in (own.name, own.model):
             raise PublishError(f"--base {name}: the run was trained on {own.model}, and an adapter fits no other base")
@@ -146,7 +155,7 @@ def _base(found: Record, name: str | None) -> Base | None:
 
 def _write(
     partial: Path,
-    found: Record,
+    record: Record,
     repo: str,
     licence: Licence,
     base: Base | None,
@@ -154,71 +163,81 @@ def _write(
     rights: Mapping[str, str],
 ) -> list[Finding]:
     """What of it cannot be published; the folder then holds all that would be uploaded, and nothing else."""
-    images, quantization = _as_trained(found)
-    source = found.path / ("adapter" if merge is None else "merged")
-    for path in sorted(source.rglob("*")):
+    # The weights, and configs that say how they were trained.
+    images, quantization = _as_trained(record)
+    folder = record.path / ("adapter" if merge is None else "merged")
+    for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in LEFT_OUT:
-            place = partial / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _copy(path, place)
-    faults = _settle(partial, found, base, images)
-    resolved = found.recipe.model_dump()
+            target = partial / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(path, target)
+    faults = _settle(partial, record, base, images)
+
+    # What was trained, and what came of it, without the names of this machine.
+    resolved = record.recipe.model_dump()
     if base is not None:
         resolved["base"] = base.model_dump()
     (partial / "recipe.yaml").write_text(strict.write(_neutral(resolved)), encoding="utf-8")
-    if found.scores is not None:
-        write_json(partial / "scores.json", _neutral(found.scores), indent=1)
-        (partial / "scores.md").write_text(neutral(tables.markdown(found.scores)), encoding="utf-8")
-    if (found.path / "loss.png").is_file():
-        plot = (found.path / "loss.png").read_bytes()
+    if record.scores is not None:
+        write_json(partial / "scores.json", _neutral(record.scores), indent=1)
+        (partial / "scores.md").write_text(neutral(tables.markdown(record.scores)), encoding="utf-8")
+    if (record.path / "loss.png").is_file():
+        plot = (record.path / "loss.png").read_bytes()
         (partial / "loss.png").write_bytes(metadata.stripped(plot, "PNG", 1) or plot)
+
+    # Whose terms hold, and the card that says all of this.
     if licence.id == "other":
-        (partial / "LICENSE").write_text(card.licence_text(found, licence), encoding="utf-8")
-    if notice := licences.notice(found.base):
+        (partial / "LICENSE").write_text(card.licence_text(record, licence), encoding="utf-8")
+    if notice := licences.notice(record.base):
         (partial / "NOTICE").write_text(notice, encoding="utf-8")
-        faults += _licence_of_base(partial, found)
-    text = card.text(found, repo, licence, base, merge, quantization, rights)
+        faults += _licence_of_base(partial, record)
+    text = card.text(record, repo, licence, base, merge, quantization, rights)
     (partial / "README.md").write_text(text, encoding="utf-8")
     return faults
 
 
 def _refuse_out(out: Path) -> None:
-    known = [path for path in out.iterdir() if any(path.match(one) for one in vetting.ALLOWED)] if out.is_dir() else []
+    known = (
+        [path for path in out.iterdir() if any(path.match(pattern) for pattern in vetting.ALLOWED)]
+        if out.is_dir()
+        else []
+    )
     if out.exists() and (not out.is_dir() or len(known) < len(list(out.iterdir()))):
         raise PublishError(f"{out}: holds what skinvl publish does not write; give another --out, or empty it")
 
 
-def _copy(path: Path, place: Path) -> None:
-    """Nothing; `place` holds the file, on one disk without a second copy of its bytes where it is one of weights."""
+def _copy(path: Path, target: Path) -> None:
+    """Puts the file at `target`; on one disk without a second copy of its bytes where it is one of weights."""
     if path.suffix == ".safetensors":
         try:
-            os.link(path.resolve(), place)
+            os.link(path.resolve(), target)
             return
         except OSError:  # another disk, or one without hard links
-            place.unlink(missing_ok=True)
-    shutil.copyfile(path, place)
+            target.unlink(missing_ok=True)
+    shutil.copyfile(path, target)
 
 
-def _as_trained(found: Record) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _as_trained(record: Record) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The image processor's arguments within the run's image budget, and how its base was quantised."""
     from transformers import AutoProcessor
 
     from skinvl.model import families
 
-    family = families.load(found.provenance.base.model_type)
-    processor = AutoProcessor.from_pretrained(found.path / "adapter")
-    images = family.image_arguments(processor, found.recipe.data.image_tokens)
-    if found.recipe.quantization is None:
+    family = families.load(record.provenance.base.model_type)
+    processor = AutoProcessor.from_pretrained(record.path / "adapter")
+    images = family.image_arguments(processor, record.recipe.data.image_tokens)
+    if record.recipe.quantization is None:
         return images, None
-    return images, {**found.recipe.quantization, "llm_int8_skip_modules": family.unquantised}
+    return images, {**record.recipe.quantization, "llm_int8_skip_modules": family.unquantised}
 
 
-def _settle(folder: Path, found: Record, base: Base | None, images: Mapping[str, Any]) -> list[Finding]:
+def _settle(folder: Path, record: Record, base: Base | None, images: Mapping[str, Any]) -> list[Finding]:
     """What cannot be published; configs name the base as others find it, and the image size that was trained with."""
     faults = []
     for path in sorted(folder.glob("*.json")):
         if path.name in AS_THEY_ARE:
             continue
+
         before = read_json(path, "make it again with the verb that wrote it", PublishError)
         after = _neutral(before)
         for holder, name in (
@@ -229,37 +248,39 @@ def _settle(folder: Path, found: Record, base: Base | None, images: Mapping[str,
                 holder.update(images)
                 for alias in ("min_pixels", "max_pixels") if "size" in images else ():
                     holder.pop(alias, None)
+
         if path.name == "adapter_config.json":
-            after["base_model_name_or_path"] = base.model if base else neutral(found.recipe.base.location)
+            after["base_model_name_or_path"] = base.model if base else neutral(record.recipe.base.location)
             after["revision"] = base.revision if base else None
             if base is None:
                 faults.append(Finding(
                     path.name,
-                    f"its base {neutral(found.recipe.base.location)} is not on the hub, so that nobody could load it",
+                    f"its base {neutral(record.recipe.base.location)} is not on the hub, so that nobody could load it",
                     "publish with --merged, or name with --base where others get the base",
                 ))  # fmt: skip
         if path.name == "merge.json" and base is not None:
             after["base"]["model"] = base.model
+
         if after != before:
             write_json(path, after)
     return faults
 
 
-def _licence_of_base(folder: Path, found: Record) -> list[Finding]:
+def _licence_of_base(folder: Path, record: Record) -> list[Finding]:
     """What is missing; the folder holds the copy of the base's licence that the licence demands."""
-    base = found.recipe.base
-    commit = found.provenance.base.commit
-    places = [found.path / "LICENSE.txt", Path(base.location) / "LICENSE.txt"]
+    base = record.recipe.base
+    commit = record.provenance.base.commit
+    candidates = [record.path / "LICENSE.txt", Path(base.location) / "LICENSE.txt"]
     if commit is not None and isinstance(
         cached := try_to_load_from_cache(base.location, "LICENSE.txt", revision=commit), str
     ):
-        places.append(Path(cached))
-    for place in places:
-        if place.is_file():
-            shutil.copyfile(place, folder / "LICENSE-BASE")
+        candidates.append(Path(cached))
+    for path in candidates:
+        if path.is_file():
+            shutil.copyfile(path, folder / "LICENSE-BASE")
             return []
-    what = f"no copy of the licence of {licences.LLAMA[found.base.id or '']}, which has to come along"
-    return [Finding("LICENSE-BASE", what, f"save it as {places[0]}; it is LICENSE.txt on the base's hub page")]
+    what = f"no copy of the licence of {licences.LLAMA[record.base.id or '']}, which has to come along"
+    return [Finding("LICENSE-BASE", what, f"save it as {candidates[0]}; it is LICENSE.txt on the base's hub page")]
 
 
 def _neutral(value: Any) -> Any:
@@ -267,8 +288,8 @@ def _neutral(value: Any) -> Any:
     if isinstance(value, str):
         return neutral(value)
     if isinstance(value, dict):
-        return {_neutral(name): _neutral(one) for name, one in value.items()}
-    return [_neutral(one) for one in value] if isinstance(value, list | tuple) else value
+        return {_neutral(name): _neutral(part) for name, part in value.items()}
+    return [_neutral(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _private() -> list[str]:

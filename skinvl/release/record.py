@@ -62,7 +62,7 @@ class Record:
     @property
     def terms(self) -> dict[str, Terms]:
         """The terms of all data that went into it, by name."""
-        return {**{one.name: one.terms for one in self.sources}, **self.unknown}
+        return {**{source.name: source.terms for source in self.sources}, **self.unknown}
 
 
 def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
@@ -75,12 +75,12 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         RecordError: its data is gone, its scores are of another adapter, or a file cannot be read.
         RunError: it has not ended.
     """
-    given = dict(rights or {})
+    unused = dict(rights or {})  # each is taken out where it is used
     trained = finished(run)
-    sources, unknown = _lineage(trained, given)
-    base = terms_of(trained.recipe.base, trained.provenance.base.model_type, given)
+    sources, unknown = _lineage(trained, unused)
+    base = terms_of(trained.recipe.base, trained.provenance.base.model_type, unused)
     adapter = digest(trained.weights)
-    found = Record(
+    record = Record(
         path=run,
         recipe=trained.recipe,
         provenance=trained.provenance,
@@ -93,12 +93,12 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         base=base,
         adapter=adapter,
     )
-    if given:
+    if unused:
         raise RecordError(
-            f"--rights {next(iter(given))}: neither base nor a source whose terms are not known; those are "
-            f"{', '.join(name for name, one in {BASE: base, **found.terms}.items() if not one.known) or 'none'}"
+            f"--rights {next(iter(unused))}: neither base nor a source whose terms are not known; those are "
+            f"{', '.join(name for name, terms in {BASE: base, **record.terms}.items() if not terms.known) or 'none'}"
         )
-    return found
+    return record
 
 
 def merged(run: Path, record: Record) -> dict[str, Any]:
@@ -110,47 +110,50 @@ def merged(run: Path, record: Record) -> dict[str, Any]:
     path = run / "merged" / "merge.json"
     if not path.is_file():
         raise RecordError(f"{path}: no such file; merge first, with skinvl merge {run}")
-    found = _json(path)
-    if found.get("adapter") != record.adapter:
+    facts = _json(path)
+    if facts.get("adapter") != record.adapter:
         raise RecordError(f"{path}: of another adapter than {run / 'adapter'}; merge again, with skinvl merge {run}")
-    return found
+    return facts
 
 
-def source(place: str, trained: Mapping[str, str] | None = None, rights: dict[str, str] | None = None) -> Source:
+def source(location: str, trained: Mapping[str, str] | None = None, rights: dict[str, str] | None = None) -> Source:
     """What the card of a prepared source says, and the licences that its conversations carry.
 
     Args:
-        place: as a recipe names it.
+        location: as a recipe names it.
         trained: digests of the files that were trained on.
         rights: licences of what states none; the one that is used is taken out.
 
     Raises:
         RecordError: the source is gone.
     """
-    root = source_folder(place)
+    root = source_folder(location)
     card = read_card(root)
     if not card:
         raise RecordError(
             f"{root / 'card.json'}: no such file, and with it the licence of what was trained on; put the source back, "
             "or run this from the folder in which the training began"
         )
-    there = [root / f"{split}.parquet" for split in splits(root)]
+
+    # The licence of the conversations, which may name several; else that of the card.
+    files = [root / f"{split}.parquet" for split in splits(root)]
     stated = {
-        word for file in there for word in pq.read_table(file, columns=["licence"])["licence"].unique().to_pylist()
+        word for file in files for word in pq.read_table(file, columns=["licence"])["licence"].unique().to_pylist()
     }
-    found = licences.read(", ".join(sorted(stated)) or card.get("licence"))
-    if not found.known and rights and root.name in rights:
-        found = licences.read(rights.pop(root.name))
+    terms = licences.read(", ".join(sorted(stated)) or card.get("licence"))
+    if not terms.known and rights and root.name in rights:
+        terms = licences.read(rights.pop(root.name))
+
     return Source(
         name=root.name,
         title=card.get("title", root.name),
         address=card.get("address", ""),
-        terms=found,
+        terms=terms,
         says=card.get("terms", ""),
         citation=card.get("citation", "") if card.get("citation") != "none needed" else "",
         examples=card.get("examples", {}),
         ledger=card.get("ledger", {}),
-        anew=any(trained[str(file)] != digest(file) for file in there if trained and str(file) in trained),
+        anew=any(trained[str(file)] != digest(file) for file in files if trained and str(file) in trained),
         converter=card.get("source", ""),
     )
 
@@ -160,13 +163,13 @@ def terms_of(base: Base, model_type: str, rights: dict[str, str] | None = None) 
     stated = base.licence
     if stated is None and base.model is not None:
         shipped = [recipe.load_base(name) for name in recipe.bases()]
-        stated = next((one.licence for one in shipped if one.model == base.model), None)
-    found = licences.read(stated)
-    if not found.known and rights and BASE in rights:
-        found = licences.read(rights.pop(BASE))
-    if model_type == "mllama" and base.random is None and found.id not in licences.LLAMA:
+        stated = next((known.licence for known in shipped if known.model == base.model), None)
+    terms = licences.read(stated)
+    if not terms.known and rights and BASE in rights:
+        terms = licences.read(rights.pop(BASE))
+    if model_type == "mllama" and base.random is None and terms.id not in licences.LLAMA:
         return licences.read("Llama 3.2 Community License")  # all of this architecture descend from it
-    return found
+    return terms
 
 
 def _lineage(run: Run, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:
@@ -187,18 +190,18 @@ def _scores(run: Path, adapter: str) -> dict[str, Any] | None:
     path = run / "scores.json"
     if not path.is_file():
         return None
-    found = _json(path)
+    scores = _json(path)
     try:
-        for name, block in found["sets"].items():
-            for what, one in block.items():
-                if one["settings"].get("adapter") != adapter:
+        for name, block in scores["sets"].items():
+            for what, scored in block.items():
+                if scored["settings"].get("adapter") != adapter:
                     raise RecordError(
                         f"{path}: {name} ({what}) was asked of another adapter than {run / 'adapter'}; evaluate it "
                         f"again, with make eval RUN={run}"
                     )
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: not as this version writes it; score again with skinvl score {run}") from error
-    return found
+    return scores
 
 
 def _json(path: Path) -> dict[str, Any]:

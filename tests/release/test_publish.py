@@ -297,9 +297,7 @@ def execute(folder: Path, repo: str, base: Path, image: Path, question: str) -> 
 def test_the_card_loads_what_was_trained(
     family: str, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub
 ) -> None:
-    from helpers import runs  # these load torch, which nothing else here needs
-
-    from helpers import tiny
+    from helpers import runs, tiny  # these load torch, which nothing else here needs
     from skinvl import __main__
     from skinvl.evaluate import generate
     from skinvl.recipe import run
