@@ -197,7 +197,7 @@ CHANGES: tuple[Callable[[Random, bytes], bytes], ...] = (_cell, _cell, _leaf, _l
 
 
 def _harm(draw: Random, raw: Path, files: list[Path]) -> None:
-    """Nothing; one to three files of RAW are hostile."""
+    """Makes one to three files of RAW hostile."""
     tables = [path for path in files if path.suffix in (".csv", ".json", ".jsonl", ".parquet")]
     for _ in range(draw.choice((1, 1, 2, 3))):
         path = draw.choice(tables if draw.random() < 0.6 and tables else files)

@@ -137,7 +137,7 @@ class Faulty:
         return said.form != "close"
 
     def open(self) -> None:
-        """Nothing; it listens, at the port that it had."""
+        """Has it listen, at the port that it had."""
         self.loop = asyncio.new_event_loop()
         starting = asyncio.start_server(self.serve, "127.0.0.1", self.port, limit=2**20, backlog=1024)
         self.server = self.loop.run_until_complete(starting)
@@ -146,7 +146,7 @@ class Faulty:
         self.thread.start()
 
     def close(self) -> None:
-        """Nothing; it listens no more, and its connections are closed."""
+        """Has it listen no more; its connections are closed."""
 
         async def end() -> None:
             self.server.close()

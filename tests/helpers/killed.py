@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 
 def dies(call: int) -> None:
-    """Nothing; this process kills itself at that write of a checkpoint, whichever function makes it."""
+    """Has this process kill itself at that write of a checkpoint, whichever function makes it."""
     left = [call]
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
