@@ -59,9 +59,9 @@ OURS = {"skinvl", "data_prep"}
 def usage() -> str:
     """The text of `skinvl --help`: the verbs by wing."""
     lines = [
-        f"{wing if place == 0 else '':<10}{verb:<10}{what}"
+        f"{wing if number == 0 else '':<10}{verb:<10}{what}"
         for wing, verbs in WINGS.items()
-        for place, (verb, what) in enumerate(verbs.items())
+        for number, (verb, what) in enumerate(verbs.items())
     ]
     return "\n".join(
         [

@@ -39,7 +39,7 @@ QUESTIONS = {
 class Sample:
     """One thing to classify: an image, or images that belong together, or one question where the answer is the label.
 
-    The Example asks the task's question, and its last answer is the true class (of a case without one, "unknown").
+    The Example asks the task's question, and its last answer is the true class (of a sample without one, "unknown").
     """
 
     example: Example
@@ -53,14 +53,14 @@ class Sample:
         return predictions.key(self.example)
 
     def record(
-        self, scores: Sequence[float] | None, detail: str = "", said: str | None = None, classes: Sequence[str] = ()
+        self, scores: Sequence[float] | None, detail: str = "", answer: str | None = None, classes: Sequence[str] = ()
     ) -> Classified:
         """What was predicted of it, or the reason why nothing was.
 
         Args:
-            said: the answer to a prompt, which is matched to the classes.
+            answer: what the model said to a prompt, which is matched to the classes.
         """
-        matched = match(said, classes) if said is not None else None
+        matched = match(answer, classes) if answer is not None else None
         return Classified(
             id=self.example.id,
             source=self.example.source,
@@ -70,7 +70,7 @@ class Sample:
             label=self.label,
             scores=None if scores is None else tuple(map(float, scores)),
             detail=detail,
-            answer=said,
+            answer=answer,
             outcome=matched.outcome if matched else None,
             choice=matched.choice if matched else None,
         )
@@ -78,44 +78,49 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The cases of one split, and what is known of their classes."""
+    """The samples of one split, and what is known of their classes."""
 
     name: str  # of its predictions
     classes: tuple[str, ...]
     benchmark: str | None  # a key of labels.CLASSES or labels.BEGINNINGS
     malignant: tuple[bool, ...] | None  # of each class; None where that is not known of all
-    question: str | None  # None where each case asks its own
-    cases: list[Sample]
+    question: str | None  # None where each sample asks its own
+    samples: list[Sample]
 
 
 def load(spec: ClassSpec, split: str | None = None) -> Task:
     """The task of a spec, on its own split or another one; the classes are always those of its own.
 
-    Facts are of images: several conversations about the same images are one case. Where the label is `answer`, every
-    conversation is a case.
+    Facts are of images: several conversations about the same images are one sample. Where the label is `answer`, every
+    conversation is a sample.
 
     Raises:
         BenchmarkError: the spec does not fit its source; the message says what was found and what was expected.
         FileNotFoundError: no such source or split.
     """
+    # What the classes are called, and where a row names its own, is read off the spec's own split, whichever is loaded.
     split = split or spec.split
     rows, root = _rows(spec, split)
     own = rows if split == spec.split else _rows(spec, spec.split)[0]
     benchmark = _benchmark(spec, own)
     field = _field(spec, benchmark)
     wanted = _values(field, benchmark)
-    rows, own = ([row if row.value else wanted(row) for row in some] for some in (rows, own))
+    rows, own = ([row if row.value else wanted(row) for row in labelled] for labelled in (rows, own))
     classes = _classes(spec, benchmark, own)
+
+    # Values become classes, and rows samples: one for each set of images, or each row where it asks its own question.
     grades = labels.GRADES.get(benchmark or "", {}) if field == "malignancy" else {}
-    fit = _Fit(classes, grades, said=field == ANSWER or labels.ASKED.get(benchmark or "") == field)
-    question = spec.question or _question(field, benchmark, classes)
-    cases = [_case(row, root, fit) for row in rows] if field == ANSWER else _merged(rows, root, fit)
-    if not any(case.label for case in cases):
+    sentences = field == ANSWER or labels.ASKED.get(benchmark or "") == field
+    matcher = _ClassMatcher(classes, grades, sentences)
+    samples = [_sample(row, root, matcher) for row in rows] if field == ANSWER else _merged(rows, root, matcher)
+    if not any(sample.label for sample in samples):
         raise BenchmarkError(
-            f"{spec.source} {split}: none of its {len(cases)} cases has one of the classes {choices(classes)} "
-            f"({cases[0].detail}); give the benchmark, the label or the classes that fit"
+            f"{spec.source} {split}: none of its {len(samples)} samples has one of the classes {choices(classes)} "
+            f"({samples[0].detail}); give the benchmark, the label or the classes that fit"
         )
-    asked = [replace(case, example=_asking(case, question, field)) for case in cases]
+
+    question = spec.question or _question(field, benchmark, classes)
+    asked = [replace(sample, example=_asking(sample, question, field)) for sample in samples]
     return Task(name(spec), classes, benchmark, labels.malignant(classes), question, asked)
 
 
@@ -138,13 +143,13 @@ def names(specs: Sequence[ClassSpec]) -> list[str]:
     Raises:
         BenchmarkError: two have the same.
     """
-    found = [name(spec) for spec in specs]
-    if twice := [one for one, count in Counter(found).items() if count > 1]:
+    names = [name(spec) for spec in specs]
+    if twice := [called for called, count in Counter(names).items() if count > 1]:
         raise BenchmarkError(
             f"evaluate.classify: two sets are called {twice[0]}, and their predictions lie in a file of that name; "
             "let them differ in source, split, label or where, or give one through a link of another name"
         )
-    return found
+    return names
 
 
 def _is_table(spec: ClassSpec) -> bool:
@@ -163,16 +168,16 @@ def _rows(spec: ClassSpec, split: str) -> tuple[list[Labelled], Path]:
     if not rows:
         raise BenchmarkError(f"{spec.source} {split}: no rows; expected a split that holds some")
     for key, value in sorted(spec.where.items()):
-        there = Counter(_fact(row.example.facts, key) for row in rows)
+        counts = Counter(_fact(row.example.facts, key) for row in rows)
         rows = [row for row in rows if _fact(row.example.facts, key) == value]
         if not rows:
-            found = ", ".join(f"{one} ({count})" for one, count in there.most_common(8))
-            raise BenchmarkError(f"{spec.source} {split}: no row where {key} is {value!r}; found {found}")
+            shown = ", ".join(f"{other} ({count})" for other, count in counts.most_common(8))
+            raise BenchmarkError(f"{spec.source} {split}: no row where {key} is {value!r}; found {shown}")
     return rows, root
 
 
 def _check(spec: ClassSpec) -> None:
-    known = [one.name for one in fields(Facts)]
+    known = [field.name for field in fields(Facts)]
     for key in spec.where:
         if key not in known:
             raise BenchmarkError(f"{spec.source} where.{key}: {strict.unknown(key, known)}")
@@ -198,11 +203,11 @@ def _benchmark(spec: ClassSpec, rows: Sequence[Labelled]) -> str | None:
         BenchmarkError: an unknown one is named.
     """
     if spec.benchmark:
-        found = labels.benchmark(spec.benchmark)
-        if found is None:
+        name = labels.benchmark(spec.benchmark)
+        if name is None:
             known = [*labels.CLASSES, *labels.BEGINNINGS]
             raise BenchmarkError(f"{spec.source} benchmark={spec.benchmark}: {strict.unknown(spec.benchmark, known)}")
-        return found
+        return name
     if spec.classes or (spec.label != "diagnosis" and not _is_table(spec)):
         return None
     if _is_table(spec):
@@ -223,7 +228,7 @@ def _values(field: str, benchmark: str | None) -> Callable[[Labelled], Labelled]
     """What finds the class of a row that does not say it yet, and may not know."""
     asked = labels.ASKED.get(benchmark or "") == field
 
-    def found(row: Labelled) -> Labelled:
+    def valued(row: Labelled) -> Labelled:
         if row.detail:
             return row
         if field == ANSWER or (asked and row.example.id.endswith(f"-{field}")):
@@ -233,59 +238,65 @@ def _values(field: str, benchmark: str | None) -> Callable[[Labelled], Labelled]
         value = _fact(row.example.facts, field)
         return replace(row, value=value, detail="" if value else f"its {field} is not known")
 
-    return found
+    return valued
 
 
 def _classes(spec: ClassSpec, benchmark: str | None, rows: Sequence[Labelled]) -> tuple[str, ...]:
     """The classes: listed, of the benchmark, or every value of the rows, in the order of the alphabet."""
+    # Listed by the recipe, or by whoever made the benchmark.
     listed = tuple(spec.classes or ()) or labels.CLASSES.get(benchmark or "", ())
     if listed:
-        if len({_key(one) for one in listed}) < len(listed):
+        if len({_key(name) for name in listed}) < len(listed):
             raise BenchmarkError(f"{spec.source} classes: {choices(listed)}: the same class twice; expected each once")
         return listed
+
+    # Known in part, or not at all: what the rows say besides is a class too, as it is spelt most often.
     begun = labels.BEGINNINGS.get(benchmark or "", ())
     values = Counter(value for row in rows if row.value and (value := row.value.rstrip(" .")))
-    known, spelt = _Fit(begun), dict[str, str]()
+    known, spelt = _ClassMatcher(begun), dict[str, str]()
     for value, _ in values.most_common():
         if known.label(value) is None:
             spelt.setdefault(_key(value), value)
-    found = (*begun, *(spelt[key] for key in sorted(spelt)))
-    if not 2 <= len(found) <= MANY:
+
+    inferred = (*begun, *(spelt[key] for key in sorted(spelt)))
+    if not 2 <= len(inferred) <= MANY:
         shown = ", ".join(map(repr, list(spelt.values())[:4])) or rows[0].detail
         raise BenchmarkError(
-            f"{spec.source} label={spec.label}: {len(found)} different values ({shown:.200}); expected 2 to {MANY} "
+            f"{spec.source} label={spec.label}: {len(inferred)} different values ({shown:.200}); expected 2 to {MANY} "
             "classes; narrow the rows by where, name a benchmark, or list the classes"
         )
-    return found
+    return inferred
 
 
 def _key(value: str) -> str:
     return " ".join(value.casefold().split()).rstrip(" .")
 
 
-class _Fit:
+class _ClassMatcher:
     """The class that a value of a source means: by its spelling, then by the canonical name, never by likeness."""
 
-    def __init__(self, classes: Sequence[str], grades: Mapping[str, str] | None = None, said: bool = False) -> None:
-        self.classes, self.grades, self.said = tuple(classes), grades or {}, said
-        self.spelt = {_key(one): one for one in classes}
+    def __init__(
+        self, classes: Sequence[str], grades: Mapping[str, str] | None = None, sentences: bool = False
+    ) -> None:
+        self.classes, self.grades, self.sentences = tuple(classes), grades or {}, sentences
+        self.spelt = {_key(name): name for name in classes}
         canonical = Counter(map(labels.diagnosis, map(_key, classes)))
-        self.named = {plain: one for one in classes if canonical[plain := labels.diagnosis(_key(one))] == 1}
+        self.named = {plain: name for name in classes if canonical[plain := labels.diagnosis(_key(name))] == 1}
 
     def label(self, value: str) -> str | None:
         """One of the classes; None where the value is none of them."""
         key = _key(value)
-        found = self.grades.get(key) or self.spelt.get(key) or self.named.get(labels.diagnosis(key))
-        if found or not self.said:
-            return found
+        label = self.grades.get(key) or self.spelt.get(key) or self.named.get(labels.diagnosis(key))
+        if label or not self.sentences:
+            return label
         return match(value, self.classes).choice  # of a sentence such as "The tile shows no tumor."
 
     def of(self, row: Labelled) -> tuple[str | None, str]:
         """The label of a row, or why it has none."""
         if not row.value:
             return None, row.detail or "it has no label"
-        found = self.label(row.value)
-        return found, "" if found else f"{row.value!r:.120} is none of the classes"
+        label = self.label(row.value)
+        return label, "" if label else f"{row.value!r:.120} is none of the classes"
 
 
 def _question(field: str, benchmark: str | None, classes: Sequence[str]) -> str | None:
@@ -296,42 +307,42 @@ def _question(field: str, benchmark: str | None, classes: Sequence[str]) -> str 
     return QUESTIONS.get(kind, "Which of these fits the image: {classes}?").format(classes=choices(classes))
 
 
-def _case(row: Labelled, root: Path, fit: _Fit) -> Sample:
-    label, why = fit.of(row)
+def _sample(row: Labelled, root: Path, matcher: _ClassMatcher) -> Sample:
+    label, why = matcher.of(row)
     return Sample(row.example, root, label, why or row.detail)
 
 
-def _merged(rows: Sequence[Labelled], root: Path, fit: _Fit) -> list[Sample]:
-    """One case for each set of images that is shown, in the order in which they come."""
+def _merged(rows: Sequence[Labelled], root: Path, matcher: _ClassMatcher) -> list[Sample]:
+    """One sample for each set of images that is shown, in the order in which they come."""
     sets: dict[tuple[str, ...], list[Labelled]] = defaultdict(list)
     for row in rows:
         sets[tuple(sorted(row.example.images)) or (row.example.id, "")].append(row)
-    return [_one(some, root, fit) for some in sets.values()]
+    return [_agreed(same, root, matcher) for same in sets.values()]
 
 
-def _one(rows: Sequence[Labelled], root: Path, fit: _Fit) -> Sample:
-    """The case of rows that show the same images: the class that they agree on."""
+def _agreed(rows: Sequence[Labelled], root: Path, matcher: _ClassMatcher) -> Sample:
+    """The sample of rows that show the same images: the class that they agree on."""
     # A row that names no class comes last: others are asked about something else, and what is said of those tells more.
-    cases = [_case(row, root, fit) for row in sorted(rows, key=lambda row: row.value is None)]
-    found = {case.label: case for case in cases if case.label}
-    case = replace(next(iter(found.values()), cases[0]), example=rows[0].example)
-    if len(found) > 1:
-        return replace(case, label=None, detail=f"conflicting-labels: {', '.join(sorted(map(str, found)))}")
-    if not case.example.images and not case.detail:
-        return replace(case, label=None, detail="no-image: the conversation shows none")
-    return case
+    samples = [_sample(row, root, matcher) for row in sorted(rows, key=lambda row: row.value is None)]
+    labelled = {sample.label: sample for sample in samples if sample.label}
+    sample = replace(next(iter(labelled.values()), samples[0]), example=rows[0].example)
+    if len(labelled) > 1:
+        return replace(sample, label=None, detail=f"conflicting-labels: {', '.join(sorted(map(str, labelled)))}")
+    if not sample.example.images and not sample.detail:
+        return replace(sample, label=None, detail="no-image: the conversation shows none")
+    return sample
 
 
-def _asking(case: Sample, question: str | None, field: str) -> Example:
-    """The case's Example with the task's question as its last, and its class as the answer."""
-    example = case.example
+def _asking(sample: Sample, question: str | None, field: str) -> Example:
+    """The sample's Example with the task's question as its last, and its class as the answer."""
+    example = sample.example
     if question is None:
         return example
-    answer = text("assistant", case.label or "unknown")
+    answer = text("assistant", sample.label or "unknown")
     if field == ANSWER:  # what was said before may matter
         shown = sum(part["type"] == "image" for part in example.messages[-2]["content"])
         return replace(example, messages=(*example.messages[:-2], text("user", question, shown), answer))
-    system = tuple(one for one in example.messages[:1] if one["role"] == "system")
+    system = tuple(message for message in example.messages[:1] if message["role"] == "system")
     asked = text("user", question, len(example.images))
     facts = Facts(**{**asdict(example.facts), "kind": field})
     return replace(example, messages=(*system, asked, answer), facts=facts)

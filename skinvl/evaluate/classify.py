@@ -87,15 +87,15 @@ def classified(
     Samples that share a group or an image with the train rows are not classified, unless `data.allow_leak` has it so.
     """
     task = benchmarks.load(spec, split)
-    apart = contamination.without(task.cases, train) if train else task.cases
+    apart = contamination.without(task.samples, train) if train else task.samples
     leaking = sum(sample.detail.startswith(contamination.RULE) for sample in apart)
     if not loaded.recipe.data.allow_leak:
-        task = replace(task, cases=apart)
+        task = replace(task, samples=apart)
     collate = ClassCollator(loaded.collator, task, loaded.recipe.evaluate.prompted)
     tokens, prior = collate.names(loaded, predictions.begun(path))
     settings = {
         "set": path.stem,
-        "rows": len(task.cases),
+        "rows": len(task.samples),
         "source": spec.source,
         "split": split,
         "benchmark": task.benchmark,
@@ -119,7 +119,7 @@ def classified(
 
     rows = predict(
         PredictionJournal(path, settings, Classified),
-        task.cases,
+        task.samples,
         lambda left: [left[start : start + size] for start in range(0, len(left), size)],
         predicted,
         state,

@@ -1,4 +1,4 @@
-"""Which cases of a classification were trained on: they say nothing about new patients, and are not scored."""
+"""Which samples of a classification were trained on: they say nothing about new patients, and are not scored."""
 
 from __future__ import annotations
 
@@ -18,25 +18,33 @@ from skinvl.score.predictions import key
 RULE = "trained-on"
 
 
-def without(cases: Sequence[Sample], train: Sequence[Row]) -> list[Sample]:
-    """The cases, without a label where they share a group or an image with the train rows; the detail says which.
+def without(samples: Sequence[Sample], train: Sequence[Row]) -> list[Sample]:
+    """The samples, without a label where they share a group or an image with the train rows; the detail says which.
 
-    Cases of a prepared source are compared as `mixture.leaks` does, by group, bytes, archive id and perceptual hash;
+    Samples of a prepared source are compared as `mixture.leaks` does, by group, bytes, archive id and perceptual hash;
     those of a released CSV file by the bytes of their images and their archive ids.
 
     Raises:
         FileNotFoundError, ValueError: see `fingerprints.used`.
     """
-    rows = {case.key: Row(case.example, case.root) for case in cases if (case.root / "images.parquet").is_file()}
-    found = mixture.leaks(train, {RULE: list(rows.values())})
-    why = {key(leak.row.example): f"{RULE}: its {leak.kind} is that of {key(leak.twin.example)}" for leak in found}
-    others = [case for case in cases if case.key not in rows]
-    if others:
-        known = _known(train)
-        for case in others:
-            same = [known[mark] for name in case.example.images for mark in _marks(case.root / name) if mark in known]
-            why |= {case.key: f"{RULE}: it shows the image {same[0]}"} if same else {}
-    return [replace(case, label=None, detail=why[case.key]) if case.key in why else case for case in cases]
+    # A prepared source knows of each image what may give it away.
+    prepared = [sample for sample in samples if (sample.root / "images.parquet").is_file()]
+    rows = {sample.key: Row(sample.example, sample.root) for sample in prepared}
+    leaks = mixture.leaks(train, {RULE: list(rows.values())})
+    reasons = {key(leak.row.example): f"{RULE}: its {leak.kind} is that of {key(leak.twin.example)}" for leak in leaks}
+
+    # Of a CSV file's images there are only the files.
+    others = [sample for sample in samples if sample.key not in rows]
+    known = _known(train) if others else {}
+    for sample in others:
+        marks = [mark for name in sample.example.images for mark in _marks(sample.root / name)]
+        same = [known[mark] for mark in marks if mark in known]
+        reasons |= {sample.key: f"{RULE}: it shows the image {same[0]}"} if same else {}
+
+    return [
+        replace(sample, label=None, detail=reasons[sample.key]) if sample.key in reasons else sample
+        for sample in samples
+    ]
 
 
 def _known(train: Sequence[Row]) -> dict[str, str]:
@@ -44,16 +52,17 @@ def _known(train: Sequence[Row]) -> dict[str, str]:
     shown: dict[Path, dict[str, None]] = defaultdict(dict)
     for row in train:
         shown[row.root] |= dict.fromkeys(row.example.images)
-    found: dict[str, str] = {}
+    images: dict[str, str] = {}
     for root, paths in shown.items():
-        images, _ = used_images(root, pa.array(list(paths), pa.string()))
+        rows, _ = used_images(root, pa.array(list(paths), pa.string()))
         for column in ("sha256", "archive"):
-            marks = zip(images[column].to_pylist(), images["path"].to_pylist(), strict=True)
-            found |= {mark: f"{root / path}" for mark, path in marks if mark}
-    return found
+            marks = zip(rows[column].to_pylist(), rows["path"].to_pylist(), strict=True)
+            images |= {mark: f"{root / path}" for mark, path in marks if mark}
+    return images
 
 
 def _marks(path: Path) -> list[str]:
+    """The sha256 and the archive id of an image file, as far as it has them."""
     archive = fingerprints.archive_id(path.name)
     digest = fingerprints.sha256(path) if path.is_file() else None
     return [mark for mark in (digest, archive) if mark]

@@ -20,8 +20,8 @@ def main(words: Sequence[str]) -> int:
     """
     parser = recipe_parser("eval", "Answer, classify, score and report: a run, or a base alone.", run=True)
     parser.add_argument("--against", metavar="RUN", help="another run to test the numbers against")
-    given = parser.parse_intermixed_args(words)
-    recipe, out = evaluated(given.recipe, given.overrides)
+    args = parser.parse_intermixed_args(words)
+    recipe, out = evaluated(args.recipe, args.overrides)
     if not recipe.data.eval and not recipe.evaluate.classify:
         raise ValueError(
             "data.eval and evaluate.classify: both are empty, so that there is nothing to evaluate; name a source, "
@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     if recipe.evaluate.classify:
         classify_sets(recipe, out)
     if os.environ.get("RANK", "0") == "0":
-        against = ["--against", given.against] if given.against else []
+        against = ["--against", args.against] if args.against else []
         score.main([str(out), "--metrics", ",".join(recipe.evaluate.metrics), *against])
         report.main([str(out)])
     return 0

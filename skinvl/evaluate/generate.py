@@ -33,8 +33,8 @@ def main(words: Sequence[str]) -> int:
     parser = recipe_parser(
         "generate", "Answer every question of the eval sets, with a run's adapter or a base alone.", run=True
     )
-    given = parser.parse_intermixed_args(words)
-    generate_sets(*run.evaluated(given.recipe, given.overrides))
+    args = parser.parse_intermixed_args(words)
+    generate_sets(*run.evaluated(args.recipe, args.overrides))
     return 0
 
 
@@ -52,25 +52,28 @@ def generate_sets(recipe: Recipe, out: Path) -> None:
         run.begin(out, recipe)
     engine = _engine(recipe, state)
     files = digests(recipe.data)
+
     for name, rows in sets.items():
         asked = list(chain.from_iterable(map(questions, rows)))
-        for folder, some in (("answers", asked), ("permuted", permuted(asked, recipe))):
-            if some:
-                settings = {"set": name, "rows": len(some), "data": files, "engine": recipe.evaluate.engine}
+        for folder, subset in (("answers", asked), ("permuted", permuted(asked, recipe))):
+            if subset:
+                settings = {"set": name, "rows": len(subset), "data": files, "engine": recipe.evaluate.engine}
                 settings |= {"generation": recipe.evaluate.generation.model_dump(), **engine.facts}
                 journal = PredictionJournal(out / "eval" / folder / f"{name}.jsonl", settings, Answer)
-                answered(engine, some, journal, recipe.evaluate.batch_size, state, say)
+                write_answers(engine, subset, journal, recipe.evaluate.batch_size, state, say)
 
 
-def answered(
+def write_answers(
     engine: Engine, asked: Sequence[Question], journal: PredictionJournal, size: int, state: PartialState, say: Console
 ) -> None:
-    """Nothing; the journal is finished, each rank having answered its share of the questions that it lacked."""
+    """Finishes the journal: each rank answers its share of the questions that are not in it yet."""
     rows = predict(journal, asked, lambda left: blocks(left, size), engine.answers, state, say)
     refused = Counter(rule(row.detail) for row in rows if row.answer is None)
     cut = sum(row.finish_reason == "length" for row in rows)
-    told = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
-    say.print(f"{journal.path}: {told}{''.join(f'; {n:,} refused: {why}' for why, n in refused.items())}")
+    summary = f"{len(rows) - refused.total():,} answers, {cut:,} of them cut at max_new_tokens"
+    say.print(
+        f"{journal.path}: {summary}{''.join(f'; {count:,} refused: {reason}' for reason, count in refused.items())}"
+    )
 
 
 def permuted(asked: Sequence[Question], recipe: Recipe) -> list[Question]:
@@ -78,8 +81,8 @@ def permuted(asked: Sequence[Question], recipe: Recipe) -> list[Question]:
     shown = [question for question in asked if question.row.example.images]
     generator = random.Random(recipe.evaluate.generation.seed)
     if len(shown) > recipe.evaluate.control_rows:
-        places = sorted(generator.sample(range(len(shown)), recipe.evaluate.control_rows))
-        shown = [shown[place] for place in places]
+        chosen = sorted(generator.sample(range(len(shown)), recipe.evaluate.control_rows))
+        shown = [shown[index] for index in chosen]
     rows = mixture.permuted([question.row for question in shown], generator)
     return [replace(question, row=row) for question, row in zip(shown, rows, strict=True) if row is not None]
 

@@ -2,7 +2,7 @@
 
 It is what the SkinVL paper calls SFT classification. An image's features are the mean over the positions that the tower
 gives its projector (of Qwen3-VL with those of the deepstack layers; of Mllama over the tiles that the image fills), and
-the mean over the images where a case has several. They are standardised on the training rows; the classifier is the
+the mean over the images where a sample has several. They are standardised on the training rows; the classifier is the
 multinomial logistic regression of scikit-learn, its C chosen by cross-validation over whole groups.
 """
 
@@ -63,7 +63,7 @@ class ProbeError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImageFeatures:
     """An image through the tower: float32[W], and the sha256 of its file; or why it cannot be read."""
 
     features: NDArray[np.float32] | None
@@ -84,20 +84,20 @@ class Fitted:
 
     def scores(self, features: Float) -> Float:
         """Log-probabilities of the classes, float64[N, C]; those without an example have FLOOR."""
-        found = np.full((len(features), len(self.classes)), FLOOR)
+        scores = np.full((len(features), len(self.classes)), FLOOR)
         if self.pipeline is None:
-            found[:, self.classes.index(self.only)] = 0.0
+            scores[:, self.classes.index(self.only)] = 0.0
         elif len(features):
-            columns = [self.classes.index(one) for one in self.pipeline.classes_]
-            found[:, columns] = np.maximum(self.pipeline.predict_log_proba(features), FLOOR)
-        return found
+            columns = [self.classes.index(name) for name in self.pipeline.classes_]
+            scores[:, columns] = np.maximum(self.pipeline.predict_log_proba(features), FLOOR)
+        return scores
 
 
 def main(words: Sequence[str]) -> int:
     """0, once the predictions lie in the run, or in the folder of a base alone."""
     parser = recipe_parser("probe", "Fit a linear probe on the features of the frozen vision tower.", run=True)
-    given = parser.parse_intermixed_args(words)
-    probe_sets(*run.evaluated(given.recipe, given.overrides))
+    args = parser.parse_intermixed_args(words)
+    probe_sets(*run.evaluated(args.recipe, args.overrides))
     return 0
 
 
@@ -124,37 +124,37 @@ def probe_sets(recipe: Recipe, out: Path) -> None:
     say = Console()
     names = benchmarks.names(specs)
     tasks = [(_trained_on(spec), benchmarks.load(spec)) for spec in specs]
-    seen, facts = look(recipe, [case for pair in tasks for task in pair for case in task.cases], state, say)
+    encoded, facts = look(recipe, [sample for pair in tasks for task in pair for sample in task.samples], state, say)
     run.begin(out, recipe)
     for name, spec, (train, test) in zip(names, specs, tasks, strict=True):
-        probe(name, spec, train, test, seen, facts, out / "eval" / "classes", say)
+        probe(name, spec, train, test, encoded, facts, out / "eval" / "classes", say)
 
 
 def _trained_on(spec: ClassSpec) -> Task:
     if spec.split == TRAIN:
         raise ProbeError(f"{spec.source}: the split {TRAIN} is what a probe learns from; set split to another one")
     root = source_folder(spec.source)
-    if not spec.source.casefold().endswith(".csv") and (there := splits(root)) and TRAIN not in there:
+    if not spec.source.casefold().endswith(".csv") and (available := splits(root)) and TRAIN not in available:
         raise ProbeError(
-            f"{root}: no split {TRAIN}, from which a probe could learn; it has {', '.join(there)}. Prepare the source "
-            "with one, or leave it out of evaluate.classify"
+            f"{root}: no split {TRAIN}, from which a probe could learn; it has {', '.join(available)}. Prepare the "
+            "source with one, or leave it out of evaluate.classify"
         )
     return benchmarks.load(spec, TRAIN)
 
 
 def look(
-    recipe: Recipe, cases: Iterable[Sample], state: PartialState, say: Console
-) -> tuple[dict[Path, Seen], dict[str, Any]]:
-    """What the base's vision tower makes of every image of the cases, and the facts of it that settings hold."""
+    recipe: Recipe, samples: Iterable[Sample], state: PartialState, say: Console
+) -> tuple[dict[Path, ImageFeatures], dict[str, Any]]:
+    """What the base's vision tower makes of every image of the samples, and the facts of it that settings hold."""
     base = open_base(recipe)  # an adapter leaves the tower as it was
     family = base.family
     tower = load_tower(base.path, family, recipe).to(state.device)
     bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
-    paths: Any = sorted({case.root / name for case in cases for name in case.example.images})
+    paths: Any = sorted({sample.root / name for sample in samples for name in sample.example.images})
     workers = int(recipe.train.get("dataloader_num_workers", 0))
     reading: Any = _Reading(base.chat)  # of one path, where a batch would be a list
     loader: Any = DataLoader(paths, batch_size=None, collate_fn=reading, num_workers=workers)
-    found = {}
+    encoded = {}
     with Progress("vision features", len(paths), say) as progress:
         for path, picture, pixels, sha256, detail in loader:
             features = None
@@ -162,9 +162,9 @@ def look(
                 with torch.no_grad(), bf16:
                     whole = family.encode(tower, picture, pixels).float()
                 features = pooled(whole, picture).cpu().numpy()
-            found[path] = Seen(features, sha256, detail)
+            encoded[path] = ImageFeatures(features, sha256, detail)
             progress.advance(1)
-    return found, {**base.facts, "device": state.device.type}
+    return encoded, {**base.facts, "device": state.device.type}
 
 
 def pooled(features: torch.Tensor, picture: Picture) -> torch.Tensor:
@@ -195,39 +195,52 @@ def probe(
     spec: ClassSpec,
     train: Task,
     test: Task,
-    seen: Mapping[Path, Seen],
+    encoded: Mapping[Path, ImageFeatures],
     facts: Mapping[str, Any],
     folder: Path,
     say: Console,
 ) -> None:
-    """Nothing; the predictions for the test cases lie in the folder, one file for each share of the train cases."""
+    """Writes the predictions for the test samples into the folder, a file for each share of the train samples.
+
+    Raises:
+        ProbeError: the train samples that can be learned from have fewer than two classes.
+    """
+    # A train sample of which the test set shows an image, or a group, would be recognised rather than classified.
     left_out = Counter[str]()
-    shared = _shared(spec, train, test, seen)
+    shared = _shared(spec, train, test, encoded)
     learned = []
-    for case in train.cases:
-        why = _refusal(case, seen) or ("shared-with-test" if _group(case) in shared else "")
-        if why:
-            left_out[rule(why)] += 1
+    for sample in train.samples:
+        reason = _refusal(sample, encoded) or ("shared-with-test" if _group(sample) in shared else "")
+        if reason:
+            left_out[rule(reason)] += 1
         else:
-            learned.append(case)
-    if len({case.label for case in learned}) < 2:
+            learned.append(sample)
+
+    if len({sample.label for sample in learned}) < 2:
         raise ProbeError(
-            f"{spec.source}: {len(learned)} of its {len(train.cases)} train cases can be learned from "
+            f"{spec.source}: {len(learned)} of its {len(train.samples)} train samples can be learned from "
             f"({_listed(left_out)}), and they have fewer than two classes"
         )
-    asked = [case for case in test.cases if not _refusal(case, seen)]
-    features = _features(asked, seen)
-    for share, some in zip(SHARES, shares(learned), strict=True):
+
+    # The test features are the same for every share; only the classifier is fitted anew.
+    usable = [sample for sample in test.samples if not _refusal(sample, encoded)]
+    features = _features(usable, encoded)
+    for share, subset in zip(SHARES, shares(learned), strict=True):
         with Progress(f"{name}: fit to {share} % of the labels", 1, say) as progress:
-            fitted = fit(_features(some, seen), some, test.classes)
+            fitted = fit(_features(subset, encoded), subset, test.classes)
             progress.advance(1)
+
+        # Every test sample has its row: scores, in the order of the features, or the reason why there are none.
         scores = iter(fitted.scores(features))
-        refusals = [_refusal(case, seen) for case in test.cases]
-        rows = [case.record(None if why else next(scores), why) for case, why in zip(test.cases, refusals, strict=True)]
-        right = sum(one.scores is not None and _best(one, test.classes) == one.label for one in rows)
+        rows = []
+        for sample in test.samples:
+            reason = _refusal(sample, encoded)
+            rows.append(sample.record(None if reason else next(scores), reason))
+        correct = sum(row.scores is not None and _best(row, test.classes) == row.label for row in rows)
+
         settings = {
             "set": f"{name}.probe-{share}",
-            "rows": len(test.cases),
+            "rows": len(test.samples),
             "source": spec.source,
             "split": spec.split,
             "benchmark": test.benchmark,
@@ -238,8 +251,8 @@ def probe(
             "probe": share / 100,
             "label_tokens": None,
             "prior": None,
-            "train": {"split": TRAIN, "rows": len(some), "groups": len(_groups(some)), "left_out": dict(left_out)},
-            "unlearned": sorted({*test.classes} - {str(case.label) for case in some}),
+            "train": {"split": TRAIN, "rows": len(subset), "groups": len(_groups(subset)), "left_out": dict(left_out)},
+            "unlearned": sorted({*test.classes} - {str(sample.label) for sample in subset}),
             "floor": FLOOR,
             "C": fitted.strength,
             "folds": fitted.folds,
@@ -247,64 +260,74 @@ def probe(
             "seed": SEED,
             **facts,
         }
+
+        # A file that stands finished with these settings stays; one that was stopped is written to its end.
         journal = PredictionJournal(folder / f"{name}.probe-{share}.jsonl", settings, Classified)
         journal.begin()
         done = journal.done()
         journal.write([row for row in rows if key(row) not in done], 0)
         if not journal.path.is_file():
             journal.finish([key(row) for row in rows])
-        told = f"; left out of training: {_listed(left_out)}" if left_out and share == SHARES[-1] else ""
+
+        remark = f"; left out of training: {_listed(left_out)}" if left_out and share == SHARES[-1] else ""
         say.print(
-            f"{journal.path}: {len(some):,} train rows, C={fitted.strength:g}, "
-            f"{right:,} of {len(asked):,} right{'' if fitted.converged else ', not converged'}{told}"
+            f"{journal.path}: {len(subset):,} train rows, C={fitted.strength:g}, "
+            f"{correct:,} of {len(usable):,} right{'' if fitted.converged else ', not converged'}{remark}"
         )
 
 
-def shares(cases: Sequence[Sample], seed: int = SEED) -> list[list[Sample]]:
-    """The cases of each of SHARES, by whole groups and class by class; each holds the ones before it.
+def shares(samples: Sequence[Sample], seed: int = SEED) -> list[list[Sample]]:
+    """The samples of each of SHARES, by whole groups and class by class; each holds the ones before it.
 
     Of each class, by the commonest class of a group, as many groups are taken as reach the share; at least one.
     """
-    groups = _groups(cases)
+    groups = _groups(samples)
     strata: dict[str, list[Group]] = defaultdict(list)
     for group in sorted(groups):
-        counts = Counter(str(case.label) for case in groups[group])
-        strata[min(counts, key=lambda one: (-counts[one], one))].append(group)
+        counts = Counter(str(sample.label) for sample in groups[group])
+        commonest = min(counts, key=lambda label: (-counts[label], label))
+        strata[commonest].append(group)
+
+    # One order for all shares: each takes a beginning of it, so that the larger ones hold the smaller.
     generator = random.Random(seed)
-    order = {name: generator.sample(some, len(some)) for name, some in sorted(strata.items())}
-    found = []
+    shuffled = {label: generator.sample(stratum, len(stratum)) for label, stratum in sorted(strata.items())}
+
+    subsets = []
     for share in SHARES:
         taken: set[Group] = set()
-        for some in order.values():
-            wanted, have = share / 100 * sum(len(groups[one]) for one in some), 0
-            for group in some:
-                if have and have >= wanted - 1e-9:
+        for stratum in shuffled.values():
+            wanted, count = share / 100 * sum(len(groups[group]) for group in stratum), 0
+            for group in stratum:
+                if count and count >= wanted - 1e-9:
                     break
                 taken.add(group)
-                have += len(groups[group])
-        found.append([case for case in cases if _group(case) in taken])
-    return found
+                count += len(groups[group])
+        subsets.append([sample for sample in samples if _group(sample) in taken])
+    return subsets
 
 
-def fit(features: Float, cases: Sequence[Sample], classes: Sequence[str]) -> Fitted:
+def fit(features: Float, samples: Sequence[Sample], classes: Sequence[str]) -> Fitted:
     """The classifier of these rows, float64[N, W], with the C of the least log-loss on groups it has not seen."""
-    labels = np.array([str(case.label) for case in cases])
+    labels = np.array([str(sample.label) for sample in samples])
     if len({*labels}) == 1:
         return Fitted(classes, None, str(labels[0]), 1.0, 0, True)
-    numbers = {group: number for number, group in enumerate(_groups(cases))}
-    groups = np.array([numbers[_group(case)] for case in cases])
+
+    # No more folds than groups, nor than rows of the commonest class: fewer than two choose nothing, and C stays 1.
+    numbers = {group: number for number, group in enumerate(_groups(samples))}
+    groups = np.array([numbers[_group(sample)] for sample in samples])
     folds = min(FOLDS, len(numbers), Counter(labels).most_common(1)[0][1])
     losses = dict.fromkeys(STRENGTHS, 0.0) if folds > 1 else {1.0: 0.0}
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` holds it
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=SEED) if folds > 1 else None
-        for inside, held in cut.split(features, labels, groups) if cut else ():
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=SEED) if folds > 1 else None
+        for inside, held_out in splitter.split(features, labels, groups) if splitter else ():
             for strength in losses:
                 part = _regression(features[inside], labels[inside], classes, strength)
-                columns = [classes.index(one) for one in labels[held]]
-                losses[strength] -= float(part.scores(features[held])[np.arange(len(held)), columns].sum())
-        best = min(losses, key=lambda one: (losses[one], one))
+                columns = [classes.index(label) for label in labels[held_out]]
+                losses[strength] -= float(part.scores(features[held_out])[np.arange(len(held_out)), columns].sum())
+        best = min(losses, key=lambda strength: (losses[strength], strength))  # of equal ones the stronger regularised
         whole = _regression(features, labels, classes, best)
     return Fitted(classes, whole.pipeline, "", best, folds, whole.converged)
 
@@ -317,47 +340,49 @@ def _regression(features: Float, labels: NDArray[np.str_], classes: Sequence[str
     return Fitted(classes, pipeline, "", strength, 0, bool(max(pipeline[-1].n_iter_) < STEPS))
 
 
-def _shared(spec: ClassSpec, train: Task, test: Task, seen: Mapping[Path, Seen]) -> set[Group]:
-    """The groups of train cases that are a test case's too, or that show an image of one."""
-    groups = {_group(case) for case in test.cases}
-    digests = {seen[case.root / one].sha256 for case in test.cases for one in case.example.images} - {""}
-    found = {
-        _group(case)
-        for case in train.cases
-        if _group(case) in groups or any(seen[case.root / one].sha256 in digests for one in case.example.images)
+def _shared(spec: ClassSpec, train: Task, test: Task, encoded: Mapping[Path, ImageFeatures]) -> set[Group]:
+    """The groups of train samples that are a test sample's too, or that show an image of one."""
+    groups = {_group(sample) for sample in test.samples}
+    digests = {encoded[sample.root / name].sha256 for sample in test.samples for name in sample.example.images} - {""}
+    shared = {
+        _group(sample)
+        for sample in train.samples
+        if _group(sample) in groups
+        or any(encoded[sample.root / name].sha256 in digests for name in sample.example.images)
     }
     if not spec.source.casefold().endswith(".csv"):  # copies that were scaled or saved anew have other bytes
-        theirs, ours = ([Row(case.example, case.root) for case in task.cases] for task in (test, train))
+        theirs, ours = ([Row(sample.example, sample.root) for sample in task.samples] for task in (test, train))
         leaking = mixture.leaks(theirs, {TRAIN: ours})
-        found |= {(leak.row.example.source, leak.row.example.group) for leak in leaking}
-    return found
+        shared |= {(leak.row.example.source, leak.row.example.group) for leak in leaking}
+    return shared
 
 
-def _group(case: Sample) -> Group:
-    return case.example.source, case.example.group
+def _group(sample: Sample) -> Group:
+    return sample.example.source, sample.example.group
 
 
-def _groups(cases: Sequence[Sample]) -> dict[Group, list[Sample]]:
+def _groups(samples: Sequence[Sample]) -> dict[Group, list[Sample]]:
     groups: dict[Group, list[Sample]] = defaultdict(list)
-    for case in cases:
-        groups[_group(case)].append(case)
+    for sample in samples:
+        groups[_group(sample)].append(sample)
     return groups
 
 
-def _refusal(case: Sample, seen: Mapping[Path, Seen]) -> str:
-    """Why a case can be neither learned from nor classified; nothing if it can."""
-    if case.label is None:
-        return case.detail
-    if not case.example.images:
+def _refusal(sample: Sample, encoded: Mapping[Path, ImageFeatures]) -> str:
+    """Why a sample can be neither learned from nor classified; nothing if it can."""
+    if sample.label is None:
+        return sample.detail
+    if not sample.example.images:
         return "no-image: the conversation shows none"
-    details = (seen[case.root / one].detail for one in case.example.images)
+    details = (encoded[sample.root / name].detail for name in sample.example.images)
     return next(filter(None, details), "")
 
 
-def _features(cases: Sequence[Sample], seen: Mapping[Path, Seen]) -> Float:
-    found = ([seen[case.root / one].features for one in case.example.images] for case in cases)
-    rows = [np.array(some, np.float64).mean(0) for some in found]
-    return np.array(rows).reshape(len(cases), -1)
+def _features(samples: Sequence[Sample], encoded: Mapping[Path, ImageFeatures]) -> Float:
+    """The mean over each sample's images, float64[N, W]."""
+    images = ([encoded[sample.root / name].features for name in sample.example.images] for sample in samples)
+    rows = [np.array(features, np.float64).mean(0) for features in images]
+    return np.array(rows).reshape(len(samples), -1)
 
 
 def _best(row: Classified, classes: Sequence[str]) -> str:

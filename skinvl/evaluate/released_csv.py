@@ -41,21 +41,25 @@ def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
     Raises:
         BenchmarkError: no such file, no CSV, without the columns, or without the split.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()  # of the rows of each split
     benchmark = labels.benchmark(path.stem, begins=True)
-    seen: Counter[str] = Counter()
+    seen: Counter[str] = Counter()  # of the rows that name an image
     for where, row in _table(path):
-        given = row.get("set", "test").strip().casefold()
-        if given not in SETS:
+        name = row.get("set", "test").strip().casefold()
+        if name not in SETS:
             raise BenchmarkError(f"{where} set: found {row['set']!r}; expected one of {', '.join(SETS)}")
-        found[SETS[given]] += 1
-        if SETS[given] != split:
+        counts[SETS[name]] += 1
+        if SETS[name] != split:
             continue
+
+        # Who the row is, and whether its image lies where it says.
         image = row["image"].strip()
         seen[image] += 1
         identity = f"{image or where}{f'#{seen[image]}' if seen[image] > 1 else ''}"
+        image_path, missing = _placed(image, root)
+
+        # Its class, and how malignant that is by what the name is known to mean.
         value, detail = _category(row["categories"])
-        placed, missing = _placed(image, root)
         grade = labels.malignant([value]) if value else None
         plain = labels.diagnosis(value or "")
         known = labels.malignancy(plain) if labels.is_known(plain) else None
@@ -63,13 +67,15 @@ def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
             diagnosis=plain if known else None,
             malignancy=known or ("malignant" if grade == (True,) else "benign" if plain == "benign" else None),
         )
-        messages = (text("user", "What is shown?", images=bool(placed)), text("assistant", value or "unknown"))
-        images = (placed,) if placed else ()
+
+        messages = (text("user", "What is shown?", images=bool(image_path)), text("assistant", value or "unknown"))
+        images = (image_path,) if image_path else ()
         group = _group(image, benchmark) or where
         example = Example(identity, path.stem, images, messages, group, split, LICENCE, facts)
-        yield Labelled(example, value if placed else None, detail or missing)
-    if not found[split]:
-        has = ", ".join(sorted(found)) or "no rows"
+        yield Labelled(example, value if image_path else None, detail or missing)
+
+    if not counts[split]:
+        has = ", ".join(sorted(counts)) or "no rows"
         raise BenchmarkError(
             f"{path}: no row of the split {split!r}; found {has} (without a column set all rows are test). "
             "For a probe or a validation split use a prepared source that has it"
@@ -104,14 +110,14 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def _category(field: str) -> tuple[str | None, str]:
     """The one class of a field such as `['melanoma']`, or why there is none."""
     try:
-        found = ast.literal_eval(field.strip()) if len(field) <= LONGEST_LIST else None
+        classes = ast.literal_eval(field.strip()) if len(field) <= LONGEST_LIST else None
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+        classes = None
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name.strip() for name in classes):
         return None, f"malformed: categories is {field!r:.120}; expected a list of one class"
-    if len(found) != 1:
-        return None, f"{'several-classes' if found else 'no-class'}: categories is {field!r:.120}"
-    return " ".join(found[0].split()), ""
+    if len(classes) != 1:
+        return None, f"{'several-classes' if classes else 'no-class'}: categories is {field!r:.120}"
+    return " ".join(classes[0].split()), ""
 
 
 def _placed(image: str, root: Path) -> tuple[str, str]:

@@ -20,8 +20,8 @@ from skinvl.recipe.words import recipe_parser
 def main(words: Sequence[str]) -> int:
     """0, once the features of every image that `skinvl sft` would show lie on disk."""
     parser = recipe_parser("cache", "Compute the vision features of a recipe's images ahead of sft.")
-    given = parser.parse_intermixed_args(words)
-    fill(load(given.recipe, given.overrides))
+    args = parser.parse_intermixed_args(words)
+    fill(load(args.recipe, args.overrides))
     return 0
 
 

@@ -40,14 +40,14 @@ def converted(tmp_path: Path, converter: str, part: str, name: str = "") -> Path
 
 
 def found(task: benchmarks.Task) -> dict[str, str | None]:
-    """The label of each case, by the stem of its image."""
-    assert len({case.example.id for case in task.cases}) == len(task.cases)
-    for case in task.cases:
-        validate(case.example)
-        assert (case.label is None) == bool(case.detail)
-        assert words(case.example.messages[-1]) == (case.label or "unknown")
-        assert words(case.example.messages[-2]) == task.question
-    return {Path(case.example.images[0]).stem: case.label for case in task.cases}
+    """The label of each sample, by the stem of its image."""
+    assert len({sample.example.id for sample in task.samples}) == len(task.samples)
+    for sample in task.samples:
+        validate(sample.example)
+        assert (sample.label is None) == bool(sample.detail)
+        assert words(sample.example.messages[-1]) == (sample.label or "unknown")
+        assert words(sample.example.messages[-2]) == task.question
+    return {Path(sample.example.images[0]).stem: sample.label for sample in task.samples}
 
 
 def blank(columns: Iterable[str], **values: str) -> dict[str, str]:
@@ -66,7 +66,7 @@ def test_ham10000_has_its_seven_classes(tmp_path: Path) -> None:
     assert (task.name, task.benchmark, task.classes) == ("ham10000", "ham10000", CLASSES["ham10000"])
     assert task.malignant == (False, False, True, True, False, False, False)
     assert task.question == "What is the most likely diagnosis?"
-    assert {case.example.facts.kind for case in task.cases} == {"diagnosis"}
+    assert {sample.example.facts.kind for sample in task.samples} == {"diagnosis"}
 
 
 def test_pad_ufes_20_has_its_six_classes(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_hiba_has_two_grades_and_leaves_out_a_third(tmp_path: Path) -> None:
     ]
     task = load(spec(archive(tmp_path, rows, "hiba")))
     assert found(task) == {"a": "malignant", "b": "benign", "c": None}
-    assert "'premalignant' is none of the classes" in task.cases[2].detail
+    assert "'premalignant' is none of the classes" in task.samples[2].detail
 
 
 def test_bcn20000_has_its_twelve_classes(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_fitzpatrick17k_reads_its_third_class_from_the_answers(tmp_path: Path) -
     table(tmp_path / "raw" / FILE, rows)
     task = load(spec(converted(tmp_path, "fitzpatrick17k", "vqa")))
     assert found(task) == {f"{grade}{copy}": grade for grade in task.classes for copy in range(12)} | {"wrong": None}
-    assert task.cases[-1].detail == "its question 'malignancy', whose answer says the class, is not in the source"
+    assert task.samples[-1].detail == "its question 'malignancy', whose answer says the class, is not in the source"
 
 
 def test_patch16_tells_tumor_from_none(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_derm12345_has_its_subclasses_and_not_its_main_classes(tmp_path: Path) -
     assert {stem: name for stem, name in found(task).items() if stem != "other"} == DERM12345
 
 
-def case(
+def labelled(
     name: str, image: str | tuple[str, ...] = "a.png", answer: str = "Red.", group: str = "g", **facts: Any
 ) -> Example:
     shown = (image,) if isinstance(image, str) else image
@@ -199,85 +199,93 @@ def case(
 
 
 def test_an_image_counts_once_however_many_questions_it_has(tmp_path: Path) -> None:
-    rows = [case(f"a{number}", diagnosis="nevus") for number in range(3)]
-    rows += [case("b", "b.png", diagnosis="melanoma"), case("both", ("a.png", "b.png"), diagnosis="melanoma")]
-    rows += [case("turned", ("b.png", "a.png"), diagnosis="melanoma"), case("text", (), diagnosis="nevus")]
+    rows = [labelled(f"a{number}", diagnosis="nevus") for number in range(3)]
+    rows += [labelled("b", "b.png", diagnosis="melanoma"), labelled("both", ("a.png", "b.png"), diagnosis="melanoma")]
+    rows += [labelled("turned", ("b.png", "a.png"), diagnosis="melanoma"), labelled("text", (), diagnosis="nevus")]
     task = load(spec(source(tmp_path / "drawn", rows)))
-    assert [(one.example.id, one.label) for one in task.cases] == [
+    assert [(one.example.id, one.label) for one in task.samples] == [
         ("a0", "nevus"),
         ("b", "melanoma"),
         ("both", "melanoma"),
         ("text", None),
     ]
-    assert task.cases[3].detail == "no-image: the conversation shows none"
+    assert task.samples[3].detail == "no-image: the conversation shows none"
     assert task.classes == ("melanoma", "nevus")
     assert task.malignant == (True, False)
     assert task.benchmark is None
 
 
 def test_what_is_said_against_itself_is_not_scored(tmp_path: Path) -> None:
-    rows = [case("a", diagnosis="nevus"), case("b", diagnosis="melanoma"), case("c", "c.png", diagnosis="nevus")]
-    task = load(spec(source(tmp_path / "drawn", [*rows, case("d", "d.png", diagnosis=None)])))
-    assert [one.label for one in task.cases] == [None, "nevus", None]
-    assert task.cases[0].detail == "conflicting-labels: melanoma, nevus"
-    assert task.cases[2].detail == "its diagnosis is not known"
+    rows = [
+        labelled("a", diagnosis="nevus"),
+        labelled("b", diagnosis="melanoma"),
+        labelled("c", "c.png", diagnosis="nevus"),
+    ]
+    task = load(spec(source(tmp_path / "drawn", [*rows, labelled("d", "d.png", diagnosis=None)])))
+    assert [one.label for one in task.samples] == [None, "nevus", None]
+    assert task.samples[0].detail == "conflicting-labels: melanoma, nevus"
+    assert task.samples[2].detail == "its diagnosis is not known"
 
 
 def test_an_answer_is_a_label_of_its_conversation(tmp_path: Path) -> None:
-    rows = [case("a", answer="Red."), case("b", answer="red"), case("c", "c.png", answer="Blue", kind="colour")]
+    rows = [
+        labelled("a", answer="Red."),
+        labelled("b", answer="red"),
+        labelled("c", "c.png", answer="Blue", kind="colour"),
+    ]
     task = load(spec(source(tmp_path / "drawn", rows), label="answer"))
     assert task.classes == ("Blue", "Red")
-    assert [one.label for one in task.cases] == ["Red", "Red", "Blue"]
+    assert [one.label for one in task.samples] == ["Red", "Red", "Blue"]
     assert task.question is None
-    assert words(task.cases[0].example.messages[0]) == "Which colour?"
+    assert words(task.samples[0].example.messages[0]) == "Which colour?"
     asked = load(spec(tmp_path / "drawn", label="answer", question="Colour?", classes=["red", "blue"]))
-    assert [(one.label, words(one.example.messages[-2])) for one in asked.cases][2] == ("blue", "Colour?")
-    assert asked.cases[2].example.messages[-2]["content"][0]["type"] == "image"
+    assert [(one.label, words(one.example.messages[-2])) for one in asked.samples][2] == ("blue", "Colour?")
+    assert asked.samples[2].example.messages[-2]["content"][0]["type"] == "image"
 
 
 def test_a_listed_class_is_found_in_a_sentence(tmp_path: Path) -> None:
-    rows = [case("a", answer="It is red."), case("b", "b.png", answer="The lesion is not red, it is blue.")]
-    rows += [case("c", "c.png", answer="Red or blue."), case("d", "d.png", answer="Green.")]
+    rows = [labelled("a", answer="It is red."), labelled("b", "b.png", answer="The lesion is not red, it is blue.")]
+    rows += [labelled("c", "c.png", answer="Red or blue."), labelled("d", "d.png", answer="Green.")]
     task = load(spec(source(tmp_path / "drawn", rows), label="answer", classes=["red", "blue"]))
-    assert [one.label for one in task.cases] == ["red", "blue", None, None]
-    assert task.cases[3].detail == "'Green.' is none of the classes"
+    assert [one.label for one in task.samples] == ["red", "blue", None, None]
+    assert task.samples[3].detail == "'Green.' is none of the classes"
 
 
 def test_a_diagnosis_is_one_of_the_classes_by_its_name_and_not_by_likeness(tmp_path: Path) -> None:
     names = ("benign keratosis", "nevus sebaceus", "not a melanoma", "Melanoma, NOS", "nevi")
-    rows = [case(f"{place}", f"{place}.png", diagnosis=name) for place, name in enumerate(names)]
+    rows = [labelled(f"{place}", f"{place}.png", diagnosis=name) for place, name in enumerate(names)]
     task = load(spec(source(tmp_path / "drawn", rows), benchmark="isic2019"))
-    assert [one.label for one in task.cases] == ["Benign Keratosis-like Lesions", None, None, "Melanoma", None]
+    assert [one.label for one in task.samples] == ["Benign Keratosis-like Lesions", None, None, "Melanoma", None]
 
 
 def test_where_keeps_rows_and_any_fact_can_be_the_label(tmp_path: Path) -> None:
     rows = [
-        case("a", "a.png", sex="male", site="arm", age=40.0),
-        case("b", "b.png", sex="female", site="leg", age=40.0),
-        case("c", "c.png", sex="female", site="leg", age=50.5),
+        labelled("a", "a.png", sex="male", site="arm", age=40.0),
+        labelled("b", "b.png", sex="female", site="leg", age=40.0),
+        labelled("c", "c.png", sex="female", site="leg", age=50.5),
     ]
     folder = source(tmp_path / "drawn", rows)
     task = load(spec(folder, label="site", where={"age": "40"}))
-    assert [one.label for one in task.cases] == ["arm", "leg"]
+    assert [one.label for one in task.samples] == ["arm", "leg"]
     assert task.name == "drawn-40-site"
     assert task.question == "Where on the body is this?"
-    assert load(spec(folder, label="age", classes=["40", "50.5"])).cases[2].label == "50.5"
+    assert load(spec(folder, label="age", classes=["40", "50.5"])).samples[2].label == "50.5"
 
 
 def test_the_classes_of_another_split_are_those_of_the_specs_own(tmp_path: Path) -> None:
-    folder = source(tmp_path / "drawn", [case("a", diagnosis="nevus"), case("b", "b.png", diagnosis="scar")])
-    source(folder, [case("c", diagnosis="nevus"), case("d", "d.png", diagnosis="eczema")], "train")
+    folder = source(tmp_path / "drawn", [labelled("a", diagnosis="nevus"), labelled("b", "b.png", diagnosis="scar")])
+    source(folder, [labelled("c", diagnosis="nevus"), labelled("d", "d.png", diagnosis="eczema")], "train")
     task = load(spec(folder), "train")
     assert task.classes == ("nevus", "scar")
-    assert [one.label for one in task.cases] == ["nevus", None]
+    assert [one.label for one in task.samples] == ["nevus", None]
     assert task.name == load(spec(folder)).name == "drawn"
 
 
 def test_a_system_turn_stays(tmp_path: Path) -> None:
-    rows = [case("a", diagnosis="nevus"), case("b", "b.png", diagnosis="scar")]
+    rows = [labelled("a", diagnosis="nevus"), labelled("b", "b.png", diagnosis="scar")]
     rows[0] = replace(rows[0], messages=(text("system", "Be brief."), *rows[0].messages))
     task = load(spec(source(tmp_path / "drawn", rows)))
-    assert [one["role"] for one in task.cases[0].example.messages] == ["system", "user", "assistant"]
+    assert [one["role"] for one in task.samples[0].example.messages] == ["system", "user", "assistant"]
 
 
 def test_a_benchmark_is_known_by_its_names() -> None:
@@ -325,26 +333,26 @@ def test_names_tell_specs_of_one_source_apart() -> None:
         ({"where": {"sex": "males"}}, r"no row where sex is 'males'; found male \(2\)"),
         ({"label": "sex"}, r"label=sex: 1 different values \('male'\); expected 2 to 256 classes"),
         ({"label": "modality"}, r"label=modality: 0 different values \(its modality is not known\)"),
-        ({"benchmark": "dermnet"}, r"none of its 2 cases has one of the classes .*'category'"),
+        ({"benchmark": "dermnet"}, r"none of its 2 samples has one of the classes .*'category'"),
         ({"benchmark": "ddi", "classes": ["a", "b"]}, r"benchmark=ddi and classes are given; expected one"),
         ({"classes": ["nevus", "Nevus "]}, r"the same class twice"),
         ({"images": "x"}, r"images=x: only a CSV has its images elsewhere"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path, more: dict[str, Any], message: str) -> None:
-    rows = [case("a", diagnosis="nevus", sex="male"), case("b", "b.png", diagnosis="scar", sex="male")]
+    rows = [labelled("a", diagnosis="nevus", sex="male"), labelled("b", "b.png", diagnosis="scar", sex="male")]
     with pytest.raises(BenchmarkError, match=message):
         load(spec(source(tmp_path / "drawn", rows), **more))
 
 
 def test_free_text_is_no_class(tmp_path: Path) -> None:
-    rows = [case(str(number), answer=f"It is number {number}.") for number in range(300)]
+    rows = [labelled(str(number), answer=f"It is number {number}.") for number in range(300)]
     with pytest.raises(BenchmarkError, match=r"300 different values .* narrow the rows by where"):
         load(spec(source(tmp_path / "drawn", rows), label="answer"))
 
 
 def test_a_source_or_split_that_is_not_there_is_named(tmp_path: Path) -> None:
-    folder = source(tmp_path / "drawn", [case("a", diagnosis="nevus")])
+    folder = source(tmp_path / "drawn", [labelled("a", diagnosis="nevus")])
     with pytest.raises(FileNotFoundError, match="no such split; it has the splits: test"):
         load(spec(folder, split="train"))
     with pytest.raises(BenchmarkError, match="no such file; expected one of MM-Skin's"):
@@ -362,11 +370,11 @@ RELEASED = {
 def test_the_released_files_are_read_as_they_are(shared: Path, stem: str) -> None:
     task = load(spec(shared / "mm_skin" / "classification" / f"{stem}.csv"))
     count, counts = RELEASED[stem]
-    assert len(task.cases) == len({one.example.id for one in task.cases}) == count
-    assert tuple(Counter(one.label for one in task.cases)[name] for name in task.classes) == counts
+    assert len(task.samples) == len({one.example.id for one in task.samples}) == count
+    assert tuple(Counter(one.label for one in task.samples)[name] for name in task.classes) == counts
     assert task.classes == CLASSES[task.benchmark or ""]
     assert task.name == stem
-    for one in task.cases[:50]:
+    for one in task.samples[:50]:
         validate(one.example)
         assert one.detail.startswith("missing-image: ")
         assert one.example.group == Path(one.example.images[0]).stem
@@ -384,21 +392,21 @@ def test_images_of_a_csv_are_found_also_without_their_first_folder(tmp_path: Pat
     image(tmp_path / "images" / "b.jpg")
     body = "image,atributes,categories\nHAM/a.jpg,[],['nevus']\nHAM/b.jpg,[],\"['Benign  Keratosis']\"\n"
     path = released(tmp_path, body + "HAM/c.jpg,[],['Melanoma']\n../d.jpg,[],['Melanoma']\n,[],['Nevus']\n")
-    cases = load(spec(path, images=str(tmp_path / "images"))).cases
-    assert [one.example.images for one in cases] == [("HAM/a.jpg",), ("b.jpg",), ("HAM/c.jpg",), (), ()]
-    assert [one.label for one in cases] == ["Nevus", "Benign Keratosis", "Melanoma", None, None]
-    assert [one.detail.partition(":")[0] for one in cases] == ["", "", "missing-image", "unsafe-path", "unsafe-path"]
-    assert all((one.root / one.example.images[0]).is_file() for one in cases[:2])
+    samples = load(spec(path, images=str(tmp_path / "images"))).samples
+    assert [one.example.images for one in samples] == [("HAM/a.jpg",), ("b.jpg",), ("HAM/c.jpg",), (), ()]
+    assert [one.label for one in samples] == ["Nevus", "Benign Keratosis", "Melanoma", None, None]
+    assert [one.detail.partition(":")[0] for one in samples] == ["", "", "missing-image", "unsafe-path", "unsafe-path"]
+    assert all((one.root / one.example.images[0]).is_file() for one in samples[:2])
 
 
 def test_a_row_of_a_csv_without_one_class_is_not_scored(tmp_path: Path) -> None:
     fields = ("[]", "['nevus', 'melanoma']", "nevus", "__import__('os')", "['lupus']", "[1]", "[" * 3_000, "['Nevus']")
     quoted = [f'{number}.jpg,"{field}"' for number, field in enumerate(fields)]
     path = released(tmp_path, "\ufeffimage,categories\r\n" + "\r\n".join(quoted) + "\r\n")
-    cases = load(spec(path)).cases
-    assert [one.label for one in cases] == [None] * 7 + ["Nevus"]
+    samples = load(spec(path)).samples
+    assert [one.label for one in samples] == [None] * 7 + ["Nevus"]
     why = ["no-class", "several-classes", "malformed", "malformed", "'lupus' is none of the classes"]
-    assert [one.detail.partition(":")[0] for one in cases][:7] == [*why, "malformed", "malformed"]
+    assert [one.detail.partition(":")[0] for one in samples][:7] == [*why, "malformed", "malformed"]
 
 
 def test_a_csv_may_say_its_sets_and_repeat_an_image(tmp_path: Path) -> None:
@@ -406,15 +414,15 @@ def test_a_csv_may_say_its_sets_and_repeat_an_image(tmp_path: Path) -> None:
     path = released(tmp_path, body + "a.jpg,[],['x'],test\na.jpg,[],['y'],val\n", "mine.csv")
     task = load(spec(path))
     assert (task.benchmark, task.classes) == (None, ("x", "y"))
-    assert [(one.example.id, one.label) for one in task.cases] == [("a.jpg", "x"), ("b.jpg", "y")]
-    assert [one.label for one in load(spec(path), "train").cases] == ["x"]
-    assert [one.label for one in load(spec(path), "validation").cases] == ["y"]
+    assert [(one.example.id, one.label) for one in task.samples] == [("a.jpg", "x"), ("b.jpg", "y")]
+    assert [one.label for one in load(spec(path), "train").samples] == ["x"]
+    assert [one.label for one in load(spec(path), "validation").samples] == ["y"]
 
 
 def test_tiles_of_one_slide_are_one_group(tmp_path: Path) -> None:
     body = "image,categories\nP/tumor_skin_ws_44_1.jpg,['tumor']\nP/tumor_skin_ws_44_2.jpg,['tumor']\n"
     task = load(spec(released(tmp_path, body + "P/nontumor_ws_45_1.jpg,['nontumor']\n", "Patch16_2class_test.csv")))
-    assert [one.example.group for one in task.cases] == ["tumor_skin_ws_44", "tumor_skin_ws_44", "nontumor_ws_45"]
+    assert [one.example.group for one in task.samples] == ["tumor_skin_ws_44", "tumor_skin_ws_44", "nontumor_ws_45"]
     assert task.question == "Is the tissue nontumor or tumor?"
 
 

@@ -215,23 +215,23 @@ def test_what_was_trained_on_is_not_scored(tmp_path: Path) -> None:
         for row in mixture.rows(SourceSpec(source=str(folder), split="test"))
         if row.example.id == "test-0-0"
     ]
-    cases = benchmarks.load(one.evaluate.classify[0]).cases
-    assert contamination.without(cases, train) == cases
+    samples = benchmarks.load(one.evaluate.classify[0]).samples
+    assert contamination.without(samples, train) == samples
     same = contamination.without(
-        cases, [replace(train[0], example=replace(train[0].example, group=cases[2].example.group))]
+        samples, [replace(train[0], example=replace(train[0].example, group=samples[2].example.group))]
     )
-    assert [case.label is None for case in same] == [False, False, True, False, False, True]
+    assert [sample.label is None for sample in same] == [False, False, True, False, False, True]
     assert same[2].detail == "trained-on: its group is that of lesions/test-0-0"
     shutil.copy(known, folder / "images" / "test-0.png")  # the same bytes under another name
     sources.fingerprint(folder, alike=False)
-    found = contamination.without(cases, train)
-    assert [case.label is None for case in found] == [False, True, False, False, False, True]
+    found = contamination.without(samples, train)
+    assert [sample.label is None for sample in found] == [False, True, False, False, False, True]
     assert found[1].detail == "trained-on: its sha256 is that of lesions/test-0-0"
     table = tmp_path / "ISIC2019_test.csv"
     table.write_text(f"image,atributes,categories\n{known.name},[],['Nevus']\n{other.name},[],['Melanoma']\n")
-    csv_cases = benchmarks.load(ClassSpec(source=str(table), images=str(folder / "images"))).cases
-    found = contamination.without(csv_cases, train)
-    assert [case.label for case in found] == [None, "Melanoma"]
+    csv_samples = benchmarks.load(ClassSpec(source=str(table), images=str(folder / "images"))).samples
+    found = contamination.without(csv_samples, train)
+    assert [sample.label for sample in found] == [None, "Melanoma"]
     assert found[0].detail.startswith("trained-on: it shows the image")
 
 

@@ -167,8 +167,8 @@ def test_a_class_without_an_example_has_a_floor(tmp_path: Path) -> None:
     assert all(row.scores is not None and row.scores[2] == FLOOR for row in rows)
 
 
-def cases(groups: dict[str, list[str]]) -> list[Sample]:
-    """A case for each label of each group."""
+def samples(groups: dict[str, list[str]]) -> list[Sample]:
+    """A sample for each label of each group."""
     return [
         Sample(Example(f"{group}-{number}", "drawn", (), (), group, "train", "CC0-1.0"), Path(), label, "")
         for group, some in groups.items()
@@ -179,14 +179,14 @@ def cases(groups: dict[str, list[str]]) -> list[Sample]:
 def test_shares_are_whole_groups_nested_and_of_every_class() -> None:
     groups = {f"a{number}": ["a"] * (1 + number % 3) for number in range(60)}
     groups |= {f"b{number}": ["b", "b", "a"] for number in range(20)} | {"c0": ["c"]}
-    given = cases(groups)
+    given = samples(groups)
     found = probe.shares(given)
-    names = [{case.example.id for case in some} for some in found]
-    assert names[0] < names[1] < names[2] < names[3] == {case.example.id for case in given}
+    names = [{sample.example.id for sample in some} for some in found]
+    assert names[0] < names[1] < names[2] < names[3] == {sample.example.id for sample in given}
     for share, some in zip(SHARES, found, strict=True):
-        counts = Counter(case.example.group for case in some)
+        counts = Counter(sample.example.group for sample in some)
         assert all(count == len(groups[group]) for group, count in counts.items())
-        labels = Counter(case.label for case in some)
+        labels = Counter(sample.label for sample in some)
         assert set(labels) == {"a", "b", "c"}
         assert abs(len(some) - share / 100 * len(given)) <= 6  # at most a group too many of each class
         assert abs(labels["b"] - share / 100 * 40) <= 2
@@ -199,10 +199,10 @@ def test_the_strength_is_chosen_on_groups_that_were_not_seen() -> None:
     chance = np.random.default_rng(0)
     groups = {f"g{number}": [str(number % 2)] * 4 for number in range(40)}
     features = np.repeat(chance.normal(size=(40, 60)), 4, axis=0)
-    fitted = probe.fit(features, cases(groups), ("0", "1"))
+    fitted = probe.fit(features, samples(groups), ("0", "1"))
     assert fitted.strength <= 1e-2
     apart = {f"{group}-{number}": [label] for group, some in groups.items() for number, label in enumerate(some)}
-    assert probe.fit(features, cases(apart), ("0", "1")).strength >= 1
+    assert probe.fit(features, samples(apart), ("0", "1")).strength >= 1
 
 
 def test_tiles_that_an_image_does_not_fill_do_not_count() -> None:
