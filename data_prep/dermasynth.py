@@ -23,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any
 
-from data_prep import Card, PrepError, Shard, digest, is_text, llava, photos, refuse_pointer, taken
+from data_prep import Card, Photos, PrepError, Shard, digest, is_text, llava, refuse_pointer, taken
+from skinvl.data import reply_json
 from skinvl.data.example import Dropped, Example, Facts, text
 from skinvl.data.labels import diagnosis
 
@@ -55,7 +56,6 @@ ENDINGS = {"response": (".json",), "vqa": (".json",), "eval1": (".parquet",)}  #
 REQUESTS = "api_requests"  # how the names of request files begin
 NO_INPUT = ("", "<noinput>")
 LETTERED = re.compile(r"\(?([A-Z])[.):]+\s*")  # how a choice or an answer may begin
-FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL | re.IGNORECASE)
 ASKS_FOR_QUESTION = '"<question>"'  # stands in the prompts of the type Creativity, which show the form of the response
 OPEN, CLOSED = Facts(kind="open"), Facts(kind="closed")
 Fault = tuple[str, str]  # the rule that drops a row, and what was found
@@ -173,16 +173,9 @@ def _text(value: object) -> str:
 
 
 def _reply(response: object) -> Mapping[str, Any]:
-    """What a model answered as JSON, fenced or not; empty where that cannot be read."""
-    if isinstance(response, str):
-        fenced = FENCED.search(response)
-        try:
-            response = json.loads(
-                fenced[1] if fenced else response, strict=False
-            )  # models leave line breaks in strings
-        except (ValueError, RecursionError):
-            return {}
-    return response if isinstance(response, dict) else {}
+    """What a model answered as JSON, its last object where there are several; empty where that cannot be read."""
+    value = reply_json.last_object(response) if isinstance(response, str) else response
+    return value if isinstance(value, dict) else {}
 
 
 def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any, str]) -> Exchange | Fault:
