@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import filecmp
 import hashlib
 import importlib
 import pkgutil
@@ -11,7 +12,7 @@ import random
 import re
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeVar, cast
 
 from skinvl.data.example import Dropped, Example
@@ -47,6 +48,7 @@ class Card:
     released: Literal["none", "sound", "leaky"] = "none"  # the authors' own split; a leaky one is kept only on request
     alike: bool = True  # whether images that look the same show the same; false for drawings that share a style
     drawn: bool = False  # the converter makes RAW itself where it is absent
+    by_name: bool = False  # images are found by their names, at any depth of RAW, so that `--images` can narrow it
     published: str = "–"  # how many images it has by its authors; one line of a list, as is `use`
     use: Literal["any", "non-commercial", "research", "see its terms"] = "see its terms"  # the terms in a word
 
@@ -55,13 +57,15 @@ class Card:
 class Shard:
     """Which records of the raw files are converted: whole blocks, every `count`-th of them and none that is `done`.
 
-    A record is what the raw files hold one after another: a row of a table, an entry of a list, a file of its own.
+    A record is what the raw files hold one after another: a row of a table, an entry of a list, a file of its own. All
+    that records show lies in the folder `images`.
     """
 
     index: int = 0
     count: int = 1
     block: int = BLOCK  # records
     done: Container[int] = ()  # numbers of blocks
+    images: str = ""  # relative to RAW; empty is all of RAW
     record: int = -1  # number of the record that was read last, over all files of the part
 
     def takes(self) -> bool:
@@ -209,20 +213,54 @@ def is_text(value: str) -> bool:
         return False
 
 
-def photos(raw: Path) -> dict[str, list[str]]:
-    """The paths in RAW of the image files at any depth, by their names without the ending."""
-    paths: dict[str, list[str]] = {}
-    for path in sorted(raw.rglob("*")):
-        # No table in UTF-8 can name a file whose name is not.
-        if path.suffix.lower() in SUFFIXES and is_text(str(path)):
-            paths.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
-    return paths
+class Photos:
+    """The image files of RAW, or of one folder in it, which tables name without saying where they lie."""
+
+    def __init__(self, raw: Path, shard: Shard | None) -> None:
+        self.raw = raw
+        self._by_stem: dict[str, list[str]] = {}
+        for path in sorted((raw / shard.images if shard else raw).rglob("*")):
+            # No table in UTF-8 can name a file whose name is not.
+            if path.suffix.lower() in SUFFIXES and is_text(str(path)):
+                self._by_stem.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
+
+    def shown(self, *names: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The paths in RAW of the images of these names, and the tag of a row that shows them.
+
+        One that is not there keeps its name, which prep then misses.
+
+        Raises:
+            PrepError: files of one name, or of one stem where none has the name, differ.
+        """
+        paths = tuple(map(self._path, names))
+        ends_otherwise = any(Path(path).suffix != Path(name).suffix for path, name in zip(paths, names, strict=True))
+        return paths, ("other-ending",) if ends_otherwise else ()
+
+    def _path(self, name: str) -> str:
+        """The path of the very name where it lies in RAW, else of what only ends otherwise, else the name."""
+        *folders, last = PurePosixPath(name.replace("\\", "/")).parts or ("",)
+        same_stem = self._by_stem.get(Path(last).stem, [])
+        paths = [path for path in same_stem if path.rpartition("/")[2] == last] or same_stem
+        if not paths:
+            return name
+
+        # The folders that the name gives tell some apart, the innermost first.
+        if len(paths) > 1:
+            matched = {path: _matched(folders, path.split("/")[:-1]) for path in paths}
+            paths = [path for path in paths if matched[path] == max(matched.values())]
+        for path in paths[1:]:
+            if not filecmp.cmp(self.raw / paths[0], self.raw / path, shallow=False):
+                first, second = (str(PurePosixPath(path).parent) for path in (paths[0], path))
+                raise PrepError(
+                    f"{self.raw}: {name} may be {paths[0]} or {path}, which differ; expected one file of a name. "
+                    f"Say which folder holds the photos, --images {first} or --images {second}, or take one out of RAW"
+                )
+        return paths[0]
 
 
-def photo(name: str, paths: Mapping[str, Sequence[str]]) -> str:
-    """The path of an image: the very name where it lies in RAW, else one that only ends otherwise, else the name."""
-    same_stem = paths.get(Path(name).stem, [])
-    return next((path for path in same_stem if Path(path).name == Path(name).name), same_stem[0] if same_stem else name)
+def _matched(folders: Sequence[str], others: Sequence[str]) -> tuple[bool, ...]:
+    """Which of the folders of a path the other path has too, from the innermost outwards."""
+    return tuple(depth <= len(others) and folder == others[-depth] for depth, folder in enumerate(reversed(folders), 1))
 
 
 def lookup(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import Card, PrepError, Shard, count_csv, find, isic, known, lookup, photo, photos, read_csv
+from data_prep import Card, Photos, PrepError, Shard, count_csv, find, isic, known, lookup, read_csv
 from skinvl.data import labels, questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import DERM12345_CODES
@@ -30,6 +30,7 @@ CARD = Card(
     "supplement and the images of https://api.isic-archive.com/doi/derm12345.",
     splits=("train", "test"),
     parts=("vqa", "archive"),
+    by_name=True,
     released="sound",
     published="12,345",
     use="any",
@@ -112,7 +113,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for path in [find(raw, name, CARD) for name in FILES]:
         for where, row in read_csv(path, COLUMNS, shard):
             code = row["label"].strip()
@@ -144,8 +145,8 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
 
             identity, patient = row["image_id"], row["patient_id"]
             split = known(lookup(where, row, "split", SPLITS, ())) or ""
-            image = photo(f"{identity}.jpg", paths)
-            yield DatasetRecord(where, identity, (image,), patient, split, CARD.licence, facts, answers)
+            images, tags = photos.shown(f"{identity}.jpg")
+            yield DatasetRecord(where, identity, images, patient, split, CARD.licence, facts, answers, tags)
 
 
 def _plain(value: str) -> str:

@@ -18,12 +18,11 @@ from typing import Any
 
 from data_prep import (
     Card,
+    Photos,
     PrepError,
     Shard,
     count_csv,
     find,
-    photo,
-    photos,
     read_csv,
     refuse_pointer,
     split_of,
@@ -46,6 +45,7 @@ CARD = Card(
     "depth below it, or is the metadata file, with the images beside it.",
     splits=("train", "test"),
     parts=("archive", "2019"),
+    by_name=True,
 )
 
 TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
@@ -199,7 +199,7 @@ def _diagnosis(row: Mapping[str, str]) -> str:
 
 def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
     """What the metadata say about each image; the group is its patient, else its lesion, else itself."""
-    paths = photos(raw.parent if raw.is_file() else raw)
+    photos = Photos(raw.parent if raw.is_file() else raw, shard)
     entries = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
     for where, entry in entries:
         row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **entry}
@@ -233,5 +233,5 @@ def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord
 
         group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
-        image = photo(f"{row['isic_id']}.jpg", paths)
-        yield DatasetRecord(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)
+        images, tags = photos.shown(f"{row['isic_id']}.jpg")
+        yield DatasetRecord(where, row["isic_id"], images, group, split_of(group), licence, facts, answers, tags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
+from data_prep import Card, Photos, Shard, count_csv, find, known, lookup, read_csv, split_of, years
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import PAD_CODES, malignancy
@@ -21,6 +21,7 @@ CARD = Card(
     obtain="download and unpack it from the address; RAW holds metadata.csv, and the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    by_name=True,
     published="2,298",
     use="any",
 )
@@ -115,7 +116,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS, shard):
         answers = {name: lookup(where, row, kind.column, kind.values, UNKNOWN) for name, kind in KINDS.items()}
         facts = Facts(
@@ -128,6 +129,6 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             site=known(answers["site"]),
         )
         group = row["patient_id"]
-        image = photo(row["img_id"], paths)
+        images, tags = photos.shown(row["img_id"])
         name = Path(row["img_id"]).stem
-        yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)
+        yield DatasetRecord(where, name, images, group, split_of(group), CARD.licence, facts, answers, tags)

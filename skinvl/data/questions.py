@@ -45,6 +45,7 @@ class DatasetRecord:
     licence: str
     facts: Facts
     answers: Mapping[str, str | Missing] = field(default_factory=dict)  # by the name of the kind
+    tags: tuple[str, ...] = ()  # rules that it breaks
 
 
 PICTURES = {"clinical": "clinical photograph", "dermoscopy": "dermoscopic image", "pathology": "histopathology image"}
@@ -156,6 +157,7 @@ def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRe
                 split=record.split,
                 licence=record.licence,
                 facts=_with_kind(record.facts, kind.fact),
+                tags=record.tags,
             )
 
 

@@ -35,6 +35,8 @@ def main(words: list[str]) -> int:
                         help="drop the rows that break a rule which is only tagged by default")  # fmt: skip
     parser.add_argument("--split", choices=("group", "official"), default="group",
                         help="official keeps the split of the authors where it is known to leak")  # fmt: skip
+    parser.add_argument("--images", metavar="DIR", default="",
+                        help="the folder of RAW, as RAW has it, in which images are found by their names")  # fmt: skip
     parser.add_argument("--shard", type=_shard, metavar="I/N", default=None,
                         help="do one share of the work, I from 0; whoever ends last joins the shares")  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
@@ -58,7 +60,7 @@ def main(words: list[str]) -> int:
         parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
     account = prepare(
         args.dataset, args.raw, args.out, args.part, keep=args.keep, drop=args.drop,
-        official=args.split == "official", shard=args.shard, workers=args.workers,
+        official=args.split == "official", images=args.images, shard=args.shard, workers=args.workers,
     )  # fmt: skip
     if account is None:
         console.print(f"{args.out}: this shard is done; the shard that ends last joins all of them")

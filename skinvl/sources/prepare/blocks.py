@@ -43,6 +43,7 @@ class PrepJob:
     parts: tuple[str, ...]
     official: bool  # keep the split of the authors though it leaks
     drops: Mapping[str, bool]  # rule → whether a row that breaks it is dropped, or kept with a tag
+    images: str = ""  # the folder of RAW, relative to it, in which images are found by name; empty is all of RAW
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ def convert(job: PrepJob, part: str, folder: Path, index: int, count: int) -> It
     """
     converter = data_prep.load(job.name)
     judge = Judge(job, part, converter.CARD)
-    shard = Shard(index, count, done={block.number for block in complete(folder, part)})
+    done = {block.number for block in complete(folder, part)}
+    shard = Shard(index, count, done=done, images=job.images)
     outcomes = converter.convert(job.raw, part, shard)
     numbered = ((shard.record, outcome) for outcome in outcomes)
     for number, rows in groupby(numbered, key=lambda row: row[0] // shard.block):
@@ -141,14 +143,15 @@ class Judge:
             keys = _key(example.id), _key(example.group), same
         except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
             return Dropped(self._row(record, example), "malformed", str(error))
+        shown = [(rule, f"it shows {', '.join(example.images):.100}") for rule in example.tags]
         tags = []
-        for rule, detail in broken:
+        for rule, detail in shown + broken:
             if self.job.drops[rule]:
                 return Dropped(self._row(record, example), rule, detail)
             tags.append(rule)
         again = self.card.released == "leaky" and not self.job.official
         split = split_of(example.group) if again else example.split
-        changed = tags or split != example.split
+        changed = tags != list(example.tags) or split != example.split
         return (replace(example, split=split, tags=tuple(tags)) if changed else example), keys
 
     def _row(self, record: int, example: Example) -> str:

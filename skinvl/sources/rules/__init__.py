@@ -196,6 +196,13 @@ _LISTED = (
         "only where the text does not need them.",
         None,
     ),
+    Rule(
+        "other-ending",
+        False,
+        "No file has the name that the table gives, and the one file of that stem, which ends otherwise, stands in. "
+        "Kept, because collections are often saved anew in another format; look whether it is the same picture.",
+        None,
+    ),
 )
 RULES = {rule.name: rule for rule in _LISTED}  # in the order in which they are judged
 _SIGNS = frozenset().union(*(rule.signs for rule in _LISTED))
