@@ -110,10 +110,10 @@ def test_hiba_has_two_grades_and_leaves_out_a_third(tmp_path: Path) -> None:
 
 
 def test_bcn20000_has_its_twelve_classes(tmp_path: Path) -> None:
-    names = [*CLASSES["bcn20000"], "lentigo NOS"]
+    names = [*CLASSES["bcn20000"] * 5, "lentigo NOS"]
     rows = [{"isic_id": f"i{place}", "diagnosis": name} for place, name in enumerate(names)]
     task = load(spec(archive(tmp_path, rows, "bcn"), benchmark="BCN20000-12"))
-    assert [*found(task).values()] == [*CLASSES["bcn20000"], None]
+    assert [*found(task).values()] == [*CLASSES["bcn20000"] * 5, None]
     assert task.malignant is None  # nobody says what `other` is
 
 
@@ -198,6 +198,11 @@ def case(
     return Example(name, "drawn", shown, messages, group, "test", "CC0-1.0", Facts(**facts))
 
 
+def others(count: int, **facts: Any) -> list[Example]:
+    """Rows of a known class: so many that a few of none are no reason to stop."""
+    return [case(f"other{number}", f"other{number}.png", answer="Red", **facts) for number in range(count)]
+
+
 def test_an_image_counts_once_however_many_questions_it_has(tmp_path: Path) -> None:
     rows = [case(f"a{number}", diagnosis="nevus") for number in range(3)]
     rows += [case("b", "b.png", diagnosis="melanoma"), case("both", ("a.png", "b.png"), diagnosis="melanoma")]
@@ -238,16 +243,17 @@ def test_an_answer_is_a_label_of_its_conversation(tmp_path: Path) -> None:
 def test_a_listed_class_is_found_in_a_sentence(tmp_path: Path) -> None:
     rows = [case("a", answer="It is red."), case("b", "b.png", answer="The lesion is not red, it is blue.")]
     rows += [case("c", "c.png", answer="Red or blue."), case("d", "d.png", answer="Green.")]
+    rows += others(100)
     task = load(spec(source(tmp_path / "drawn", rows), label="answer", classes=["red", "blue"]))
-    assert [one.label for one in task.cases] == ["red", "blue", None, None]
+    assert [one.label for one in task.cases][:5] == ["red", "blue", None, None, "red"]
     assert task.cases[3].detail == "'Green.' is none of the classes"
 
 
 def test_a_diagnosis_is_one_of_the_classes_by_its_name_and_not_by_likeness(tmp_path: Path) -> None:
     names = ("benign keratosis", "nevus sebaceus", "not a melanoma", "Melanoma, NOS", "nevi")
     rows = [case(f"{place}", f"{place}.png", diagnosis=name) for place, name in enumerate(names)]
-    task = load(spec(source(tmp_path / "drawn", rows), benchmark="isic2019"))
-    assert [one.label for one in task.cases] == ["Benign Keratosis-like Lesions", None, None, "Melanoma", None]
+    task = load(spec(source(tmp_path / "drawn", rows + others(100, diagnosis="nevus")), benchmark="isic2019"))
+    assert [one.label for one in task.cases] == ["Benign Keratosis-like Lesions", None, None, "Melanoma", "Nevus"]
 
 
 def test_where_keeps_rows_and_any_fact_can_be_the_label(tmp_path: Path) -> None:
@@ -394,11 +400,61 @@ def test_images_of_a_csv_are_found_also_without_their_first_folder(tmp_path: Pat
 def test_a_row_of_a_csv_without_one_class_is_not_scored(tmp_path: Path) -> None:
     fields = ("[]", "['nevus', 'melanoma']", "nevus", "__import__('os')", "['lupus']", "[1]", "[" * 3_000, "['Nevus']")
     quoted = [f'{number}.jpg,"{field}"' for number, field in enumerate(fields)]
+    quoted += [f"{number}.jpg,['Nevus']" for number in range(len(fields), 400)]
     path = released(tmp_path, "\ufeffimage,categories\r\n" + "\r\n".join(quoted) + "\r\n")
     cases = load(spec(path)).cases
-    assert [one.label for one in cases] == [None] * 7 + ["Nevus"]
+    assert [one.label for one in cases] == [None] * 7 + ["Nevus"] * 393
     why = ["no-class", "several-classes", "malformed", "malformed", "'lupus' is none of the classes"]
     assert [one.detail.partition(":")[0] for one in cases][:7] == [*why, "malformed", "malformed"]
+
+
+# How MM-Skin's files write classes whose folders have longer names.
+SPELT = {
+    "Acne and rosacea": "Acne and Rosacea Photos",
+    "Atopic dermatitis": "Atopic Dermatitis Photos",
+    "Bullous disease": "Bullous Disease Photos",
+    "Eczema": "Eczema Photos",
+    "Hair loss  alopecia and other hair diseases": "Hair Loss Photos Alopecia and other Hair Diseases",
+    "Herpes hpv and other stds": "Herpes HPV and other STDs Photos",
+    "Poison ivy  and other contact dermatitis": "Poison Ivy Photos and other Contact Dermatitis",
+    "Vasculitis": "Vasculitis Photos",
+    "Psoriasis Lichen Planus and related diseases": "Psoriasis pictures Lichen Planus and related diseases",
+}
+
+
+def test_a_class_is_known_without_what_its_folder_holds(tmp_path: Path) -> None:
+    values = [*SPELT, *CLASSES["dermnet"]]
+    body = "".join(f"D/{number}.jpg,[],['{value}']\n" for number, value in enumerate(values))
+    task = load(spec(released(tmp_path, "image,atributes,categories\n" + body, "Dermnet_test.csv")))
+    assert task.classes == CLASSES["dermnet"]
+    assert [one.label for one in task.cases] == [*SPELT.values(), *CLASSES["dermnet"]]
+
+
+def test_a_file_that_does_not_say_its_benchmark_has_its_classes(tmp_path: Path) -> None:
+    body = "image,atributes,categories\nISIC/ISIC_0000001.jpg,[],['Vascular Lesions']\nI/b.jpg,[],['Nevus']\n"
+    task = load(spec(released(tmp_path, body, "ISIC_test.csv")))
+    assert (task.benchmark, task.classes) == ("isic2019", CLASSES["isic2019"])
+    assert [one.label for one in task.cases] == ["Vascular Lesions", "Nevus"]
+
+
+@pytest.mark.parametrize("strangers", [2, 3])
+def test_a_set_of_which_too_much_is_of_no_class_stops_with_the_values(tmp_path: Path, strangers: int) -> None:
+    values = ["['Nevus']"] * (100 - strangers) + ["['Naevus cellularis']"] * (strangers - 1) + ["[]"]
+    body = "image,categories\n" + "".join(f"{number}.jpg,{value}\n" for number, value in enumerate(values))
+    if strangers == 2:
+        assert sum(one.label is None for one in load(spec(released(tmp_path, body))).cases) == 2
+        return
+    message = r"HAM10000_test.csv test: 3 of 100 rows are of none of the classes .*'Naevus cellularis' \(2\), .*\(1\)"
+    with pytest.raises(BenchmarkError, match=message):
+        load(spec(released(tmp_path, body)))
+
+
+def test_classes_of_another_split_are_no_reason_to_stop_unless_they_are_listed(tmp_path: Path) -> None:
+    folder = source(tmp_path / "drawn", [case("a", diagnosis="nevus"), case("b", "b.png", diagnosis="scar")])
+    source(folder, [case("c", diagnosis="nevus"), case("d", "d.png", diagnosis="eczema")], "train")
+    assert [one.label for one in load(spec(folder), "train").cases] == ["nevus", None]
+    with pytest.raises(BenchmarkError, match=r"train: 1 of 2 rows are of none of the classes .*'eczema' \(1\)"):
+        load(spec(folder, classes=["nevus", "scar"]), "train")
 
 
 def test_a_csv_may_say_its_sets_and_repeat_an_image(tmp_path: Path) -> None:
