@@ -24,6 +24,7 @@ BLOCK = 2_000  # records that are converted, and kept, together
 # A field may be as long as it likes: the rule `oversized` judges it, where Python's limit would stop the whole table.
 csv.field_size_limit(1 << 30)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+NOBODY = {"", "unknown", "unk", "nan", "none", "null", "n/a", "na"}  # in place of an id: many rows have it in common
 TEST_SHARE = 0.15  # of the groups of a dataset that has no split of its own
 SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -90,6 +91,7 @@ class Converter(Protocol):
     def convert(self, raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
         """One Example or Dropped per row of the records that the shard takes, in file order; None takes all.
 
+        An Example says all that it is known by, patient, lesion, case, figure: prep gives one group to what shares any.
         All that comes of a record is given before the next is read. What is known of other records may not change it:
         `skinvl prep` finds what repeats. Image paths are relative to RAW.
         """
@@ -279,6 +281,16 @@ def lookup(
         listed = choices([value or "nothing" for value in expected])
         raise PrepError(f"{where} {column}: found {field!r}; expected {listed}")
     return values[field]
+
+
+def known_names(*names: str) -> tuple[str, ...]:
+    """The names that say something, each once.
+
+    >>> known_names("unknown", "IL_7", "", "ISIC_0000001", "IL_7")
+    ('IL_7', 'ISIC_0000001')
+    """
+    stripped = (name.strip() for name in names)
+    return tuple(dict.fromkeys(name for name in stripped if name.casefold() not in NOBODY))
 
 
 def known(value: str | Missing) -> str | None:

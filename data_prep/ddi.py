@@ -82,4 +82,4 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         )
         name = row["DDI_file"]
         images, tags = photos.shown(name)
-        yield DatasetRecord(where, Path(name).stem, images, name, split_of(name), CARD.licence, facts, answers, tags)
+        yield DatasetRecord(where, Path(name).stem, images, (name,), split_of(name), CARD.licence, facts, answers, tags)

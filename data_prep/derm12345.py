@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import Card, Photos, PrepError, Shard, count_csv, find, isic, known, lookup, read_csv
+from data_prep import Card, Photos, PrepError, Shard, count_csv, find, isic, known, known_names, lookup, read_csv
 from skinvl.data import labels, questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import DERM12345_CODES
@@ -143,10 +143,11 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
                 malignancy=behavior if behavior in ("benign", "malignant") else danger,
             )
 
-            identity, patient = row["image_id"], row["patient_id"]
+            identity = row["image_id"]
+            identities = row["patient_id"], *known_names(row.get("lesion_id", "")), identity
             split = known(lookup(where, row, "split", SPLITS, ())) or ""
             images, tags = photos.shown(f"{identity}.jpg")
-            yield DatasetRecord(where, identity, images, patient, split, CARD.licence, facts, answers, tags)
+            yield DatasetRecord(where, identity, images, identities, split, CARD.licence, facts, answers, tags)
 
 
 def _plain(value: str) -> str:

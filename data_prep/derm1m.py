@@ -126,6 +126,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
                 split=split,
                 licence=CARD.licence,
                 facts=_facts(row, PARTS[part][1]),
+                identities=(frame[1], file) if frame else (),
             )
 
 

@@ -104,4 +104,4 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         )
         name = row["md5hash"]
         images, tags = photos.shown(f"{name}.jpg")
-        yield DatasetRecord(where, name, images, name, split_of(name), CARD.licence, facts, answers, tags)
+        yield DatasetRecord(where, name, images, (name,), split_of(name), CARD.licence, facts, answers, tags)

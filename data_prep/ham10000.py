@@ -84,6 +84,9 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             sex=known(lookup(where, row, "sex", {"female": "female", "male": "male"}, UNKNOWN)),
             site=known(answers["site"]),
         )
-        name, group = row["image_id"], row["lesion_id"]
+        name = row["image_id"]
+        identities = row["lesion_id"], name
         images, tags = photos.shown(f"{name}.jpg")
-        yield DatasetRecord(where, name, images, group, split_of(group), CARD.licence, facts, answers, tags)
+        yield DatasetRecord(
+            *(where, name, images, identities, split_of(identities[0]), CARD.licence, facts, answers, tags)
+        )

@@ -23,6 +23,7 @@ from data_prep import (
     Shard,
     count_csv,
     find,
+    known_names,
     read_csv,
     refuse_pointer,
     split_of,
@@ -198,7 +199,7 @@ def _diagnosis(row: Mapping[str, str]) -> str:
 
 
 def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
-    """What the metadata say about each image; the group is its patient, else its lesion, else itself."""
+    """What the metadata say about each image; the group is named by its patient, else its lesion, else itself."""
     photos = Photos(raw.parent if raw.is_file() else raw, shard)
     entries = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
     for where, entry in entries:
@@ -231,7 +232,8 @@ def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord
             kind: values[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
         }
 
-        group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
+        identities = known_names(row.get("patient_id", ""), row.get("lesion_id", ""), row["isic_id"]) or ("",)
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
         images, tags = photos.shown(f"{row['isic_id']}.jpg")
-        yield DatasetRecord(where, row["isic_id"], images, group, split_of(group), licence, facts, answers, tags)
+        split = split_of(identities[0])
+        yield DatasetRecord(where, row["isic_id"], images, identities, split, licence, facts, answers, tags)

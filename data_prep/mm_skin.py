@@ -240,8 +240,9 @@ def _example(
     bare: Collection[str], name: str, images: tuple[str, ...], messages: tuple[Message, ...], split: str, facts: Facts
 ) -> Example:
     placed = tuple([_placed(image, bare) for image in images]) if bare else images
-    group = _figure(images[0]) if len(images) == 1 else " + ".join(dict.fromkeys(map(_figure, images)))
-    return Example(name, "mm_skin", placed, messages, group or name, split, CARD.licence, facts)
+    figures = (_figure(images[0]),) if len(images) == 1 else tuple(dict.fromkeys(map(_figure, images)))
+    group, identities = " + ".join(figures) or name, figures if len(figures) > 1 else ()
+    return Example(name, "mm_skin", placed, messages, group, split, CARD.licence, facts, identities=identities)
 
 
 def _bare(raw: Path) -> Collection[str]:

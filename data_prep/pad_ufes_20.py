@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Photos, Shard, count_csv, find, known, lookup, read_csv, split_of, years
+from data_prep import Card, Photos, Shard, count_csv, find, known, known_names, lookup, read_csv, split_of, years
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import PAD_CODES, malignancy
@@ -128,7 +128,10 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             sex=known(lookup(where, row, "gender", {"FEMALE": "female", "MALE": "male"}, UNKNOWN)),
             site=known(answers["site"]),
         )
-        group = row["patient_id"]
+        lesions = (f"lesion {number}" for number in known_names(row.get("lesion_id", "")))
+        identities = row["patient_id"], *lesions, row["img_id"]
         images, tags = photos.shown(row["img_id"])
         name = Path(row["img_id"]).stem
-        yield DatasetRecord(where, name, images, group, split_of(group), CARD.licence, facts, answers, tags)
+        yield DatasetRecord(
+            *(where, name, images, identities, split_of(identities[0]), CARD.licence, facts, answers, tags)
+        )

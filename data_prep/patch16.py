@@ -118,4 +118,4 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         name = PurePosixPath(row["file"])
         images, tags = photos.shown(row["file"])
         group = name.stem.rpartition("_")[0] or name.stem
-        yield DatasetRecord(where, name.stem, images, group, split, CARD.licence, facts, answers, tags)
+        yield DatasetRecord(where, name.stem, images, (group,), split, CARD.licence, facts, answers, tags)

@@ -151,7 +151,7 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         if not images:
             answers = dict.fromkeys(KINDS, Missing("the case names no photo", "missing-image"))
         group = row["case_id"]
-        yield DatasetRecord(where, group, images, group, split_of(group), CARD.licence, facts, answers, tags)
+        yield DatasetRecord(where, group, images, (group,), split_of(group), CARD.licence, facts, answers, tags)
 
 
 def _ticked(where: str, row: Mapping[str, str], columns: Mapping[str, str]) -> str | Missing:

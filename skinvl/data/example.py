@@ -54,7 +54,8 @@ class Facts:
 class Example:
     """One conversation about zero or more images.
 
-    `group` names what no split may cut (a patient, a lesion, a figure); it is unique within `source`.
+    `group` names what no split may cut (a patient, a lesion, a figure). It is local to the prepared source, as are the
+    identities, unless its card names an archive. `skinvl prep` gives one group to rows that share any of their names.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Example:
     licence: str
     facts: Facts = Facts()
     tags: tuple[str, ...] = ()  # rules of `skinvl prep` that it breaks and was kept in spite of
+    identities: tuple[str, ...] = ()  # all that it says of itself: patient, lesion, case, …; empty is the group alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ _COLUMNS = {
     "licence": pa.string(),
     "facts": pa.struct(_FACTS),
     "tags": pa.list_(pa.string()),
+    "identities": pa.list_(pa.string()),
 }
 _INFO = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
 # The columns of a split, with what tells the datasets library that `images` holds images.
@@ -147,6 +150,8 @@ def validate(example: Example) -> None:
     if not (example.id and example.source and example.group and example.split and example.licence):
         empty = next(name for name in ("id", "source", "group", "split", "licence") if not getattr(example, name))
         fail(f"an empty {empty}", "a non-empty string")
+    if not all(example.identities):
+        fail("an empty identity", "non-empty strings")
     for path in example.images:
         if not inside(path):
             fail(f"image path {path!r}", "a relative path inside the source's folder")
@@ -253,6 +258,7 @@ def table(rows: Sequence[Example]) -> pa.Table:
         "messages": _list((len(row.messages) for row in rows), turns),
         "facts": _facts(facts),
         "tags": _list((len(row.tags) for row in rows), _texts(tag for row in rows for tag in row.tags)),
+        "identities": _list((len(row.identities) for row in rows), _texts(n for row in rows for n in row.identities)),
     }
     return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -271,6 +277,7 @@ def examples(rows: pa.Table) -> list[Example]:
                 "messages": tuple(row["messages"]),
                 "facts": Facts(**row["facts"]),
                 "tags": tuple(row["tags"]),
+                "identities": tuple(row["identities"]),
             }
         )
         for row in rows.select(SCHEMA.names).to_pylist()

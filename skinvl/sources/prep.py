@@ -84,7 +84,7 @@ def _report(console: Console, out: Path, account: Account) -> None:
         table.add_row(f"Examples in {split}", f"{count:,}")
     table.add_row("images", f"{account.images:,}")
     if account.joined:
-        what = f"groups that share an image, joined; at most {account.largest:,} became one"
+        what = f"groups that share an image or an identity, joined; at most {account.largest:,} became one"
         table.add_row(what, f"{account.joined:,}")
         table.add_row("Examples that this moved nearer to training", f"{account.moved:,}")
     for rule, count in account.ledger.most_common():

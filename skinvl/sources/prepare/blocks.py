@@ -30,8 +30,10 @@ KEYS = pa.schema(
         ("key", pa.uint64()),  # of the id
         ("cluster", pa.uint64()),  # of the group
         ("same", pa.uint64()),  # of what the row asks and says about which images: see rules.judge
+        ("names", pa.list_(pa.uint64())),  # of its identities
     ]
 )
+RowKeys = tuple[int, int, int, tuple[int, ...]]  # all but the first of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ class Judge:
     part: str
     card: Card
 
-    def __call__(self, record: int, example: Example) -> tuple[Example, tuple[int, int, int]] | Dropped:
-        """The Example with its split and tags, and the last three of KEYS; or the rule that drops it.
+    def __call__(self, record: int, example: Example) -> tuple[Example, RowKeys] | Dropped:
+        """The Example with its split and tags, and the last four of KEYS; or the rule that drops it.
 
         Raises:
             PrepError: a split that the card does not name.
@@ -140,7 +142,8 @@ class Judge:
         try:
             validate(example)
             broken, same = rules.judge(example)
-            keys = _key(example.id), _key(example.group), same
+            names = tuple(map(_key, example.identities)) if example.identities else ()
+            keys = _key(example.id), _key(example.group), same, names
         except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
             return Dropped(self._row(record, example), "malformed", str(error))
         shown = [(rule, f"it shows {', '.join(example.images):.100}") for rule in example.tags]
@@ -164,7 +167,7 @@ def _key(name: str) -> int:
 
 def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped]]) -> int:
     kept: list[Example] = []
-    keys: list[tuple[int, int, int, int]] = []
+    keys: list[tuple[int, int, int, int, tuple[int, ...]]] = []
     ledger: list[str] = []
     for record, outcome in rows:
         result = judge(record, outcome) if isinstance(outcome, Example) else outcome

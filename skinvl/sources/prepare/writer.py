@@ -24,6 +24,7 @@ from skinvl.sources.prepare.blocks import Block
 from skinvl.sources.prepare.join import SPLITS, BlockRows, Fates, Mask
 
 T = TypeVar("T")
+IDENTITIES = SCHEMA.field("identities").type
 # Columns of few different values; a dictionary of the others would cost time and save nothing.
 WORDS = [
     *("source", "split", "licence", "messages.list.element.role", "messages.list.element.content.list.element.type"),
@@ -39,9 +40,9 @@ class Account:
     ledger: Counter[str] = field(default_factory=Counter)  # by rule
     tags: Counter[str] = field(default_factory=Counter)  # rule → Examples that break it and were kept
     images: int = 0
-    joined: int = 0  # groups that share an image with another
+    joined: int = 0  # groups that share an image or an identity with another
     largest: int = 0  # groups that became one
-    moved: int = 0  # conversations that a shared image took to a split nearer to training
+    moved: int = 0  # conversations that this took to a split nearer to training
 
     @property
     def rows(self) -> int:
@@ -145,13 +146,14 @@ class _View:
             ends = np.cumsum(pc.list_value_length(rows["images"]).to_numpy())
             columns["images"] = pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pictures)
 
-        # Rows of a joined group bear the name of the one that leads it.
+        # Rows of a joined group bear the name of the one that leads it; their own stays among their identities.
         leader = self.fates.leader[here][kept]
         if (joins := leader != np.arange(*self.range)[kept]).any():
-            groups = rows["group"].to_pylist()
+            groups, identities = rows["group"].to_pylist(), rows["identities"].to_pylist()
             for index in np.flatnonzero(joins):
+                identities[index] = identities[index] or [groups[index]]
                 groups[index] = names[int(leader[index])]
-            columns["group"] = pa.array(groups, pa.string())
+            columns |= {"group": pa.array(groups, pa.string()), "identities": pa.array(identities, IDENTITIES)}
 
         for name, column in columns.items():
             rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)

@@ -207,7 +207,7 @@ def _example(job: SynthesisJob, unit: Unit, request: Request, checked: CheckedPa
     turns = text("user", checked.pair.question, images=len(images)), text("assistant", checked.pair.answer)
     source, licence = f"{unit.source}-{job.programme.name}", _licence(unit.licence, job.terms)
     facts = replace(unit.facts, kind=request.kind)
-    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, checked.tags)
+    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, checked.tags, unit.identities)
 
 
 def _licence(source: str, terms: str | None) -> str:
