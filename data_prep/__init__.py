@@ -191,6 +191,37 @@ def read_csv(path: Path, columns: Sequence[str], shard: Shard | None = None) -> 
             raise PrepError(f"{path}:{last + 1}: not UTF-8 CSV ({error}); save the file as UTF-8 CSV") from error
 
 
+def header(path: Path) -> list[str]:
+    """The columns of a CSV file."""
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        return next(csv.reader(file), [])
+
+
+def without(path: Path, columns: Iterable[str], optional: Iterable[Sequence[str]]) -> list[str]:
+    """What is said, in a sentence or none, of columns that need not be there and are not.
+
+    Args:
+        columns: those that are there.
+        optional: names of which any one does.
+
+    >>> without(Path("raw/a.csv"), ["image", "skin"], [("age",), ("tone", "skin"), ("site", "region")])
+    ['a.csv: no column age, site or region, so that what they would say is unknown; found image, skin']
+    """
+    there = list(columns)
+    missing = [" or ".join(names) for names in optional if not {*names} & {*there}]
+    if not missing:
+        return []
+    return [
+        f"{path.name}: no column {', '.join(missing)}, so that what they would say is unknown; found {', '.join(there)}"
+    ]
+
+
+def absent(name: str, raw: Path, part: str) -> list[str]:
+    """What a converter says of what RAW need not hold and does not, a sentence each."""
+    said = getattr(load(name), "absent", None)
+    return cast(list[str], said(raw, part)) if said else []
+
+
 def count_csv(path: Path) -> int:
     """How many data rows a CSV file holds, by its records alone."""
     with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:

@@ -12,7 +12,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import Card, Photos, PrepError, Shard, count_csv, find, isic, known, known_names, lookup, read_csv
+from data_prep import (
+    Card,
+    Photos,
+    PrepError,
+    Shard,
+    count_csv,
+    find,
+    header,
+    isic,
+    known,
+    known_names,
+    lookup,
+    read_csv,
+    without,
+)
 from skinvl.data import labels, questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import DERM12345_CODES
@@ -91,6 +105,14 @@ def rows(raw: Path, part: str) -> int:
     if part == "archive":
         return isic.rows(raw, part)
     return sum(count_csv(find(raw, name, CARD)) for name in FILES) * len(KINDS)
+
+
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the columns that need not be there and are not."""
+    if part == "archive":
+        return isic.absent(raw, part)
+    paths = [find(raw, name, CARD) for name in FILES]
+    return [sentence for path in paths for sentence in without(path, header(path), [("lesion_id",)])]
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:

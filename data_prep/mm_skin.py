@@ -14,7 +14,20 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from data_prep import Card, PrepError, Shard, count_csv, digest, find, llava, person, read_csv, refuse_pointer, seeded
+from data_prep import (
+    Card,
+    PrepError,
+    Shard,
+    count_csv,
+    digest,
+    find,
+    header,
+    llava,
+    person,
+    read_csv,
+    refuse_pointer,
+    seeded,
+)
 from skinvl.data.example import Dropped, Example, Facts, Message, text, words
 from skinvl.data.labels import diagnosis, is_known, malignancy
 from skinvl.data.questions import PICTURES, choices
@@ -77,6 +90,20 @@ LONGEST_LIST = 1_000  # characters; a longer field is no list of one class, and 
 def rows(raw: Path, part: str) -> int:
     """The records of the part's files."""
     return sum((llava.count if part == "json" else count_csv)(path) for path in _files(raw, part))
+
+
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the file and the columns that need not be there and are not, of all like files at once."""
+    if part in ("vqa", "test", "json") and not any(raw.rglob(FILES["caption"])):
+        return [f"no file {FILES['caption']}, so that modality, age and sex are unknown"]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for path in _files(raw, part) if part == "classification" else ():
+        if "set" not in (columns := tuple(header(path))):
+            alike.setdefault(columns, []).append(path.name)
+    return [
+        f"{', '.join(names)}: no column set, so that every row is of the split test; found {', '.join(columns)}"
+        for columns, names in alike.items()
+    ]
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:

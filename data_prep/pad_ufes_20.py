@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Photos, Shard, count_csv, find, known, known_names, lookup, read_csv, split_of, years
+from data_prep import (
+    Card,
+    Photos,
+    Shard,
+    count_csv,
+    find,
+    header,
+    known,
+    known_names,
+    lookup,
+    read_csv,
+    split_of,
+    without,
+    years,
+)
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import PAD_CODES, malignancy
@@ -96,6 +110,12 @@ COLUMNS = ("patient_id", "age", "gender", "img_id", *dict.fromkeys(kind.column f
 def rows(raw: Path, part: str) -> int:
     """Photos in metadata.csv times the kinds of question."""
     return count_csv(find(raw, "metadata.csv", CARD)) * len(KINDS)
+
+
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the columns that need not be there and are not."""
+    path = find(raw, "metadata.csv", CARD)
+    return without(path, header(path), [("lesion_id",)])
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:

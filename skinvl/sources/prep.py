@@ -58,6 +58,10 @@ def main(words: list[str]) -> int:
         return 0
     if args.out is None:
         parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
+    if args.raw.exists():
+        for part in args.part or data_prep.load(args.dataset).CARD.parts[:1]:
+            for sentence in data_prep.absent(args.dataset, args.raw, part):
+                entry(console, part, sentence)
     account = prepare(
         args.dataset, args.raw, args.out, args.part, keep=args.keep, drop=args.drop,
         official=args.split == "official", images=args.images, shard=args.shard, workers=args.workers,
