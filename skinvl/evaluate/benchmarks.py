@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import get_args
 
 from skinvl.data import labels
 from skinvl.data.example import Example, Facts, read, text, words
 from skinvl.data.match import match
 from skinvl.data.questions import choices
-from skinvl.data.source import source_folder
+from skinvl.data.source import source_folder, source_name
 from skinvl.evaluate import released_csv
 from skinvl.evaluate.released_csv import BenchmarkError as BenchmarkError
 from skinvl.evaluate.released_csv import Labelled
@@ -21,7 +22,11 @@ from skinvl.recipe.recipe import ClassSpec
 from skinvl.score import predictions
 from skinvl.score.predictions import Classified
 
+GRADES = get_args(labels.Malignancy)
 ANSWER = "answer"  # the label that is no fact
+UNCLASSED = 0.02  # of a set's rows, at most, may name a class that is none of its list
+SHOWN = 30  # values of other classes that a message names at most
+FOLDER_WORDS = {"photos", "pictures"}  # what a class's folder holds, and no part of the class: files leave them out
 MANY = 256  # classes that are inferred from data at most; more are free text
 QUESTIONS = {
     "diagnosis": "What is the most likely diagnosis?",
@@ -105,9 +110,12 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
     field = _field(spec, benchmark)
     wanted = _values(field, benchmark)
     rows, own = ([row if row.value else wanted(row) for row in some] for some in (rows, own))
-    classes = _classes(spec, benchmark, own)
+    listed = tuple(spec.classes or ()) or labels.CLASSES.get(benchmark or "", ())
+    classes = _classes(spec, benchmark, listed, own)
     grades = labels.GRADES.get(benchmark or "", {}) if field == "malignancy" else {}
     fit = _Fit(classes, grades, said=field == ANSWER or labels.ASKED.get(benchmark or "") == field)
+    if listed or split == spec.split:
+        _check_classes(f"{spec.source} {split}", rows, fit, chosen=bool(spec.classes))
     question = spec.question or _question(field, benchmark, classes)
     cases = [_case(row, root, fit) for row in rows] if field == ANSWER else _merged(rows, root, fit)
     if not any(case.label for case in cases):
@@ -115,7 +123,8 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
             f"{spec.source} {split}: none of its {len(cases)} cases has one of the classes {choices(classes)} "
             f"({cases[0].detail}); give the benchmark, the label or the classes that fit"
         )
-    asked = [replace(case, example=_asking(case, question, field)) for case in cases]
+    source = Path(spec.source).stem if _is_table(spec) else source_name(root)  # the file has the converter's name
+    asked = [replace(case, example=replace(_asking(case, question, field), source=source)) for case in cases]
     return Task(name(spec), classes, benchmark, labels.malignant(classes), question, asked)
 
 
@@ -206,7 +215,7 @@ def _benchmark(spec: ClassSpec, rows: Sequence[Labelled]) -> str | None:
     if spec.classes or (spec.label != "diagnosis" and not _is_table(spec)):
         return None
     if _is_table(spec):
-        return labels.benchmark(Path(spec.source).stem, begins=True)
+        return released_csv.benchmark(Path(spec.source))
     return labels.benchmark(source_folder(spec.source).name) or labels.benchmark(rows[0].example.source)
 
 
@@ -236,9 +245,10 @@ def _values(field: str, benchmark: str | None) -> Callable[[Labelled], Labelled]
     return found
 
 
-def _classes(spec: ClassSpec, benchmark: str | None, rows: Sequence[Labelled]) -> tuple[str, ...]:
-    """The classes: listed, of the benchmark, or every value of the rows, in the order of the alphabet."""
-    listed = tuple(spec.classes or ()) or labels.CLASSES.get(benchmark or "", ())
+def _classes(
+    spec: ClassSpec, benchmark: str | None, listed: tuple[str, ...], rows: Sequence[Labelled]
+) -> tuple[str, ...]:
+    """The classes: those listed, of the benchmark, or every value of the rows, in the order of the alphabet."""
     if listed:
         if len({_key(one) for one in listed}) < len(listed):
             raise BenchmarkError(f"{spec.source} classes: {choices(listed)}: the same class twice; expected each once")
@@ -263,19 +273,26 @@ def _key(value: str) -> str:
     return " ".join(value.casefold().split()).rstrip(" .")
 
 
+def _bare(value: str) -> str:
+    return " ".join(word for word in _key(value).split() if word not in FOLDER_WORDS) or _key(value)
+
+
 class _Fit:
     """The class that a value of a source means: by its spelling, then by the canonical name, never by likeness."""
 
     def __init__(self, classes: Sequence[str], grades: Mapping[str, str] | None = None, said: bool = False) -> None:
         self.classes, self.grades, self.said = tuple(classes), grades or {}, said
         self.spelt = {_key(one): one for one in classes}
+        shared = Counter(map(_bare, classes))
+        self.bare = {_bare(one): one for one in classes if shared[_bare(one)] == 1}
         canonical = Counter(map(labels.diagnosis, map(_key, classes)))
         self.named = {plain: one for one in classes if canonical[plain := labels.diagnosis(_key(one))] == 1}
 
     def label(self, value: str) -> str | None:
         """One of the classes; None where the value is none of them."""
         key = _key(value)
-        found = self.grades.get(key) or self.spelt.get(key) or self.named.get(labels.diagnosis(key))
+        found = self.grades.get(key) or self.spelt.get(key) or self.bare.get(_bare(value))
+        found = found or self.named.get(labels.diagnosis(key))
         if found or not self.said:
             return found
         return match(value, self.classes).choice  # of a sentence such as "The tile shows no tumor."
@@ -286,6 +303,32 @@ class _Fit:
             return None, row.detail or "it has no label"
         found = self.label(row.value)
         return found, "" if found else f"{row.value!r:.120} is none of the classes"
+
+
+def _check_classes(where: str, rows: Sequence[Labelled], fit: _Fit, chosen: bool) -> None:
+    """Stops where a list of classes is not that of the set: nothing that a set holds may silently go unscored.
+
+    What the set does not say counts as little as a grade that its benchmark leaves out. Classes that a recipe chose may
+    be some of the set's, but then each of them is there: one that is not was spelt otherwise.
+
+    Raises:
+        BenchmarkError: too many rows name a class that is none of the list, or not one class; the values are named.
+    """
+    said = [row for row in rows if row.value or row.detail.startswith(released_csv.NO_CLASS)]
+    fitting = [fit.of(row)[0] for row in said]
+    others = Counter(
+        repr(row.value) if row.value else row.detail.partition(": ")[2]
+        for row, label in zip(said, fitting, strict=True)
+        if label is None and not (fit.grades and row.value in GRADES)
+    )
+    if others.total() > UNCLASSED * len(said) and not (chosen and {*fit.classes} <= {*fitting}):
+        shown = ", ".join(f"{value:.120} ({count})" for value, count in others.most_common(SHOWN))
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise BenchmarkError(
+            f"{where}: {others.total()} of {len(said)} rows are of none of the classes {choices(fit.classes)}: "
+            f"{shown}{more}; expected at most {UNCLASSED:.0%}. Give the benchmark or the classes that the set has, or "
+            "take these rows out of it"
+        )
 
 
 def _question(field: str, benchmark: str | None, classes: Sequence[str]) -> str | None:
