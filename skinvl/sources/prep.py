@@ -93,6 +93,8 @@ def _report(console: Console, out: Path, account: Account) -> None:
         table.add_row("Examples that this moved nearer to training", f"{account.moved:,}")
     for rule, count in account.ledger.most_common():
         table.add_row(f"ledger: {rule}", f"{count:,}")
+    for rule, count in account.lacking.most_common():
+        table.add_row(f"images that kept rows go without: {rule}", f"{count:,}")
     for rule, count in account.tags.most_common():
         table.add_row(f"kept, tagged: {rule}", f"{count:,}")
     console.print(table)

@@ -67,6 +67,7 @@ class Fates:
 
     duplicate: Mask  # an earlier row has the same id
     broken: Mask  # an image of it cannot be used
+    fewer: Mask  # of its images some cannot be used, and it stays with the others
     alone: Mask  # its images are missing, and it stays without them
     near: Mask  # an earlier row asks and says nearly the same about the same images
     rank: Ints  # index of the split in SPLITS
@@ -102,11 +103,12 @@ def read(blocks: Sequence[Block], images: pa.Table) -> BlockRows:
     return BlockRows(blocks, starts, rank, np.concatenate(row), np.concatenate(image))
 
 
-def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, official: bool) -> Fates:
+def decide(rows: BlockRows, images: pa.Table, *, fewer: bool, alone: bool, alike: bool, official: bool) -> Fates:
     """What becomes of each row.
 
     Args:
         images: table of IMAGES.
+        fewer: rows of several images that stand together stay with those that can be used.
         alone: rows whose images are missing stay without them.
         alike: images that look the same are the same.
         official: every row keeps its split.
@@ -116,7 +118,8 @@ def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, offic
     absent = pc.fill_null(pc.equal(rules, "missing-image"), False).to_numpy(zero_copy_only=False)
     faulty = rules.is_valid().to_numpy(zero_copy_only=False)
     duplicate = _repeats(rows.keys("key"), np.ones(len(rows.rank), bool))
-    broken = rows.any(faulty & ~absent if alone else faulty) & ~duplicate
+    stays = _fewer(rows, faulty) & ~duplicate if fewer else np.zeros(len(duplicate), bool)
+    broken = rows.any(faulty & ~absent if alone else faulty) & ~duplicate & ~stays
     kept = ~(duplicate | broken)
 
     # Among the others, some say again what an earlier one said.
@@ -140,7 +143,27 @@ def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, offic
             lowest = np.full(int(label.max(initial=-1)) + 1, len(SPLITS), np.int8)
             np.minimum.at(lowest, label[kept], rank[kept])
             rank = np.where(kept, lowest[label], rank)
-    return Fates(duplicate, broken, rows.any(absent) & kept, near, rank, leader, joined, largest)
+    lone = rows.any(absent) & kept & ~stays
+    return Fates(duplicate, broken, stays, lone, near, rank, leader, joined, largest)
+
+
+def _fewer(rows: BlockRows, faulty: Mask) -> Mask:
+    """bool[N]: whether a row shows faulty images and others, together before the words of one turn.
+
+    A row that names each of them in its place, as "compare <image> with <image>", means nothing without one of them.
+    """
+    fewer = np.zeros(len(rows.rank), bool)
+    if not faulty.any():
+        return fewer
+    count, bad = (np.bincount(shown, minlength=len(fewer)) for shown in (rows.row, rows.row[faulty[rows.image]]))
+    mixed = np.flatnonzero((bad > 0) & (bad < count))
+    for block, (start, end) in zip(rows.blocks, pairwise(rows.starts.tolist()), strict=True):
+        inside = mixed[(mixed >= start) & (mixed < end)]
+        messages = block.read()["messages"].take(inside - start).to_pylist() if len(inside) else []
+        for index, turns in zip(inside.tolist(), messages, strict=True):
+            kinds = [[part["type"] for part in turn["content"]] for turn in turns]
+            fewer[index] = any(turn[: count[index]] == ["image"] * int(count[index]) for turn in kinds)
+    return fewer
 
 
 def _repeats(keys: Keys, among: Mask) -> Mask:

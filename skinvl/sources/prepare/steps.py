@@ -210,8 +210,14 @@ def _join(
 ) -> Account:
     # What becomes of each row is known once all blocks and images are there.
     rows = join.read(made, images)
-    alone = not job.drops["missing-image"]
-    fates = join.decide(rows, images, alone=alone, alike=card.alike, official=job.official)
+    keeps = {name: not drops for name, drops in job.drops.items()}
+    fates = join.decide(
+        *(rows, images),
+        fewer=keeps["fewer-images"],
+        alone=keeps["missing-image"],
+        alike=card.alike,
+        official=job.official,
+    )
     account = writer.write(rows, fates, images, job.drops, work / "source")
     if account.rows != sum(totals.values()):
         raise PrepError(

@@ -197,6 +197,14 @@ _LISTED = (
         None,
     ),
     Rule(
+        "fewer-images",
+        False,
+        "Of several images that a row shows together some are missing or cannot be read, and it stays with the others, "
+        "since each shows the same case; lacking.jsonl names them. Images that stand apart, among the words, do not: "
+        "such a row is dropped, as all are where this is dropped, by the rule that its image breaks.",
+        None,
+    ),
+    Rule(
         "other-ending",
         False,
         "No file has the name that the table gives, and the one file of that stem, which ends otherwise, stands in. "
