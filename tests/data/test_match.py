@@ -141,6 +141,20 @@ NAMES = [
     (FITZ, "malignant melanoma", "malignant"),
 ]
 
+ACCENTED = ("behcets disease", "dariers disease", "sjögren syndrome", "黑色素瘤", "色素痣")
+ACCENTS = [
+    (ACCENTED, "Behçet's disease", "behcets disease"),
+    (ACCENTED, "This is Behc\u0327et’s disease.", "behcets disease"),
+    (ACCENTED, "Darier´s disease", "dariers disease"),
+    (ACCENTED, "most likely Sjogren syndrome", "sjögren syndrome"),
+    (ACCENTED, "SJÖGREN SYNDROME", "sjögren syndrome"),
+    (ACCENTED, "黑色素瘤。", "黑色素瘤"),
+    (ACCENTED, "不是黑色素瘤", NONE),  # denials are read in English alone, and a name within other words is not
+    (HAM, "nævus", "Nevus"),
+    (HAM, "mélanome", NONE),
+    (HAM, "Mélanoma", "Melanoma"),
+]
+
 DENIALS = [
     (HAM, "not melanoma", NONE),
     (HAM, "This is not a melanoma.", NONE),
@@ -321,6 +335,11 @@ def expected(choice: str) -> Match:
 
 @pytest.mark.parametrize(("classes", "answer", "choice"), NAMES)
 def test_a_class_is_known_by_its_spellings(classes: tuple[str, ...], answer: str, choice: str) -> None:
+    assert match(answer, classes) == expected(choice)
+
+
+@pytest.mark.parametrize(("classes", "answer", "choice"), ACCENTS)
+def test_accents_and_forms_of_letters_change_nothing(classes: tuple[str, ...], answer: str, choice: str) -> None:
     assert match(answer, classes) == expected(choice)
 
 

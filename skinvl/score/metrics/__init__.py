@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skinvl.data.normal import spaced, unmarked
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float, ratio
 
@@ -36,7 +37,7 @@ class _Characters(dict[int, str]):
         return self[code]
 
 
-_APOSTROPHES = dict.fromkeys(map(ord, "'’`´ʼ"))  # before NFKC, which takes some of them apart
+_APOSTROPHES = dict.fromkeys(map(ord, "'’`´ʼ"))  # before `unmarked`, which takes some of them apart
 _CHARACTERS = _Characters()
 
 
@@ -95,15 +96,16 @@ def names() -> list[str]:
 def words(text: str) -> tuple[str, ...]:
     """The normalised words of a text, which answer and reference are compared by.
 
-    Compatibility forms are unified (NFKC) and case is folded; apostrophes vanish, and every other punctuation mark
-    separates, so that 2.5 is not 25 and non-tumor is not one word with tumor in it. Signs such as < and + stay, and so
-    do articles: a reference may be the letter A.
+    Compatibility forms are unified, accents left off and case is folded; apostrophes vanish, and every other
+    punctuation mark separates, so that 2.5 is not 25 and non-tumor is not one word with tumor in it. Signs such as <
+    and + stay, and so do articles: a reference may be the letter A. Of scripts that write no blanks, each letter is a
+    word.
 
-    >>> words("The patient’s Non-tumor, ≥2.5 ＭＭ.")
-    ('the', 'patients', 'non', 'tumor', '≥2', '5', 'mm')
+    >>> words("The patient’s Non-tumor, ≥2.5 ＭＭ: Behçet 痣")
+    ('the', 'patients', 'non', 'tumor', '≥2', '5', 'mm', 'behcet', '痣')
     """
-    plain = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
-    return tuple(plain.translate(_CHARACTERS).split())
+    plain = unmarked(text.translate(_APOSTROPHES)).casefold()
+    return tuple(spaced(plain.translate(_CHARACTERS)).split())
 
 
 def means(sums: Float) -> Float:
