@@ -33,7 +33,11 @@ def statistics(answer: str, row: Answer) -> tuple[float, ...]:
 
 
 def value(sums: Float) -> Float:
-    """float[..., 4]: BLEU-1 to 4 of corpora with these sums, float[..., 10]; NaN where there is no reference."""
+    """float[..., 4]: BLEU-1 to 4 of corpora with these sums, float[..., 10]; NaN where there is no reference.
+
+    NaN also from the order on of which the answers have no n-gram, though they have words: a precision of nothing. An
+    answer without words is not as good as that; where all are, everything is 0.
+    """
     answer_length, reference_length = sums[..., 0], sums[..., 1]
     matched, total = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
     # An order without a match counts half a match, the next such a quarter, and so on.
@@ -48,4 +52,5 @@ def value(sums: Float) -> Float:
     shortfall = np.divide(reference_length, answer_length, out=np.ones_like(reference_length), where=answer_length > 0)
     brevity = np.exp(np.minimum(0.0, 1 - shortfall))
     scores = np.where(np.logical_and.accumulate(usable, axis=-1), brevity[..., None] * means, 0.0)
-    return np.where(reference_length[..., None] > 0, scores, np.nan)
+    is_defined = (reference_length[..., None] > 0) & ((total > 0) | (answer_length[..., None] == 0))
+    return np.where(is_defined, scores, np.nan)

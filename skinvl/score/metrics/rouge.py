@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
 
 from skinvl.data.normal import spaced, unmarked
-from skinvl.score.metrics import means as value
+from skinvl.score.metrics import means
 from skinvl.score.predictions import Answer
+from skinvl.score.stats import Float
 
 __all__ = ["NAMES", "statistics", "value"]
 
@@ -43,16 +45,28 @@ class _Stemmer:
     stem = staticmethod(lru_cache(maxsize=1 << 17)(PorterStemmer().stem))
 
 
-def statistics(answer: str, row: Answer) -> tuple[float, float, float, float]:
-    """The three F measures of one row; and 1, the row."""
+def statistics(answer: str, row: Answer) -> tuple[float, float, float, float, float, float]:
+    """The three F measures of one row; whether it has words, and pairs of words, to be compared; and 1, the row.
+
+    It has them where the answer or the reference has; an answer without words can be compared, and is 0.
+    """
     ours, theirs = _tokens(answer), _tokens(row.reference)
     pairs = Counter(pairwise(ours)) & Counter(pairwise(theirs))
     return (
         _f((Counter(ours) & Counter(theirs)).total(), len(ours), len(theirs)),
         _f(pairs.total(), len(ours) - 1, len(theirs) - 1),
         _f(longest(ours, theirs), len(ours), len(theirs)),
+        float(bool(ours or theirs)),
+        float((bool(theirs) and not ours) or max(len(ours), len(theirs)) > 1),
         1.0,
     )
+
+
+def value(sums: Float) -> Float:
+    """float[..., 3]: the means of the F measures; NaN where no row has what one compares, as two words for ROUGE-2."""
+    averages = means(sums)
+    has_words, has_pairs = averages[..., 3:4] > 0, averages[..., 4:5] > 0
+    return np.where(np.concatenate([has_words, has_pairs, has_words], axis=-1), averages[..., :3], np.nan)
 
 
 def _tokens(text: str) -> list[str]:
