@@ -48,6 +48,7 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
         scored=theirs.scored[order],
         table=theirs.table[order],
         asked=theirs.asked[:, order],
+        unread=theirs.unread[:, order],
     )
     _same(name, "reference", [(key(row), row.reference) for row in ours.rows], [row.reference for row in theirs.rows])
 

@@ -6,7 +6,9 @@ A module has
 - `statistics(answer, row) -> Sequence[float]`, k numbers of one row, spread over processes; or
   `table(rows, argument) -> float[n, k]` of all rows at once, where a model must be loaded;
 - `value(sums: float[..., k]) -> float[..., len(NAMES)]`, the numbers from the sums over any rows;
-- `counts(row) -> bool`, if it is not for every row.
+- `counts(row) -> bool`, if it is not for every row;
+- `unread(row) -> bool`, if there are rows that it would be for, had what they ask been read: they are not scored;
+- `ROW_MEANS = True`, if its numbers are the means of its first statistics though `value` is more than `means`.
 
 A row that was not answered has no statistics. An empty answer is an answer, and scores zero.
 """
@@ -55,6 +57,8 @@ class Metric:
     table: Callable[[Sequence[Answer]], Float]
     value: Callable[[Float], Float]
     counts: Callable[[Answer], bool]
+    unread: Callable[[Answer], bool]
+    row_means: bool  # whether its numbers are means over rows, of numbers from 0 to 1
     by_row: bool  # whether rows may be spread over processes
 
 
@@ -84,7 +88,9 @@ def load(name: str) -> Metric:
         return np.array([module.statistics(row.answer, row) for row in rows], np.float64)
 
     counts = getattr(module, "counts", lambda row: True)
-    return Metric(name, module.NAMES, argument or None, table, module.value, counts, by_row)
+    unread = getattr(module, "unread", lambda row: False)
+    row_means = module.value is means or getattr(module, "ROW_MEANS", False)
+    return Metric(name, module.NAMES, argument or None, table, module.value, counts, unread, row_means, by_row)
 
 
 def names() -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from skinvl.data.normal import UNSPACED
 from skinvl.score.metrics import means as value
-from skinvl.score.metrics import words
-from skinvl.score.metrics.multiple_choice import options
+from skinvl.score.metrics import multiple_choice, words
 from skinvl.score.predictions import Answer
 
 __all__ = ["NAMES", "counts", "statistics", "value"]
@@ -16,9 +15,9 @@ LETTER = 0.5  # of a word, for each letter of a script without blanks: a word ha
 
 
 def counts(row: Answer) -> bool:
-    """Whether the reference has one to three words after normalisation, and is no option of multiple choice."""
+    """Whether the reference has one to three words after normalisation, and the question is not of multiple choice."""
     length = sum(LETTER if UNSPACED.match(word) else 1.0 for word in words(row.reference))
-    return 0 < length <= WORDS and not options(row.question)
+    return 0 < length <= WORDS and not multiple_choice.counts(row) and not multiple_choice.unread(row)
 
 
 def statistics(answer: str, row: Answer) -> tuple[float, float]:

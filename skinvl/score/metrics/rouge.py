@@ -22,9 +22,10 @@ from skinvl.score.metrics import means
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float
 
-__all__ = ["NAMES", "statistics", "value"]
+__all__ = ["NAMES", "ROW_MEANS", "statistics", "value"]
 
 NAMES = ("rouge-1", "rouge-2", "rouge-l")
+ROW_MEANS = True
 
 
 class _Letters(dict[int, str]):
