@@ -49,6 +49,9 @@ class Card:
     released: Literal["none", "sound", "leaky"] = "none"  # the authors' own split; a leaky one is kept only on request
     alike: bool = True  # whether images that look the same show the same; false for drawings that share a style
     drawn: bool = False  # the converter makes RAW itself where it is absent
+    # Whose ids its Examples are known by: equal ones mean the same in all sources of that archive. Empty: they mean
+    # something in one prepared source alone, as the paths and row numbers of any file do.
+    archive: str = ""
     by_name: bool = False  # images are found by their names, at any depth of RAW, so that `--images` can narrow it
     published: str = "–"  # how many images it has by its authors; one line of a list, as is `use`
     use: Literal["any", "non-commercial", "research", "see its terms"] = "see its terms"  # the terms in a word

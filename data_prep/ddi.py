@@ -26,6 +26,7 @@ CARD = Card(
     "depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="ddi",
     by_name=True,
     published="656",
     use="research",

@@ -44,6 +44,7 @@ CARD = Card(
     "supplement and the images of https://api.isic-archive.com/doi/derm12345.",
     splits=("train", "test"),
     parts=("vqa", "archive"),
+    archive="isic",
     by_name=True,
     released="sound",
     published="12,345",

@@ -35,6 +35,7 @@ CARD = Card(
     "concept.csv beside the CSV files.",
     splits=("train", "validation"),
     parts=("caption", "diagnosis", "hierarchy", "concept"),
+    archive="derm1m",
     released="sound",
     published="403,563",
     use="non-commercial",

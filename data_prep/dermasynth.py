@@ -39,6 +39,7 @@ CARD = Card(
     "image_path, but those of eval1 within its Parquet files.",
     splits=("train", "test"),
     parts=("response", "vqa", "self_instruct", "knowledge", "eval1", "mcq"),
+    archive="dermasynth",
     by_name=True,
     released="sound",
     published="45,205",

@@ -27,6 +27,7 @@ CARD = Card(
     "RAW holds fitzpatrick17k.csv, and the photos as <md5hash>.jpg at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="fitzpatrick17k",
     by_name=True,
     published="16,577",
     use="non-commercial",

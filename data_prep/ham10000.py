@@ -26,6 +26,7 @@ CARD = Card(
     "(add the ending .csv if the download has none), and the images at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="isic",
     by_name=True,
     published="10,015",
     use="non-commercial",

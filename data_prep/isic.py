@@ -49,6 +49,7 @@ CARD = Card(
     "depth below it, or is the metadata file, with the images beside it.",
     splits=("train", "test"),
     parts=("archive", "2019"),
+    archive="isic",
     by_name=True,
 )
 

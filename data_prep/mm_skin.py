@@ -44,6 +44,7 @@ CARD = Card(
     "classification their folder classification, and the images under the paths that these files give.",
     splits=("train", "validation", "test"),
     parts=("vqa", "test", "caption", "json", "classification"),
+    archive="mm_skin",
     released="leaky",  # by question: most images of the test file are asked about in VQA.csv too
     published="11,039",
     use="research",

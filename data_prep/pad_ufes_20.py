@@ -35,6 +35,7 @@ CARD = Card(
     obtain="download and unpack it from the address; RAW holds metadata.csv, and the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="pad_ufes_20",
     by_name=True,
     published="2,298",
     use="any",

@@ -26,6 +26,7 @@ CARD = Card(
     "depth below it.",
     splits=("train", "validation", "test"),
     parts=("vqa",),
+    archive="patch16",
     by_name=True,
     released="sound",
 )

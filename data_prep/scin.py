@@ -29,6 +29,7 @@ CARD = Card(
     "the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="scin",
     by_name=True,
     published="10,408",
     use="any",

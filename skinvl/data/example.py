@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter, itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypedDict
@@ -59,7 +59,7 @@ class Example:
     """
 
     id: str
-    source: str
+    source: str  # its converter in a file, the prepared source once a recipe has read it
     images: tuple[str, ...]  # paths relative to the source's folder, with forward slashes
     messages: tuple[Message, ...]
     group: str
@@ -150,7 +150,7 @@ def validate(example: Example) -> None:
     if not (example.id and example.source and example.group and example.split and example.licence):
         empty = next(name for name in ("id", "source", "group", "split", "licence") if not getattr(example, name))
         fail(f"an empty {empty}", "a non-empty string")
-    if not all(example.identities):
+    if "" in example.identities:
         fail("an empty identity", "non-empty strings")
     for path in example.images:
         if not inside(path):
@@ -257,8 +257,8 @@ def table(rows: Sequence[Example]) -> pa.Table:
         "images": _list((len(row.images) for row in rows), pictures),
         "messages": _list((len(row.messages) for row in rows), turns),
         "facts": _facts(facts),
-        "tags": _list((len(row.tags) for row in rows), _texts(tag for row in rows for tag in row.tags)),
-        "identities": _list((len(row.identities) for row in rows), _texts(n for row in rows for n in row.identities)),
+        "tags": _words([row.tags for row in rows]),
+        "identities": _words([row.identities for row in rows]),
     }
     return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -286,6 +286,11 @@ def examples(rows: pa.Table) -> list[Example]:
 
 def _texts(values: Iterable[str | None]) -> pa.Array:
     return pa.array(list(values), pa.string())
+
+
+def _words(rows: Sequence[tuple[str, ...]]) -> pa.ListArray:
+    """The column of lists of texts; of none at all it is made faster."""
+    return _list(map(len, rows), _texts(chain.from_iterable(rows)) if any(rows) else pa.array([], pa.string()))
 
 
 def _facts(rows: Sequence[Facts]) -> pa.StructArray:

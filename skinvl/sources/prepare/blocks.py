@@ -146,15 +146,16 @@ class Judge:
             keys = _key(example.id), _key(example.group), same, names
         except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
             return Dropped(self._row(record, example), "malformed", str(error))
-        shown = [(rule, f"it shows {', '.join(example.images):.100}") for rule in example.tags]
+        if example.tags:  # by the converter, of what is shown
+            broken = [*((rule, f"it shows {', '.join(example.images):.100}") for rule in example.tags), *broken]
         tags = []
-        for rule, detail in shown + broken:
+        for rule, detail in broken:
             if self.job.drops[rule]:
                 return Dropped(self._row(record, example), rule, detail)
             tags.append(rule)
         again = self.card.released == "leaky" and not self.job.official
         split = split_of(example.group) if again else example.split
-        changed = tags != list(example.tags) or split != example.split
+        changed = tags or example.tags or split != example.split
         return (replace(example, split=split, tags=tuple(tags)) if changed else example), keys
 
     def _row(self, record: int, example: Example) -> str:
