@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+APOSTROPHES = dict.fromkeys(map(ord, "'’`´ʼ"))  # to leave out, before `unmarked`, which takes some of them apart
 # Letters that have a mark or a ligature which Unicode does not take apart.
 _WHOLE = str.maketrans({"æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "ı": "i"})
 # Thai, Lao, Burmese and Khmer letters with the marks that belong to them; kana, and Han.

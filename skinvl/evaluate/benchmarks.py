@@ -12,7 +12,7 @@ from typing import get_args
 from skinvl.data import labels
 from skinvl.data.example import Example, Facts, read, text, words
 from skinvl.data.match import match
-from skinvl.data.normal import unmarked
+from skinvl.data.normal import APOSTROPHES, unmarked
 from skinvl.data.questions import choices
 from skinvl.data.source import source_folder, source_name
 from skinvl.evaluate import released_csv
@@ -271,7 +271,7 @@ def _classes(
 
 
 def _key(value: str) -> str:
-    return " ".join(unmarked(value).casefold().split()).rstrip(" .")
+    return " ".join(unmarked(value.translate(APOSTROPHES)).casefold().split()).rstrip(" .")
 
 
 def _bare(value: str) -> str:

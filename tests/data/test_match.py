@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -418,6 +420,14 @@ def test_every_class_of_every_benchmark_is_its_own_name(name: str, one: str) -> 
 def test_every_class_can_be_denied(name: str, one: str) -> None:
     for way in (f"not {one}", f"This is not {one}.", f"no evidence of {one}"):
         assert match(way, CLASSES[name]).choice != one, way
+
+
+def test_every_class_of_the_released_zero_shot_lists_is_its_own_name(shared: Path) -> None:
+    lists = json.loads((shared / "zeroshot" / "released_protocol.json").read_text(encoding="utf-8"))["classes"]
+    for names in (tuple(dict.fromkeys(names)) for names in lists.values()):
+        for name in names:
+            for way in (name, f"{name.upper()}.", f"This is a case of {name}.", f"I would go with {name}."):
+                assert match(way, names) == Match("matched", name), way
 
 
 IDLE = ("the", "skin", "is", "with", "lesion", "of", "dark", "a", "border", "A", "irregular", "not", "no", "or", "and")

@@ -456,6 +456,16 @@ def test_classes_of_another_split_are_no_reason_to_stop_unless_they_are_listed(t
         load(spec(folder, classes=["nevus", "scar"]), "train")
 
 
+def test_accents_and_apostrophes_tell_no_classes_apart(tmp_path: Path) -> None:
+    names = ("Behçet's disease", "Behcet\u2019s disease", "Sjogren syndrome")
+    folder = source(tmp_path / "drawn", [case(name, f"{name}.png", diagnosis=name) for name in names])
+    task = load(spec(folder, classes=["behcets disease", "Sjögren syndrome"]))
+    assert [one.label for one in task.cases] == ["behcets disease", "behcets disease", "Sjögren syndrome"]
+    assert len(load(spec(folder)).classes) == 2
+    signs = source(tmp_path / "signs", [case(name, f"{name}.png", site=name) for name in ("<5 mm", ">5 mm")])
+    assert load(spec(signs, label="site")).classes == ("<5 mm", ">5 mm")
+
+
 def test_chosen_classes_may_be_some_of_the_sets_but_none_that_it_does_not_have(tmp_path: Path) -> None:
     names = ("nevus", "scar", "eczema")
     folder = source(tmp_path / "drawn", [case(name, f"{name}.png", diagnosis=name) for name in names])

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skinvl.data.normal import spaced, unmarked
+from skinvl.data.normal import APOSTROPHES, spaced, unmarked
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float, ratio
 
@@ -39,7 +39,6 @@ class _Characters(dict[int, str]):
         return self[code]
 
 
-_APOSTROPHES = dict.fromkeys(map(ord, "'’`´ʼ"))  # before `unmarked`, which takes some of them apart
 _CHARACTERS = _Characters()
 
 
@@ -110,7 +109,7 @@ def words(text: str) -> tuple[str, ...]:
     >>> words("The patient’s Non-tumor, ≥2.5 ＭＭ: Behçet 痣")
     ('the', 'patients', 'non', 'tumor', '≥2', '5', 'mm', 'behcet', '痣')
     """
-    plain = unmarked(text.translate(_APOSTROPHES)).casefold()
+    plain = unmarked(text.translate(APOSTROPHES)).casefold()
     return tuple(spaced(plain.translate(_CHARACTERS)).split())
 
 
