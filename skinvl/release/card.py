@@ -136,7 +136,7 @@ def _results(record: Record) -> Iterator[EvalResult]:
                     metric_type=metric,
                     metric_value=one["value"],
                     metric_name=f"{metric.replace('_', ' ')} ({level} {one['low']:.3f} to {one['high']:.3f})",
-                    metric_args={key: one[key] for key in ("low", "high", "n", "unscored")},
+                    metric_args={key: one[key] for key in ("low", "high", "method", "n", "groups", "unscored")},
                 )
 
 

@@ -92,10 +92,15 @@ def estimates(measured: Measured, draws: Bootstrap, rows: Mask) -> dict[str, Est
     masks = zip(measured.asked, measured.unread, strict=True)
     for metric, (asked, unread), columns in zip(measured.metrics, masks, measured.columns, strict=True):
         counted, missed = rows & asked & measured.scored, rows & ((asked & ~measured.scored) | unread)
-        n, groups, unscored = int(counted.sum()), draws.groups(counted), int(missed.sum())
-        values = metric.value(sums[:, columns]) if n else np.full((draws.size, len(metric.names)), np.nan)
+        unscored, none = int(missed.sum()), np.full((draws.size, len(metric.names)), np.nan)
+        values = metric.value(sums[:, columns]) if counted.any() else none
         for column, name in enumerate(metric.names):
-            numbers[name] = Estimate(values[:, column], n, groups, unscored)
+            # The means of rows are shares; what a corpus has, such as BLEU, is none.
+            if metric.row_means:
+                each = measured.table[:, columns.start + column]
+                numbers[name] = draws.share_of(values[:, column], each, counted, unscored)
+            else:
+                numbers[name] = draws.estimate(values[:, column], counted, unscored)
     return numbers
 
 

@@ -133,7 +133,8 @@ def _tests(
             continue
         difference = estimate.minus(theirs[metric])
         common = {
-            **{"set": name, "what": what, "metric": metric, "n": estimate.n, "unpaired": unpaired},
+            **{"set": name, "what": what, "metric": metric},
+            **{"n": estimate.n, "groups": estimate.groups, "unpaired": unpaired},
             **{
                 "ours": _plain(estimate.value),
                 "theirs": _plain(theirs[metric].value),
