@@ -135,6 +135,7 @@ bench: $(VENV)/.ready-dev  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/classify.py
 	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/synth.py
 	$(BIN)/python benchmarks/peers.py
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import filecmp
 import hashlib
 import importlib
 import pkgutil
@@ -11,7 +12,7 @@ import random
 import re
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeVar, cast
 
 from skinvl.data.example import Dropped, Example
@@ -23,6 +24,7 @@ BLOCK = 2_000  # records that are converted, and kept, together
 # A field may be as long as it likes: the rule `oversized` judges it, where Python's limit would stop the whole table.
 csv.field_size_limit(1 << 30)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+NOBODY = {"", "unknown", "unk", "nan", "none", "null", "n/a", "na"}  # in place of an id: many rows have it in common
 TEST_SHARE = 0.15  # of the groups of a dataset that has no split of its own
 SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male"}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -47,6 +49,10 @@ class Card:
     released: Literal["none", "sound", "leaky"] = "none"  # the authors' own split; a leaky one is kept only on request
     alike: bool = True  # whether images that look the same show the same; false for drawings that share a style
     drawn: bool = False  # the converter makes RAW itself where it is absent
+    # Whose ids its Examples are known by: equal ones mean the same in all sources of that archive. Empty: they mean
+    # something in one prepared source alone, as the paths and row numbers of any file do.
+    archive: str = ""
+    by_name: bool = False  # images are found by their names, at any depth of RAW, so that `--images` can narrow it
     published: str = "–"  # how many images it has by its authors; one line of a list, as is `use`
     use: Literal["any", "non-commercial", "research", "see its terms"] = "see its terms"  # the terms in a word
 
@@ -55,13 +61,15 @@ class Card:
 class Shard:
     """Which records of the raw files are converted: whole blocks, every `count`-th of them and none that is `done`.
 
-    A record is what the raw files hold one after another: a row of a table, an entry of a list, a file of its own.
+    A record is what the raw files hold one after another: a row of a table, an entry of a list, a file of its own. All
+    that records show lies in the folder `images`.
     """
 
     index: int = 0
     count: int = 1
     block: int = BLOCK  # records
     done: Container[int] = ()  # numbers of blocks
+    images: str = ""  # relative to RAW; empty is all of RAW
     record: int = -1  # number of the record that was read last, over all files of the part
 
     def takes(self) -> bool:
@@ -86,6 +94,7 @@ class Converter(Protocol):
     def convert(self, raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
         """One Example or Dropped per row of the records that the shard takes, in file order; None takes all.
 
+        An Example says all that it is known by, patient, lesion, case, figure: prep gives one group to what shares any.
         All that comes of a record is given before the next is read. What is known of other records may not change it:
         `skinvl prep` finds what repeats. Image paths are relative to RAW.
         """
@@ -185,6 +194,37 @@ def read_csv(path: Path, columns: Sequence[str], shard: Shard | None = None) -> 
             raise PrepError(f"{path}:{last + 1}: not UTF-8 CSV ({error}); save the file as UTF-8 CSV") from error
 
 
+def header(path: Path) -> list[str]:
+    """The columns of a CSV file."""
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        return next(csv.reader(file), [])
+
+
+def without(path: Path, columns: Iterable[str], optional: Iterable[Sequence[str]]) -> list[str]:
+    """What is said, in a sentence or none, of columns that need not be there and are not.
+
+    Args:
+        columns: those that are there.
+        optional: names of which any one does.
+
+    >>> without(Path("raw/a.csv"), ["image", "skin"], [("age",), ("tone", "skin"), ("site", "region")])
+    ['a.csv: no column age, site or region, so that what they would say is unknown; found image, skin']
+    """
+    there = list(columns)
+    missing = [" or ".join(names) for names in optional if not {*names} & {*there}]
+    if not missing:
+        return []
+    return [
+        f"{path.name}: no column {', '.join(missing)}, so that what they would say is unknown; found {', '.join(there)}"
+    ]
+
+
+def absent(name: str, raw: Path, part: str) -> list[str]:
+    """What a converter says of what RAW need not hold and does not, a sentence each."""
+    said = getattr(load(name), "absent", None)
+    return cast(list[str], said(raw, part)) if said else []
+
+
 def count_csv(path: Path) -> int:
     """How many data rows a CSV file holds, by its records alone."""
     with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
@@ -209,20 +249,54 @@ def is_text(value: str) -> bool:
         return False
 
 
-def photos(raw: Path) -> dict[str, list[str]]:
-    """The paths in RAW of the image files at any depth, by their names without the ending."""
-    paths: dict[str, list[str]] = {}
-    for path in sorted(raw.rglob("*")):
-        # No table in UTF-8 can name a file whose name is not.
-        if path.suffix.lower() in SUFFIXES and is_text(str(path)):
-            paths.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
-    return paths
+class Photos:
+    """The image files of RAW, or of one folder in it, which tables name without saying where they lie."""
+
+    def __init__(self, raw: Path, shard: Shard | None) -> None:
+        self.raw = raw
+        self._by_stem: dict[str, list[str]] = {}
+        for path in sorted((raw / shard.images if shard else raw).rglob("*")):
+            # No table in UTF-8 can name a file whose name is not.
+            if path.suffix.lower() in SUFFIXES and is_text(str(path)):
+                self._by_stem.setdefault(path.stem, []).append(path.relative_to(raw).as_posix())
+
+    def shown(self, *names: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The paths in RAW of the images of these names, and the tag of a row that shows them.
+
+        One that is not there keeps its name, which prep then misses.
+
+        Raises:
+            PrepError: files of one name, or of one stem where none has the name, differ.
+        """
+        paths = tuple(map(self._path, names))
+        ends_otherwise = any(Path(path).suffix != Path(name).suffix for path, name in zip(paths, names, strict=True))
+        return paths, ("other-ending",) if ends_otherwise else ()
+
+    def _path(self, name: str) -> str:
+        """The path of the very name where it lies in RAW, else of what only ends otherwise, else the name."""
+        *folders, last = PurePosixPath(name.replace("\\", "/")).parts or ("",)
+        same_stem = self._by_stem.get(Path(last).stem, [])
+        paths = [path for path in same_stem if path.rpartition("/")[2] == last] or same_stem
+        if not paths:
+            return name
+
+        # The folders that the name gives tell some apart, the innermost first.
+        if len(paths) > 1:
+            matched = {path: _matched(folders, path.split("/")[:-1]) for path in paths}
+            paths = [path for path in paths if matched[path] == max(matched.values())]
+        for path in paths[1:]:
+            if not filecmp.cmp(self.raw / paths[0], self.raw / path, shallow=False):
+                first, second = (str(PurePosixPath(path).parent) for path in (paths[0], path))
+                raise PrepError(
+                    f"{self.raw}: {name} may be {paths[0]} or {path}, which differ; expected one file of a name. "
+                    f"Say which folder holds the photos, --images {first} or --images {second}, or take one out of RAW"
+                )
+        return paths[0]
 
 
-def photo(name: str, paths: Mapping[str, Sequence[str]]) -> str:
-    """The path of an image: the very name where it lies in RAW, else one that only ends otherwise, else the name."""
-    same_stem = paths.get(Path(name).stem, [])
-    return next((path for path in same_stem if Path(path).name == Path(name).name), same_stem[0] if same_stem else name)
+def _matched(folders: Sequence[str], others: Sequence[str]) -> tuple[bool, ...]:
+    """Which of the folders of a path the other path has too, from the innermost outwards."""
+    return tuple(depth <= len(others) and folder == others[-depth] for depth, folder in enumerate(reversed(folders), 1))
 
 
 def lookup(
@@ -241,6 +315,16 @@ def lookup(
         listed = choices([value or "nothing" for value in expected])
         raise PrepError(f"{where} {column}: found {field!r}; expected {listed}")
     return values[field]
+
+
+def known_names(*names: str) -> tuple[str, ...]:
+    """The names that say something, each once.
+
+    >>> known_names("unknown", "IL_7", "", "ISIC_0000001", "IL_7")
+    ('IL_7', 'ISIC_0000001')
+    """
+    stripped = (name.strip() for name in names)
+    return tuple(dict.fromkeys(name for name in stripped if name.casefold() not in NOBODY))
 
 
 def known(value: str | Missing) -> str | None:

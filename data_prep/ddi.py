@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
+from data_prep import Card, Photos, Shard, count_csv, find, known, lookup, read_csv, split_of
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import diagnosis, is_known, malignancy
@@ -26,6 +26,8 @@ CARD = Card(
     "depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="ddi",
+    by_name=True,
     published="656",
     use="research",
 )
@@ -59,7 +61,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         disease = diagnosis(row["disease"].replace("-", " "))
         answers = {
@@ -80,5 +82,5 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             skin_type=known(answers["skin_type"]),
         )
         name = row["DDI_file"]
-        image = photo(name, paths)
-        yield DatasetRecord(where, Path(name).stem, (image,), name, split_of(name), CARD.licence, facts, answers)
+        images, tags = photos.shown(name)
+        yield DatasetRecord(where, Path(name).stem, images, (name,), split_of(name), CARD.licence, facts, answers, tags)

@@ -12,7 +12,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep import Card, PrepError, Shard, count_csv, find, isic, known, lookup, photo, photos, read_csv
+from data_prep import (
+    Card,
+    Photos,
+    PrepError,
+    Shard,
+    count_csv,
+    find,
+    header,
+    isic,
+    known,
+    known_names,
+    lookup,
+    read_csv,
+    without,
+)
 from skinvl.data import labels, questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import DERM12345_CODES
@@ -30,6 +44,8 @@ CARD = Card(
     "supplement and the images of https://api.isic-archive.com/doi/derm12345.",
     splits=("train", "test"),
     parts=("vqa", "archive"),
+    archive="isic",
+    by_name=True,
     released="sound",
     published="12,345",
     use="any",
@@ -92,6 +108,14 @@ def rows(raw: Path, part: str) -> int:
     return sum(count_csv(find(raw, name, CARD)) for name in FILES) * len(KINDS)
 
 
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the columns that need not be there and are not."""
+    if part == "archive":
+        return isic.absent(raw, part)
+    paths = [find(raw, name, CARD) for name in FILES]
+    return [sentence for path in paths for sentence in without(path, header(path), [("lesion_id",)])]
+
+
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per image and kind of question; the split is the given one, which is by patient.
 
@@ -112,7 +136,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for path in [find(raw, name, CARD) for name in FILES]:
         for where, row in read_csv(path, COLUMNS, shard):
             code = row["label"].strip()
@@ -142,10 +166,11 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
                 malignancy=behavior if behavior in ("benign", "malignant") else danger,
             )
 
-            identity, patient = row["image_id"], row["patient_id"]
+            identity = row["image_id"]
+            identities = row["patient_id"], *known_names(row.get("lesion_id", "")), identity
             split = known(lookup(where, row, "split", SPLITS, ())) or ""
-            image = photo(f"{identity}.jpg", paths)
-            yield DatasetRecord(where, identity, (image,), patient, split, CARD.licence, facts, answers)
+            images, tags = photos.shown(f"{identity}.jpg")
+            yield DatasetRecord(where, identity, images, identities, split, CARD.licence, facts, answers, tags)
 
 
 def _plain(value: str) -> str:

@@ -35,6 +35,7 @@ CARD = Card(
     "concept.csv beside the CSV files.",
     splits=("train", "validation"),
     parts=("caption", "diagnosis", "hierarchy", "concept"),
+    archive="derm1m",
     released="sound",
     published="403,563",
     use="non-commercial",
@@ -82,10 +83,24 @@ PARTS = {  # what a part asks for, and the kind of question that this is
     "concept": ("skin_concept", "concept"),
 }
 
+# The file beside the tables that the part may use, and the column that it adds to.
+BESIDE = {
+    "hierarchy": ("ontology.json", "hierarchical_disease_label"),
+    "concept": ("concept.csv", "skin_concept"),
+}
+
 
 def rows(raw: Path, part: str) -> int:
     """The records of all files."""
     return sum(count_csv(path) for path in _files(raw))
+
+
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the file that need not be there and is not."""
+    name, column = BESIDE.get(part, ("", ""))
+    folders = dict.fromkeys(path.parent for path in _files(raw))
+    lacking = [str(folder) for folder in folders if name and not (folder / name).is_file()]
+    return [f"no file {name} in {', '.join(lacking)}, so that the column {column} alone says it"] if lacking else []
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
@@ -126,6 +141,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
                 split=split,
                 licence=CARD.licence,
                 facts=_facts(row, PARTS[part][1]),
+                identities=(frame[1], file) if frame else (),
             )
 
 
@@ -141,10 +157,9 @@ def _files(raw: Path) -> list[Path]:
 
 def _beside(folder: Path, part: str) -> Mapping[str, Sequence[str]]:
     """What the file beside the tables says that the part needs: levels by disease, or features by an image's path."""
-    name, read = {"hierarchy": ("ontology.json", _ontology), "concept": ("concept.csv", _concepts)}.get(
-        part, ("", None)
-    )
-    return read(folder / name) if read and (folder / name).is_file() else {}
+    read = {"hierarchy": _ontology, "concept": _concepts}.get(part)
+    path = folder / BESIDE.get(part, ("", ""))[0]
+    return read(path) if read and path.is_file() else {}
 
 
 def _ontology(path: Path) -> Mapping[str, Sequence[str]]:

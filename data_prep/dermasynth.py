@@ -18,12 +18,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import eq
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from data_prep import Card, PrepError, Shard, digest, is_text, llava, photos, refuse_pointer, taken
+from data_prep import Card, Photos, PrepError, Shard, digest, is_text, llava, refuse_pointer, taken
+from skinvl.data import reply_json
 from skinvl.data.example import Dropped, Example, Facts, text
 from skinvl.data.labels import diagnosis
 
@@ -39,6 +39,8 @@ CARD = Card(
     "image_path, but those of eval1 within its Parquet files.",
     splits=("train", "test"),
     parts=("response", "vqa", "self_instruct", "knowledge", "eval1", "mcq"),
+    archive="dermasynth",
+    by_name=True,
     released="sound",
     published="45,205",
     use="non-commercial",
@@ -55,7 +57,6 @@ ENDINGS = {"response": (".json",), "vqa": (".json",), "eval1": (".parquet",)}  #
 REQUESTS = "api_requests"  # how the names of request files begin
 NO_INPUT = ("", "<noinput>")
 LETTERED = re.compile(r"\(?([A-Z])[.):]+\s*")  # how a choice or an answer may begin
-FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL | re.IGNORECASE)
 ASKS_FOR_QUESTION = '"<question>"'  # stands in the prompts of the type Creativity, which show the form of the response
 OPEN, CLOSED = Facts(kind="open"), Facts(kind="closed")
 Fault = tuple[str, str]  # the rule that drops a row, and what was found
@@ -98,7 +99,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> dropped.row, dropped.rule, dropped.detail
     ('ISIC_1_response.json q2_dataset', 'unparsable-answer', "no JSON object with an answer: 'Sorry.'")
     """
-    images = photos(raw) if part in ("response", "vqa") else {}
+    photos = Photos(raw, shard) if part in ("response", "vqa") else None
+    if shard and shard.images and not photos:
+        raise PrepError(
+            f"--images {shard.images}: {part} names no images to look for; leave it out, or name other parts"
+        )
     types = _types(raw) if part == "response" else {}
     for where, exchange in _exchanges(raw, part, types, shard or Shard()):
         if isinstance(exchange, Exchange) and not (exchange.question and exchange.answer):
@@ -107,9 +112,14 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
             yield Dropped(where, *exchange)
             continue
         name = f"{part}-{digest(*exchange.key)}"
-        shown = (exchange.image if part == "eval1" else _placed(exchange.image, images),) if exchange.image else ()
+        shown: tuple[str, ...] = (exchange.image,) if exchange.image else ()
+        tags: tuple[str, ...] = ()
+        if photos and exchange.image:  # the path is of another machine
+            shown, tags = photos.shown(exchange.image.strip().replace("\\", "/").lstrip("/"))
         messages = text("user", exchange.question, images=len(shown)), text("assistant", exchange.answer)
-        yield Example(name, "dermasynth", shown, messages, exchange.group, exchange.split, CARD.licence, exchange.facts)
+        yield Example(
+            *(name, "dermasynth", shown, messages, exchange.group, exchange.split, CARD.licence, exchange.facts, tags)
+        )
 
 
 def _files(raw: Path, part: str) -> list[Path]:
@@ -173,16 +183,9 @@ def _text(value: object) -> str:
 
 
 def _reply(response: object) -> Mapping[str, Any]:
-    """What a model answered as JSON, fenced or not; empty where that cannot be read."""
-    if isinstance(response, str):
-        fenced = FENCED.search(response)
-        try:
-            response = json.loads(
-                fenced[1] if fenced else response, strict=False
-            )  # models leave line breaks in strings
-        except (ValueError, RecursionError):
-            return {}
-    return response if isinstance(response, dict) else {}
+    """What a model answered as JSON, its last object where there are several; empty where that cannot be read."""
+    value = reply_json.last_object(response) if isinstance(response, str) else response
+    return value if isinstance(value, dict) else {}
 
 
 def _response(entry: Mapping[str, Any] | Fault, prefix: str, types: Mapping[Any, str]) -> Exchange | Fault:
@@ -319,14 +322,6 @@ def _pictured(record: Mapping[str, Any], image: str) -> Exchange | Fault:
         return "missing-image", f"{image} holds no bytes of an image"
     group, question = hashlib.sha256(data).hexdigest(), _text(record["question"])
     return Exchange((group, question), question, _text(record["answer"]), group, image, "test", OPEN)
-
-
-def _placed(path: str, images: Mapping[str, Sequence[str]]) -> str:
-    """The image in RAW whose path ends most like the original one, which comes from another machine; else that one."""
-    original = path.strip().replace("\\", "/").lstrip("/")
-    parts = original.split("/")[::-1]
-    same = [each for each in images.get(PurePosixPath(original).stem, ()) if each.split("/")[-1] == parts[0]]
-    return max(same, key=lambda each: [*map(eq, each.split("/")[::-1], parts)], default=original)
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Exchange | Fault]]

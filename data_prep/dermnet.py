@@ -96,4 +96,4 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         image = path.relative_to(raw).as_posix().encode(errors="backslashreplace").decode()
         answers = {"category": NAMES[label.casefold()]}
         facts = Facts(modality="clinical")
-        yield DatasetRecord(image, digest(image), (image,), image, folder.parent.name, CARD.licence, facts, answers)
+        yield DatasetRecord(image, digest(image), (image,), (image,), folder.parent.name, CARD.licence, facts, answers)

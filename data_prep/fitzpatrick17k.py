@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
+from data_prep import Card, Photos, Shard, count_csv, find, known, lookup, read_csv, split_of
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import CLASSES, diagnosis
@@ -27,6 +27,8 @@ CARD = Card(
     "RAW holds fitzpatrick17k.csv, and the photos as <md5hash>.jpg at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="fitzpatrick17k",
+    by_name=True,
     published="16,577",
     use="non-commercial",
 )
@@ -79,7 +81,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         label = row["label"].strip()
         answers = {
@@ -102,5 +104,5 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             skin_type=known(answers["skin_type"]),
         )
         name = row["md5hash"]
-        image = photo(f"{name}.jpg", paths)
-        yield DatasetRecord(where, name, (image,), name, split_of(name), CARD.licence, facts, answers)
+        images, tags = photos.shown(f"{name}.jpg")
+        yield DatasetRecord(where, name, images, (name,), split_of(name), CARD.licence, facts, answers, tags)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
+from data_prep import Card, Photos, Shard, count_csv, find, known, lookup, read_csv, split_of, years
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import HAM_CODES, canonical, malignancy
@@ -26,6 +26,8 @@ CARD = Card(
     "(add the ending .csv if the download has none), and the images at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="isic",
+    by_name=True,
     published="10,015",
     use="non-commercial",
 )
@@ -68,7 +70,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
             name: lookup(where, row, kind.column, kind.values, UNKNOWN) if kind.column else PICTURES["dermoscopy"]
@@ -83,6 +85,9 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             sex=known(lookup(where, row, "sex", {"female": "female", "male": "male"}, UNKNOWN)),
             site=known(answers["site"]),
         )
-        name, group = row["image_id"], row["lesion_id"]
-        image = photo(f"{name}.jpg", paths)
-        yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)
+        name = row["image_id"]
+        identities = row["lesion_id"], name
+        images, tags = photos.shown(f"{name}.jpg")
+        yield DatasetRecord(
+            *(where, name, images, identities, split_of(identities[0]), CARD.licence, facts, answers, tags)
+        )

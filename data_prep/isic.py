@@ -1,11 +1,12 @@
 """ISIC archive: images of skin lesions with the archive's metadata → questions in our own words.
 
 Part `archive` expects one metadata file: a CSV with the column isic_id, and diagnosis or diagnosis_1 to diagnosis_5
-(and, where known, age_approx, sex, anatom_site_general, benign_malignant, image_type, fitzpatrick_skin_type, lesion_id,
-patient_id, copyright_license); or JSON records, a list or one a line, with name or isic_id and the same fields in
-meta or metadata, below clinical and acquisition. BCN20000, HIBA, MSKCC and DERM12345 come so. Part `2019` expects
-ISIC_2019_Training_GroundTruth.csv (image, and a column of 0 and 1 per class) and ISIC_2019_Training_Metadata.csv
-(image, age_approx, anatom_site_general, lesion_id, sex). Images are named by their id, at any depth.
+(and those of OPTIONAL, where they are known); or JSON records, a list or one a line, with name or isic_id and the same
+fields in meta or metadata, below clinical and acquisition. BCN20000, HIBA, MSKCC and DERM12345 come so. diagnosis_1 is
+a grade and diagnosis_2 a group; neither is a diagnosis. Synthetic images show no patient and are left out. Part `2019`
+expects ISIC_2019_Training_GroundTruth.csv (image, and a column of 0 and 1 per class) and
+ISIC_2019_Training_Metadata.csv (image, age_approx, anatom_site_general, lesion_id, sex). Images are named by their id,
+at any depth.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from typing import Any
 
 from data_prep import (
     Card,
+    Photos,
     PrepError,
     Shard,
     count_csv,
     find,
-    photo,
-    photos,
+    header,
+    known_names,
     read_csv,
     refuse_pointer,
     split_of,
     taken,
+    without,
     years,
 )
 from skinvl.data import labels, questions
@@ -46,19 +49,30 @@ CARD = Card(
     "depth below it, or is the metadata file, with the images beside it.",
     splits=("train", "test"),
     parts=("archive", "2019"),
+    archive="isic",
+    by_name=True,
 )
 
 TRUTH, METADATA = "ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"
 LICENCES = {"CC-0": "CC0-1.0", "CC-BY": "CC-BY-4.0", "CC-BY-NC": "CC-BY-NC-4.0"}
 DIAGNOSES = {"diagnosis", "diagnosis_1"}  # one of them is in the archive's metadata, by their age
-LEVELS = ("diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3", "diagnosis_2")
+LEVELS = ("diagnosis", "diagnosis_5", "diagnosis_4", "diagnosis_3")  # the finest first; diagnosis is an older name
+# The one group that is a class of the challenges: known of the image, but never an answer.
+GROUPS = {"benign soft tissue proliferations - vascular": "vascular lesion"}
 TYPES = {"dermoscopic": "dermoscopy", "clinical": "clinical", "overview": "clinical", "tbp tile": "clinical"}
-SITES = {
-    **{name: name for name in ("anterior torso", "posterior torso", "lateral torso")},
+# The finest first; a special site is finer than the whole limb, and the last is the older name of them all.
+SITE_COLUMNS = (
+    *("anatom_site_5", "anatom_site_4", "anatom_site_3", "anatom_site_2"),
+    *("anatom_site_special", "anatom_site_1", "anatom_site_general"),
+)
+SITES = {  # in lower case; the archive's newer names become the older ones that say the same
+    **{name: name for name in ("anterior torso", "posterior torso", "lateral torso", "trunk", "anogenital region")},
     **{name: name for name in ("lower extremity", "upper extremity")},
-    "head/neck": "head or neck",
-    "oral/genital": "oral or genital area",
-    "palms/soles": "palms or soles",
+    **{f"{side} trunk": f"{side} torso" for side in ("anterior", "posterior", "lateral")},
+    **dict.fromkeys(("head/neck", "head and neck"), "head or neck"),
+    **dict.fromkeys(("oral/genital", "oral or genital"), "oral or genital area"),
+    **dict.fromkeys(("palms/soles", "acral palms or soles"), "palms or soles"),
+    **{"acral nos": "acral skin", "nail nos": "nail"},
 }
 UNKNOWN = ("", "unknown")
 KINDS = {
@@ -71,6 +85,21 @@ KINDS = {
     ),
 }
 PARTS = {"archive": tuple(KINDS), "2019": ("diagnosis", "malignancy", "modality", "site")}
+# Where the answer to each kind is looked for.
+ANSWERS = {
+    "diagnosis": (*LEVELS, "diagnosis_2", "diagnosis_1"),
+    "malignancy": ("benign_malignant", "diagnosis_1", *LEVELS),
+    "modality": ("image_type",),
+    "site": SITE_COLUMNS,
+    "skin_type": ("fitzpatrick_skin_type",),
+}
+# Columns that need not be there; any one of those in a line does.
+OPTIONAL = (
+    *(("age_approx",), ("sex",), SITE_COLUMNS, ("benign_malignant", "diagnosis_1"), ANSWERS["modality"]),
+    *(ANSWERS["skin_type"], ("lesion_id",), ("patient_id",), ("copyright_license",), ("image_manipulation",)),
+)
+
+EMPTY = dict.fromkeys((column for columns in (*OPTIONAL, *ANSWERS.values()) for column in columns), "")
 
 
 def rows(raw: Path, part: str) -> int:
@@ -80,6 +109,15 @@ def rows(raw: Path, part: str) -> int:
         with path.open("rb") as file:
             return sum(1 for line in file if line.strip()) * len(PARTS[part])
     return (len(_load(path)) if path.suffix == ".json" else count_csv(path)) * len(PARTS[part])
+
+
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the columns that need not be there and are not."""
+    if part != "archive":
+        return []
+    path = _file(raw)
+    json_fields = (name for _, row in _archive(path, None) for name in row) if path.suffix != ".csv" else ()
+    return without(path, dict.fromkeys(json_fields) or header(path), OPTIONAL)
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
@@ -93,8 +131,8 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     ...     made = list(convert(Path(folder), "archive"))
     >>> made[0].id, made[0].group, made[0].licence, made[0].facts.diagnosis, made[0].facts.malignancy
     ('ISIC_0000001-diagnosis', 'IL_7', 'CC0-1.0', 'melanoma', 'malignant')
-    >>> made[3]
-    Dropped(row='metadata.csv:2 site', rule='unknown-value', detail="anatom_site_general is ''")
+    >>> made[4]
+    Dropped(row='metadata.csv:2 skin_type', rule='unknown-value', detail='no column fitzpatrick_skin_type')
     """
     return questions.converse("isic", {name: KINDS[name] for name in PARTS[part]}, records(raw, part, shard))
 
@@ -197,41 +235,61 @@ def _diagnosis(row: Mapping[str, str]) -> str:
     return labels.diagnosis(best)
 
 
+def _site(row: Mapping[str, str]) -> str | None:
+    """The finest site, in our words where they differ; the archive's lists grow, so others stay as they are."""
+    named = (row.get(column, "").strip().casefold() for column in SITE_COLUMNS)
+    site = next((value for value in named if value not in UNKNOWN), None)
+    return site and SITES.get(site, site)
+
+
+def _missing(kind: str, row: Mapping[str, str]) -> Missing:
+    """Why a row has no answer of a kind."""
+    columns = [column for column in ANSWERS[kind] if column in row]
+    if not columns:
+        return Missing(f"no column {' or '.join(ANSWERS[kind])}")
+    column = next((column for column in columns if row[column].strip()), columns[0])
+    detail = f"{column} is {row[column]!r}"
+    if kind == "malignancy" and row[column].casefold().startswith("indeterminate"):
+        return Missing(detail, "indeterminate")
+    group = kind == "diagnosis" and column in ("diagnosis_1", "diagnosis_2") and row[column].strip()
+    return Missing(f"{detail}, a group of diagnoses" if group else detail)
+
+
 def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord]:
-    """What the metadata say about each image; the group is its patient, else its lesion, else itself."""
-    paths = photos(raw.parent if raw.is_file() else raw)
+    """What the metadata say about each image; the group is named by its patient, else its lesion, else itself."""
+    photos = Photos(raw.parent if raw.is_file() else raw, shard)
     entries = _archive(_file(raw), shard) if part == "archive" else _challenge(raw, shard)
     for where, entry in entries:
-        row = {**dict.fromkeys(("age_approx", "sex", *(kind.column for kind in KINDS.values())), ""), **entry}
+        row = EMPTY | entry
 
         # What is known of the lesion, under our own names.
         name = _diagnosis(row)
-        flag = (row["benign_malignant"] or row.get("diagnosis_1", "")).casefold()
+        canonical = name if labels.is_known(name) else GROUPS.get(row["diagnosis_2"].strip().casefold(), name)
+        flag = (row["benign_malignant"] or row["diagnosis_1"]).casefold()
         if flag not in ("benign", "malignant"):
             flag = labels.malignancy(name) if labels.is_known(name) else ""
         view = TYPES.get(row["image_type"].casefold().partition(":")[0])
-        # The archive's lists grow, so a value that is not known here is no reason to stop.
-        site = SITES.get(row["anatom_site_general"], row["anatom_site_general"])
         tone = KINDS["skin_type"].values.get(row["fitzpatrick_skin_type"])
         facts = Facts(
             modality=view,
-            diagnosis=name or None,
+            diagnosis=canonical or None,
             malignancy=flag or None,
             skin_type=tone,
             age=years(where, row, "age_approx", UNKNOWN),
             sex=row["sex"] if row["sex"] in ("female", "male") else None,
-            site=None if site in UNKNOWN else site,
+            site=_site(row),
         )
 
         # Among its classes the challenge calls this one so; the canonical name is narrower.
         spoken = row["diagnosis"] if row["diagnosis"] in ISIC_2019_CODES.values() else name
         values = {"diagnosis": spoken, "malignancy": flag, "modality": view and PICTURES[view]}
         values |= {"site": facts.site, "skin_type": tone}
-        answers = {
-            kind: values[kind] or Missing(f"{KINDS[kind].column} is {row[KINDS[kind].column]!r}") for kind in KINDS
-        }
+        answers = {kind: values[kind] or _missing(kind, entry) for kind in KINDS}
+        if row["image_manipulation"].strip().casefold() == "synthetic":
+            answers = dict.fromkeys(KINDS, Missing("image_manipulation is 'synthetic'", "synthetic-image"))
 
-        group = row.get("patient_id") or row.get("lesion_id") or row["isic_id"]
+        identities = known_names(row.get("patient_id", ""), row.get("lesion_id", ""), row["isic_id"]) or ("",)
         licence = LICENCES.get(row.get("copyright_license", ""), row.get("copyright_license") or CARD.licence)
-        image = photo(f"{row['isic_id']}.jpg", paths)
-        yield DatasetRecord(where, row["isic_id"], (image,), group, split_of(group), licence, facts, answers)
+        images, tags = photos.shown(f"{row['isic_id']}.jpg")
+        split = split_of(identities[0])
+        yield DatasetRecord(where, row["isic_id"], images, identities, split, licence, facts, answers, tags)

@@ -260,11 +260,12 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
     if not isinstance(entry, dict) or not isinstance(turns := entry.get("conversations"), list) or not turns:
         return "malformed", "no list of turns under 'conversations'"
 
-    # The images, none, one or a list of them.
+    # The images, none, one or a list of them; an empty path is none.
     image, identity = entry.get("image"), entry.get("id")
     images = [image] if isinstance(image, str) else image or []
-    if not isinstance(images, list) or (images and not all(isinstance(path, str) and path for path in images)):
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         return "malformed", f"image is {image!r:.120}; expected a path or a list of paths"
+    images = [path for path in images if path and not path.isspace()]
     name = str(identity) if identity else None
     texts: list[str] = [*images, name or ""]
 

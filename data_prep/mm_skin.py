@@ -14,7 +14,20 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from data_prep import Card, PrepError, Shard, count_csv, digest, find, llava, person, read_csv, refuse_pointer, seeded
+from data_prep import (
+    Card,
+    PrepError,
+    Shard,
+    count_csv,
+    digest,
+    find,
+    header,
+    llava,
+    person,
+    read_csv,
+    refuse_pointer,
+    seeded,
+)
 from skinvl.data.example import Dropped, Example, Facts, Message, text, words
 from skinvl.data.labels import diagnosis, is_known, malignancy
 from skinvl.data.questions import PICTURES, choices
@@ -31,6 +44,7 @@ CARD = Card(
     "classification their folder classification, and the images under the paths that these files give.",
     splits=("train", "validation", "test"),
     parts=("vqa", "test", "caption", "json", "classification"),
+    archive="mm_skin",
     released="leaky",  # by question: most images of the test file are asked about in VQA.csv too
     published="11,039",
     use="research",
@@ -77,6 +91,20 @@ LONGEST_LIST = 1_000  # characters; a longer field is no list of one class, and 
 def rows(raw: Path, part: str) -> int:
     """The records of the part's files."""
     return sum((llava.count if part == "json" else count_csv)(path) for path in _files(raw, part))
+
+
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the file and the columns that need not be there and are not, of all like files at once."""
+    if part in ("vqa", "test", "json") and not any(raw.rglob(FILES["caption"])):
+        return [f"no file {FILES['caption']}, so that modality, age and sex are unknown"]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for path in _files(raw, part) if part == "classification" else ():
+        if "set" not in (columns := tuple(header(path))):
+            alike.setdefault(columns, []).append(path.name)
+    return [
+        f"{', '.join(names)}: no column set, so that every row is of the split test; found {', '.join(columns)}"
+        for columns, names in alike.items()
+    ]
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
@@ -240,8 +268,9 @@ def _example(
     bare: Collection[str], name: str, images: tuple[str, ...], messages: tuple[Message, ...], split: str, facts: Facts
 ) -> Example:
     placed = tuple([_placed(image, bare) for image in images]) if bare else images
-    group = _figure(images[0]) if len(images) == 1 else " + ".join(dict.fromkeys(map(_figure, images)))
-    return Example(name, "mm_skin", placed, messages, group or name, split, CARD.licence, facts)
+    figures = (_figure(images[0]),) if len(images) == 1 else tuple(dict.fromkeys(map(_figure, images)))
+    group, identities = " + ".join(figures) or name, figures if len(figures) > 1 else ()
+    return Example(name, "mm_skin", placed, messages, group, split, CARD.licence, facts, identities=identities)
 
 
 def _bare(raw: Path) -> Collection[str]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of, years
+from data_prep import (
+    Card,
+    Photos,
+    Shard,
+    count_csv,
+    find,
+    header,
+    known,
+    known_names,
+    lookup,
+    read_csv,
+    split_of,
+    without,
+    years,
+)
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import PAD_CODES, malignancy
@@ -21,6 +35,8 @@ CARD = Card(
     obtain="download and unpack it from the address; RAW holds metadata.csv, and the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="pad_ufes_20",
+    by_name=True,
     published="2,298",
     use="any",
 )
@@ -97,6 +113,12 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, "metadata.csv", CARD)) * len(KINDS)
 
 
+def absent(raw: Path, part: str) -> list[str]:
+    """What is said of the columns that need not be there and are not."""
+    path = find(raw, "metadata.csv", CARD)
+    return without(path, header(path), [("lesion_id",)])
+
+
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per photo and kind of question.
 
@@ -115,7 +137,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for where, row in read_csv(find(raw, "metadata.csv", CARD), COLUMNS, shard):
         answers = {name: lookup(where, row, kind.column, kind.values, UNKNOWN) for name, kind in KINDS.items()}
         facts = Facts(
@@ -127,7 +149,10 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             sex=known(lookup(where, row, "gender", {"FEMALE": "female", "MALE": "male"}, UNKNOWN)),
             site=known(answers["site"]),
         )
-        group = row["patient_id"]
-        image = photo(row["img_id"], paths)
+        lesions = (f"lesion {number}" for number in known_names(row.get("lesion_id", "")))
+        identities = row["patient_id"], *lesions, row["img_id"]
+        images, tags = photos.shown(row["img_id"])
         name = Path(row["img_id"]).stem
-        yield DatasetRecord(where, name, (image,), group, split_of(group), CARD.licence, facts, answers)
+        yield DatasetRecord(
+            *(where, name, images, identities, split_of(identities[0]), CARD.licence, facts, answers, tags)
+        )

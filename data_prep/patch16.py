@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data_prep import Card, PrepError, Shard, count_csv, find, known, lookup, photo, photos, read_csv
+from data_prep import Card, Photos, PrepError, Shard, count_csv, find, known, lookup, read_csv
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import CLASSES, diagnosis, is_known, malignancy
@@ -26,6 +26,8 @@ CARD = Card(
     "depth below it.",
     splits=("train", "validation", "test"),
     parts=("vqa",),
+    archive="patch16",
+    by_name=True,
     released="sound",
 )
 
@@ -98,7 +100,7 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     for where, row in read_csv(find(raw, FILE, CARD), COLUMNS, shard):
         answers = {
             "tissue": lookup(where, row, "class", TISSUES),
@@ -115,6 +117,6 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             malignancy=malignancy(tissue) if is_known(tissue) else None,
         )
         name = PurePosixPath(row["file"])
-        image = photo(row["file"], paths)
+        images, tags = photos.shown(row["file"])
         group = name.stem.rpartition("_")[0] or name.stem
-        yield DatasetRecord(where, name.stem, (image,), group, split, CARD.licence, facts, answers)
+        yield DatasetRecord(where, name.stem, images, (group,), split, CARD.licence, facts, answers, tags)

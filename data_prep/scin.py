@@ -12,7 +12,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep import Card, Shard, count_csv, find, known, lookup, photo, photos, read_csv, split_of
+from data_prep import Card, Photos, Shard, count_csv, find, known, lookup, read_csv, split_of
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts
 from skinvl.data.labels import diagnosis, is_known, malignancy
@@ -29,6 +29,8 @@ CARD = Card(
     "the photos at any depth below it.",
     splits=("train", "test"),
     parts=("vqa",),
+    archive="scin",
+    by_name=True,
     published="10,408",
     use="any",
 )
@@ -123,12 +125,12 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
-    paths = photos(raw)
+    photos = Photos(raw, shard)
     named = {
         row["case_id"]: row for _, row in read_csv(find(raw, LABELS, CARD), ("case_id", KINDS["diagnosis"].column))
     }
     for where, row in read_csv(find(raw, CASES, CARD), COLUMNS, shard):
-        images = tuple(photo(row[column], paths) for column in IMAGES if row[column])
+        images, tags = photos.shown(*(row[column] for column in IMAGES if row[column]))
         answers: dict[str, str | Missing] = {
             "diagnosis": _heaviest(named.get(row["case_id"], {}).get(KINDS["diagnosis"].column, "")),
             "modality": PICTURES["clinical"],
@@ -150,7 +152,7 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         if not images:
             answers = dict.fromkeys(KINDS, Missing("the case names no photo", "missing-image"))
         group = row["case_id"]
-        yield DatasetRecord(where, group, images, group, split_of(group), CARD.licence, facts, answers)
+        yield DatasetRecord(where, group, images, (group,), split_of(group), CARD.licence, facts, answers, tags)
 
 
 def _ticked(where: str, row: Mapping[str, str], columns: Mapping[str, str]) -> str | Missing:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
+
+from skinvl.data.normal import unmarked
 
 Denial = Literal["denied", "open"]  # open: named, but said neither to be nor not to be there
 
@@ -94,10 +95,10 @@ def stem(word: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with one kind of dash, quote and space, without Markdown and contractions; its lines stay."""
-    text = unicodedata.normalize("NFKC", text.replace("\u2014", " \u2014 ").replace("\u2015", " \u2014 "))
+    """The text with one kind of dash, quote and space, without accents, Markdown and contractions; its lines stay."""
+    text = re.sub("[\u2018\u2019\u02bc\u00b4`]", "'", text)  # before NFKC, which takes some of them apart
+    text = unmarked(text.replace("\u2014", " \u2014 ").replace("\u2015", " \u2014 "))
     text = re.sub("[\u2010-\u2013\u2212\u00ad\u2043]", "-", text)
-    text = re.sub("[\u2018\u2019\u02bc\u00b4`]", "'", text)
     text = re.sub("[*`~]+|^\\s*[#>]+", "", text, flags=re.M).replace("_", " ").replace("&", " and ")
     text = re.sub(r"n't\b", " not", text, flags=re.I)
     text = re.sub(r"\bcannot\b", "can not", text, flags=re.I)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter, itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypedDict
@@ -54,11 +54,12 @@ class Facts:
 class Example:
     """One conversation about zero or more images.
 
-    `group` names what no split may cut (a patient, a lesion, a figure); it is unique within `source`.
+    `group` names what no split may cut (a patient, a lesion, a figure). It is local to the prepared source, as are the
+    identities, unless its card names an archive. `skinvl prep` gives one group to rows that share any of their names.
     """
 
     id: str
-    source: str
+    source: str  # its converter in a file, the prepared source once a recipe has read it
     images: tuple[str, ...]  # paths relative to the source's folder, with forward slashes
     messages: tuple[Message, ...]
     group: str
@@ -66,6 +67,7 @@ class Example:
     licence: str
     facts: Facts = Facts()
     tags: tuple[str, ...] = ()  # rules of `skinvl prep` that it breaks and was kept in spite of
+    identities: tuple[str, ...] = ()  # all that it says of itself: patient, lesion, case, …; empty is the group alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ _COLUMNS = {
     "licence": pa.string(),
     "facts": pa.struct(_FACTS),
     "tags": pa.list_(pa.string()),
+    "identities": pa.list_(pa.string()),
 }
 _INFO = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
 # The columns of a split, with what tells the datasets library that `images` holds images.
@@ -147,6 +150,8 @@ def validate(example: Example) -> None:
     if not (example.id and example.source and example.group and example.split and example.licence):
         empty = next(name for name in ("id", "source", "group", "split", "licence") if not getattr(example, name))
         fail(f"an empty {empty}", "a non-empty string")
+    if "" in example.identities:
+        fail("an empty identity", "non-empty strings")
     for path in example.images:
         if not inside(path):
             fail(f"image path {path!r}", "a relative path inside the source's folder")
@@ -252,7 +257,8 @@ def table(rows: Sequence[Example]) -> pa.Table:
         "images": _list((len(row.images) for row in rows), pictures),
         "messages": _list((len(row.messages) for row in rows), turns),
         "facts": _facts(facts),
-        "tags": _list((len(row.tags) for row in rows), _texts(tag for row in rows for tag in row.tags)),
+        "tags": _words([row.tags for row in rows]),
+        "identities": _words([row.identities for row in rows]),
     }
     return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -271,6 +277,7 @@ def examples(rows: pa.Table) -> list[Example]:
                 "messages": tuple(row["messages"]),
                 "facts": Facts(**row["facts"]),
                 "tags": tuple(row["tags"]),
+                "identities": tuple(row["identities"]),
             }
         )
         for row in rows.select(SCHEMA.names).to_pylist()
@@ -279,6 +286,11 @@ def examples(rows: pa.Table) -> list[Example]:
 
 def _texts(values: Iterable[str | None]) -> pa.Array:
     return pa.array(list(values), pa.string())
+
+
+def _words(rows: Sequence[tuple[str, ...]]) -> pa.ListArray:
+    """The column of lists of texts; of none at all it is made faster."""
+    return _list(map(len, rows), _texts(chain.from_iterable(rows)) if any(rows) else pa.array([], pa.string()))
 
 
 def _facts(rows: Sequence[Facts]) -> pa.StructArray:

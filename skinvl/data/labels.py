@@ -6,7 +6,11 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
+
+from skinvl.data import clauses
+from skinvl.data.clauses import SplitText
 
 Malignancy = Literal["benign", "premalignant", "malignant"]
 
@@ -26,23 +30,46 @@ _MALIGNANCY: dict[str, Malignancy] = {
     "vascular lesion": "benign",
 }
 
+# What else datasets and answers call a diagnosis; case, British spelling, plurals and a last "NOS" need no entry.
 # HAM10000 and ISIC 2019 put solar lentigo and lichen-planus-like keratosis into their "benign keratosis" too; most of
-# it is seborrheic keratosis, and the benchmarks compare the three spellings as one class.
-_SYNONYMS: dict[str, str] = {
-    "actinic keratoses": "actinic keratosis",
-    "benign keratosis": "seborrheic keratosis",
-    "benign keratosis-like lesions": "seborrheic keratosis",
-    "benign soft tissue proliferations - vascular": "vascular lesion",
-    "lentigo nos": "lentigo",
-    "melanocytic nevi": "nevus",
-    "melanoma in situ": "melanoma",
-    "melanoma invasive": "melanoma",
-    "melanoma, nos": "melanoma",
-    "pigmented benign keratosis": "seborrheic keratosis",
-    "solar or actinic keratosis": "actinic keratosis",
-    "squamous cell carcinoma, invasive": "squamous cell carcinoma",
-    "squamous cell carcinoma, nos": "squamous cell carcinoma",
-    "vascular lesions": "vascular lesion",
+# it is seborrheic keratosis, and the benchmarks compare the spellings as one class.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "actinic keratosis": ("AK", "AKIEC", "ACK", "solar keratosis", "solar or actinic keratosis", "senile keratosis"),
+    "basal cell carcinoma": (
+        *("BCC", "basalioma", "basal cell cancer", "basal cell epithelioma", "cutaneous basal cell carcinoma"),
+        *("rodent ulcer", "basal cell carcinoma of skin", "basal cell carcinoma of the skin"),
+    ),
+    "dermatofibroma": ("DF", "fibrous histiocytoma", "benign fibrous histiocytoma"),
+    "melanoma": (
+        *("MEL", "malignant melanoma", "cutaneous melanoma", "malignant melanoma of skin", "melanoma of skin"),
+        *("melanoma in situ", "malignant melanoma in situ", "melanoma invasive", "invasive melanoma"),
+        *("melanoma of the skin", "cutaneous malignant melanoma"),
+    ),
+    "melanoma metastasis": (
+        *("metastatic melanoma", "metastasis of melanoma", "melanoma metastatic", "metastatic malignant melanoma"),
+    ),
+    "nevus": (
+        *("NV", "NEV", "mole", "melanocytic nevus", "nevocytic nevus", "nevocellular nevus", "nevus cell nevus"),
+        *("nevomelanocytic nevus", "pigmented nevus", "benign nevus", "benign melanocytic nevus", "common nevus"),
+    ),
+    "scar": ("scar tissue", "cicatrix"),
+    "seborrheic keratosis": (
+        *("SK", "SEK", "BKL", "benign keratosis", "benign keratosis-like lesion", "pigmented benign keratosis"),
+        *("seborrheic wart", "seborrheic verruca", "senile wart", "basal cell papilloma"),
+    ),
+    "solar lentigo": ("senile lentigo", "actinic lentigo", "lentigo senilis", "lentigo solaris"),
+    "squamous cell carcinoma": (
+        *("SCC", "squamous cell cancer", "squamous cell carcinoma, invasive", "invasive squamous cell carcinoma"),
+        *(
+            "cutaneous squamous cell carcinoma",
+            "squamous cell carcinoma of skin",
+            "squamous cell carcinoma of the skin",
+        ),
+    ),
+    "squamous cell carcinoma in situ": (
+        *("SCCIS", "SCC in situ", "Bowen disease", "morbus Bowen", "intraepidermal carcinoma"),
+    ),
+    "vascular lesion": ("VASC",),
 }
 
 PAD_CODES: dict[str, str] = {
@@ -55,7 +82,7 @@ PAD_CODES: dict[str, str] = {
 }
 
 
-# Codes stand for what the dataset calls the class: "benign keratosis" is canonical only through its synonym above.
+# Codes stand for what the dataset calls the class: "benign keratosis" is canonical only through a synonym above.
 HAM_CODES: dict[str, str] = {
     "akiec": "actinic keratosis",
     "bcc": "basal cell carcinoma",
@@ -200,34 +227,23 @@ ASKED: dict[str, str] = {
 # The classes of DERM12345 that are malignant and have no canonical name; it calls actinic keratosis indeterminate.
 _MALIGNANT = {
     *("acral lentiginous melanoma", "acral nodular melanoma", "lentigo maligna", "lentigo maligna melanoma"),
-    *("bowen disease", "dermatofibrosarcoma protuberans", "kaposi sarcoma", "mammary paget disease"),
+    *("dermatofibrosarcoma protuberans", "kaposi sarcoma", "mammary paget disease"),
 }
 _DERM12345_OTHERS = {name.casefold() for name in DERM12345_CODES.values()} - _MALIGNANT
 _NAMED_GRADES = {"malignant": True} | dict.fromkeys(
     ("benign", "non-malignant", "non-neoplastic", "premalignant"), False
 )
 
-# How answers call a class, by its canonical name or by its own in lower case, beside that name and _SYNONYMS. They are
-# for matching answers alone: what a dataset means by a name is above.
+# What an answer may also say for a class, by its canonical name or by its own in lower case: narrower names, as a
+# hemangioma is a vascular lesion, and those of classes that are no diagnosis. Datasets mean by them what they say.
 SPELLINGS: dict[str, tuple[str, ...]] = {
-    "actinic keratosis": ("AK", "AKIEC", "ACK", "solar keratosis"),
-    "basal cell carcinoma": ("BCC", "basalioma", "basal cell cancer", "basal cell epithelioma"),
-    "dermatofibroma": ("DF", "fibrous histiocytoma"),
-    "melanoma": ("MEL",),
-    "melanoma metastasis": ("metastatic melanoma", "metastasis of melanoma", "melanoma metastatic"),
-    "nevus": ("NV", "NEV", "mole", "melanocytic nevus"),
-    "scar": ("scar tissue",),
-    "seborrheic keratosis": ("SK", "SEK", "BKL", "seborrheic wart", "benign keratosis-like lesion"),
-    "squamous cell carcinoma": ("SCC", "squamous cell cancer"),
-    "squamous cell carcinoma in situ": ("SCCIS", "SCC in situ", "Bowen disease", "Bowen's disease"),
-    "vascular lesion": ("VASC", "hemangioma", "angioma", "angiokeratoma", "pyogenic granuloma"),
+    "vascular lesion": ("hemangioma", "angioma", "angiokeratoma", "pyogenic granuloma"),
     "benign": ("benign lesion",),
     "malignant": ("malignancy", "cancerous"),
     "non-malignant": ("benign", "premalignant", "non-cancerous"),
     "non-neoplastic": ("non-neoplasm",),
     "nontumor": ("non-tumorous", "non-tumoral", "tumor-free", "non-neoplastic"),
     "tumor": ("tumorous", "tumoral", "neoplasm", "neoplastic"),
-    "bowen disease": ("squamous cell carcinoma in situ",),
     "spitz or reed nevus": ("Spitz nevus", "Reed nevus"),
     # The classes of Dermnet list the diseases that they hold.
     "acne and rosacea photos": ("acne and rosacea", "acne", "rosacea"),
@@ -263,7 +279,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 
 
 def canonical(name: str) -> str:
-    """The canonical name of a diagnosis, whatever its case and spacing.
+    """The canonical name of a diagnosis, however it is spelt; see `diagnosis`.
 
     >>> canonical("Benign  Keratosis-like Lesions")
     'seborrheic keratosis'
@@ -273,7 +289,8 @@ def canonical(name: str) -> str:
     """
     plain = diagnosis(name)
     if plain not in _MALIGNANCY:
-        near = difflib.get_close_matches(plain, [*_MALIGNANCY, *_SYNONYMS], n=3, cutoff=0.5) or sorted(_MALIGNANCY)
+        others = [other for synonyms in SYNONYMS.values() for other in synonyms]
+        near = difflib.get_close_matches(plain, [*_MALIGNANCY, *others], n=3, cutoff=0.5) or sorted(_MALIGNANCY)
         raise ValueError(
             f"diagnosis {name!r}: unknown; the nearest known names are {', '.join(near)}. "
             "Correct it, or add the name or a synonym to skinvl/data/labels.py"
@@ -281,14 +298,32 @@ def canonical(name: str) -> str:
     return plain
 
 
+@lru_cache(maxsize=1 << 14)  # asked for every row, and the rows of a dataset share few names
 def diagnosis(name: str) -> str:
     """The canonical name of a diagnosis where there is one, else the name itself in lower case with single spaces.
 
-    >>> diagnosis("Melanoma, NOS"), diagnosis("Pityriasis  rosea")
-    ('melanoma', 'pityriasis rosea')
+    >>> diagnosis("Melanoma, NOS"), diagnosis("Melanocytic naevi"), diagnosis("Pityriasis  rosea")
+    ('melanoma', 'nevus', 'pityriasis rosea')
     """
-    plain = " ".join(name.casefold().split())
-    return _SYNONYMS.get(plain, plain)
+    return _CANONICAL.get(_stems(name)) or " ".join(name.casefold().split())
+
+
+def _stems(name: str) -> tuple[str, ...]:
+    """The stems of a name, without a last "NOS" (not otherwise specified), which says nothing."""
+    words = SplitText.of(clauses.plain(name))
+    return tuple(words.stems[:-1] if words.lower[1:] and words.lower[-1] == "nos" else words.stems)
+
+
+_CANONICAL = {_stems(spelling): name for name in _MALIGNANCY for spelling in (name, *SYNONYMS.get(name, ()))}
+
+
+def key(name: str) -> str:
+    """What all spellings of a diagnosis share, whether it has a canonical name or not.
+
+    >>> key("Melanocytic naevi"), key("Haemangiomas") == key("hemangioma")
+    ('nevus', True)
+    """
+    return _CANONICAL.get(_stems(name)) or " ".join(_stems(name))
 
 
 def is_known(name: str) -> bool:
@@ -324,10 +359,10 @@ def malignant(classes: Sequence[str]) -> tuple[bool, ...] | None:
 
 
 def spellings(name: str) -> list[str]:
-    """What an answer may call a class: its name first, then synonyms, other spellings and abbreviations."""
+    """What an answer may call a class: its name first, then synonyms, abbreviations and narrower names."""
     plain, raw = diagnosis(name), " ".join(name.casefold().split())
-    synonyms = [other for other, meant in _SYNONYMS.items() if meant == plain]
-    return list(dict.fromkeys((name, plain, *synonyms, *SPELLINGS.get(plain, ()), *SPELLINGS.get(raw, ()))))
+    more = (*SYNONYMS.get(plain, ()), *SPELLINGS.get(plain, ()), *SPELLINGS.get(raw, ()))
+    return list(dict.fromkeys((name, plain, *more)))
 
 
 def benchmark(name: str, begins: bool = False) -> str | None:

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from string import ascii_uppercase
 from typing import Literal
 
@@ -18,6 +19,12 @@ _JSON_KEYS = ("final_answer", "answer", "choice", "option", "class", "label", "p
 # Conclusions, the surest first: a surer one overrules the others.
 _FINAL = {"answer", "diagnosis", "choice", "classification", "decision", "conclusion", "verdict", "prediction"}
 _CHOSEN = {"say", "choose", "chose", "select", "selected", "pick", "picked"}
+_CHOOSERS = {"i", "we", "would", "will", "d", "ll", "therefore", "must"}  # right before one of the words above
+_GO = {"go", "goes", "going", "went", "gone"}  # … with X
+_LEAN = {"lean", "leans", "leaning", "leaned", "leant"}  # … towards X
+_FAVORS = {"favor", "favors", "favoring", "favour", "favours", "favouring"}
+_FAVORED = {"favored", "favoured"}  # of what stands before: "nevus is favoured over melanoma"
+_TOWARDS = {"toward", "towards", "to"}
 _ANSWERS = {"answer", "choice", "selection", "pick", "verdict"}
 _LIKELY = {
     *("likely", "closely", "probable", "consistent", "compatible", "suggestive", "typical", "plausible"),
@@ -119,12 +126,20 @@ def _conclusion(text: SplitText, mentions: list[Mention], counted: list[Mention]
             tier, end, whole = marker
             tiers[tier] |= _stated(text, mentions, kept, index, end, tier, whole)
 
+    # What a reason is given for, right after it: "D, because A and B are symmetric".
+    for number, mention in enumerate(mentions):
+        after = mention.last + 1
+        if id(mention) in kept and text.lower[after : after + 1] == ["because"] and not text.stop(after):
+            tiers[3] |= _listed(mentions, kept, number)
+
+    # A first line of a class alone is the answer, unless it begins a list.
+    if opening := _opening(text, mentions, kept):
+        tiers[2] |= opening
+
     # A last line of a class alone, which was listed before; the last item of a list was not.
     start = max((index for index in range(1, len(text.written)) if text.stop(index)), default=0)
     last = [mention for mention in counted if mention.first >= start]
-    spoken = {index for mention in last for index in range(mention.first, mention.last + 1)}
-    bare = all(index in spoken or text.lower[index] in ARTICLES for index in range(start, len(text.written)))
-    if start and last and bare:
+    if start and last and _is_bare(text, last, start, len(text.written)):
         earlier = _classes(mention for mention in counted if mention.first < start)
         repeated = _classes(last)
         if repeated <= earlier and last[0].link != "=":
@@ -142,10 +157,18 @@ def _marker(text: SplitText, index: int, starts: set[int]) -> tuple[int, int, bo
         return 1, index + (1 if word == "boxed" else 2), False
     if before in _OTHERS:
         return None
-    if word in _CHOSEN and before in ("i", "would", "will", "d", "ll", "therefore", "must"):
+    if word in _CHOSEN and before in _CHOOSERS:
         return 2, index + 1, False
+    if (word in _GO and after == "with") or (word in _LEAN and after in _TOWARDS):
+        return 2, index + 2, False
+    if word in _FAVORS:
+        return 2 if before in _CHOOSERS else 3, index + 1, False
+    if word in _FAVORED:
+        return 3, len(text.written), False
     if (word in _ANSWERS and (leads or before in ("the", "my", "correct"))) or word in ("correct", "right"):
         return 2, index + 1 if leads else len(text.written), False
+    if word == "option" and leads and before in ("correct", "right", "best", "likely", "appropriate", "my"):
+        return 2, index + 1, False
     if (word in ("most", "more") and after in _LIKELY) or (word == "best" and after in _BEST):
         return 3, index + 2, False
     if word in _SUMS_UP:
@@ -167,19 +190,55 @@ def _stated(
         if mention.last < index:
             stopped = any(text.stop(stop) for stop in range(mention.last + 1, index + 1))
             if {*between} & LINKS and {*between} <= BETWEEN and not stopped and id(mention) in kept:
-                classes = mention.counted
-                while mentions[number].link in ("or", "and", "=") and id(mentions[number - 1]) in kept:
-                    number -= 1
-                    classes |= mentions[number].counted
-                return classes
+                return _listed(mentions, kept, number)
             break
 
     # Else what follows up to the end of the sentence: the first mention and its list, or all of it if `whole`.
+    concluded: int | None = None  # the last mention taken: a list goes on from there, and from nowhere else
     for number, mention in enumerate(mentions):
-        if mention.first < end or (classes and not whole and not (mention.link and id(mentions[number - 1]) in kept)):
+        if mention.first < end or (classes and not whole and not (mention.link and concluded == number - 1)):
             continue
         leap = tier < 3 or re.search(r"[:\n]", text.between[end]) is not None
         if any(text.stop(stop) for stop in range(end + (1 if leap else 0), mention.first + 1)) and mention.link != "=":
             break
-        classes |= mention.counted if id(mention) in kept else frozenset()
+        if id(mention) in kept:
+            classes |= mention.counted
+            concluded = number
     return classes
+
+
+def _listed(mentions: list[Mention], kept: set[int], number: int) -> frozenset[int]:
+    """What a mention names, and those of the list that it ends."""
+    classes = mentions[number].counted
+    while mentions[number].link in ("or", "and", "=") and id(mentions[number - 1]) in kept:
+        number -= 1
+        classes |= mentions[number].counted
+    return classes
+
+
+def _opening(text: SplitText, mentions: list[Mention], kept: set[int]) -> frozenset[int]:
+    """What the first line names and nothing else, where others explain it; nothing where it begins a list."""
+    # The words of each line, and what they name.
+    breaks = [index for index in range(1, len(text.written)) if "\n" in text.between[index]]
+    lines = list(pairwise([0, *breaks, len(text.written)]))
+    named = [[mention for mention in mentions if first <= mention.first < end] for first, end in lines]
+    if len(lines) < 2 or not named[0] or not _is_bare(text, named[0], *lines[0]):
+        return frozenset()
+    opening = _classes(mention for mention in named[0] if id(mention) in kept)
+    if len(opening) != 1:
+        return frozenset()
+
+    # A list: another line is an option alone, or begins with the option that comes next, as in "A. nevus⏎B. scar: no".
+    for (first, end), in_line in zip(lines[1:], named[1:], strict=True):
+        if not in_line or _classes(in_line) == opening:
+            continue
+        item = in_line[0].letter and in_line[0].first == first and re.match(r"[.):]", text.between[first + 1])
+        if _is_bare(text, in_line, first, end) or (item and in_line[0].classes == {min(opening) + 1}):
+            return frozenset()
+    return opening
+
+
+def _is_bare(text: SplitText, mentions: list[Mention], first: int, end: int) -> bool:
+    """Whether the words from the first up to the end are those of the mentions, and articles."""
+    spoken = {index for mention in mentions for index in range(mention.first, mention.last + 1)}
+    return all(index in spoken or text.lower[index] in ARTICLES for index in range(first, end))

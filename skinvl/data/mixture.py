@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skinvl.data import fingerprints
 from skinvl.data.example import Dropped, Example, read
 from skinvl.data.fingerprints import KINDS, Pairs
-from skinvl.data.source import IMAGES_SCHEMA, read_card, source_folder, used_images
+from skinvl.data.source import IMAGES_SCHEMA, namespace, read_card, source_folder, source_name, used_images
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Data, SourceSpec
 
@@ -64,9 +64,13 @@ def label(spec: SourceSpec, specs: Sequence[SourceSpec]) -> str:
 
 
 def rows(spec: SourceSpec) -> list[Row]:
-    """The rows of one source and split, each with the source's weight."""
+    """The rows of one source and split, each with the source's weight.
+
+    Their `source` is the prepared one, where the file has the converter: two of one converter have ids in common.
+    """
     root = source_folder(spec.source)
-    return [Row(example, root, spec.weight) for example in read(root, spec.split)]
+    name = source_name(root)
+    return [Row(replace(example, source=name), root, spec.weight) for example in read(root, spec.split)]
 
 
 def load(data: Data) -> Sets:
@@ -121,8 +125,8 @@ def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
 def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list[Leak]:
     """The eval rows whose cluster holds a train row, in order.
 
-    A cluster is what a group of one source or an image holds together, over all rows: by its bytes, its archive id or
-    its perceptual hash.
+    A cluster is what a name or an image holds together, over all rows: an image by its bytes, its archive id or its
+    perceptual hash; a name within one source, and in all sources of an archive where its card says whose ids it has.
 
     Raises:
         FileNotFoundError, ValueError: see `source.used_images`.
@@ -160,14 +164,26 @@ def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list
 
 
 def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
-    """The images of N rows as a table, int64[P, 2] (row, its image's row there), and int64[N] group of each row."""
-    group: dict[tuple[str, str], int] = {}
-    groups = [group.setdefault((row.example.source, row.example.group), len(group)) for row in every]
+    """The images of N rows as a table, int64[P, 2] (row, its image's row there), and int64[N] group of each row.
 
-    # Source by source, as each has a table of its images.
+    Rows that share any name are of one group.
+    """
+    # Source by source, as each has a table of its images, and names of its own.
     roots: dict[Path, list[int]] = defaultdict(list)
     for index, row in enumerate(every):
         roots[row.root].append(index)
+    spaces = {root: namespace(root) for root in roots}
+    number: dict[tuple[str, str], int] = {}
+    keys = ((spaces[row.root], row.example.group) for row in every)
+    groups = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
+    named = [
+        (group, number.setdefault((spaces[row.root], name), len(number)))
+        for group, row in zip(groups.tolist(), every, strict=True)
+        for name in row.example.identities
+    ]
+    if named:
+        groups = fingerprints.clusters(len(number), np.array(named, np.int64))[groups]
+
     tables, shown, count = [IMAGES_SCHEMA.empty_table()], [np.empty((0, 2), np.int64)], 0
     for root, indices in roots.items():
         row_numbers = [index for index in indices for _ in every[index].example.images]
@@ -176,7 +192,7 @@ def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
         shown.append(np.stack([np.array(row_numbers, np.int64), image_numbers + count], axis=1))
         tables.append(images)
         count += len(images)
-    return pa.concat_tables(tables), np.concatenate(shown), np.array(groups, np.int64)
+    return pa.concat_tables(tables), np.concatenate(shown), groups
 
 
 def _refuse(leaking: Sequence[Leak]) -> None:

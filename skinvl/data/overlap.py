@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skinvl.data import fingerprints
 from skinvl.data.example import have, splits
 from skinvl.data.fingerprints import KINDS, Pairs
-from skinvl.data.source import source_folder, used_images
+from skinvl.data.source import namespace, source_folder, used_images
 
 BEYOND = 4  # bits above the threshold that are looked at, so that what was missed can be seen too
 
@@ -94,17 +94,28 @@ def read(names: Sequence[str]) -> tuple[list[Set], pa.Table]:
         raise ValueError(f"{', '.join(names)}: one set, with nothing to compare it to; name another source or split")
 
     # Each set's rows, images and groups, numbered within the set.
-    parts, keys, tables = [], [], []
+    parts, tables = [], []
+    keys: list[pa.Array] = []
+    identities: list[pa.Array] = []
+    owners, count = [], 0  # the row of each identity, over all sets
     for root, split in chosen:
-        rows = pq.read_table(root / f"{split}.parquet", columns=["source", "group", "images"], partitioning=None)
+        rows = pq.read_table(root / f"{split}.parquet", columns=["group", "identities", "images"], partitioning=None)
         shown = rows["images"].combine_chunks()
         images, image = used_images(root, pc.struct_field(shown.flatten(), "path"))
         parts.append((f"{root.name}:{split}", root, pc.list_parent_indices(shown).to_numpy(), image))
-        keys.append(pc.binary_join_element_wise(rows["source"], rows["group"], "\0").combine_chunks())
+        space, own = namespace(root), rows["identities"].combine_chunks()
+        owners.append(pc.list_parent_indices(own).to_numpy() + count)
+        identities.append(pc.binary_join_element_wise(space, own.flatten(), "\0"))
+        count += len(rows)
+        keys.append(pc.binary_join_element_wise(space, rows["group"], "\0").combine_chunks())
         tables.append(images)
 
-    # Numbers that hold over all sets: of a group by source and name, of an image by its row in the joined table.
-    group_codes = pc.dictionary_encode(pa.concat_arrays(keys)).indices.to_numpy().astype(np.int64)
+    # Numbers that hold over all sets: of a group by its names and where they hold, of an image by its row in the joined
+    # table. Rows that share any name are of one group.
+    encoded = pc.dictionary_encode(pa.concat_arrays([*keys, *identities]))
+    codes = encoded.indices.to_numpy().astype(np.int64)
+    pairs = np.stack([codes[np.concatenate(owners)], codes[count:]], axis=1)
+    group_codes = fingerprints.clusters(len(encoded.dictionary), pairs)[codes[:count]]
     groups = np.split(group_codes, np.cumsum([len(key) for key in keys])[:-1])
     firsts = np.cumsum([0, *map(len, tables)]).tolist()
     sets = [

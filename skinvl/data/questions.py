@@ -40,11 +40,12 @@ class DatasetRecord:
     where: str  # file and line
     id: str
     images: tuple[str, ...]
-    group: str
+    identities: tuple[str, ...]  # patient, lesion, …, at least one; the first names its group
     split: str
     licence: str
     facts: Facts
     answers: Mapping[str, str | Missing] = field(default_factory=dict)  # by the name of the kind
+    tags: tuple[str, ...] = ()  # rules that it breaks
 
 
 PICTURES = {"clinical": "clinical photograph", "dermoscopy": "dermoscopic image", "pathology": "histopathology image"}
@@ -135,11 +136,12 @@ def ask(kind: Kind, value: str, draw: random.Random) -> tuple[str, str]:
 def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRecord]) -> Iterator[Example | Dropped]:
     """One Example or Dropped per record and kind, in order; all of a record before the next is taken.
 
-    A record without an id or a group is `empty`. One whose id came before is asked again: the rows then share their
-    ids.
+    A record without an id or a name of its group is `empty`. One whose id came before is asked again: the rows then
+    share their ids.
     """
     for record in records:
-        fault = None if record.id and record.group else Missing("no name of the image or its group", "empty")
+        group = record.identities[0]
+        fault = None if record.id and group else Missing("no name of the image or its group", "empty")
         for name, kind in kinds.items():
             answer = fault or record.answers[name]
             if isinstance(answer, Missing):
@@ -152,10 +154,12 @@ def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRe
                 source=source,
                 images=record.images,
                 messages=(text("user", question, images=len(record.images)), text("assistant", reply)),
-                group=record.group,
+                group=group,
                 split=record.split,
                 licence=record.licence,
                 facts=_with_kind(record.facts, kind.fact),
+                tags=record.tags,
+                identities=record.identities if len(record.identities) > 1 else (),
             )
 
 

@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 
+from skinvl.data import labels
 from skinvl.data.mixture import NOTHING, Row
 
 SOON = 64  # groups ahead among which a block looks for one that fits
@@ -85,6 +86,8 @@ class MixtureSampler:
         unknown: list[int] = []
         for index in indices:
             value = getattr(self.rows[index].example.facts, str(self.balance))
+            if value is not None and self.balance == "diagnosis":  # sources spell one diagnosis in several ways
+                value = labels.key(value)
             (unknown if value is None else values[str(value)]).append(index)
 
         # A value's pool is shown over and over, each time in another order, until its quota is full.

@@ -44,6 +44,21 @@ def read_card(source: Path) -> dict[str, Any]:
     return read_json(path, _AGAIN)
 
 
+def source_name(source: Path) -> str:
+    """What a prepared source is called: its folder."""
+    return source.name or source.resolve().name
+
+
+def namespace(source: Path) -> str:
+    """Where the names of a source's groups hold: in the archive that its card names, else in this source alone.
+
+    Raises:
+        ValueError: the card cannot be read.
+    """
+    archive = read_card(source).get("archive")
+    return f"archive {archive}" if archive else f"source {source.resolve()}"
+
+
 def read_images(folder: Path) -> pa.Table:
     """The images of a prepared source: a table of IMAGES_SCHEMA.
 

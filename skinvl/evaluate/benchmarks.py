@@ -7,12 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import get_args
 
 from skinvl.data import labels
 from skinvl.data.example import Example, Facts, read, text, words
 from skinvl.data.match import match
+from skinvl.data.normal import APOSTROPHES, unmarked
 from skinvl.data.questions import choices
-from skinvl.data.source import source_folder
+from skinvl.data.source import source_folder, source_name
 from skinvl.evaluate import released_csv
 from skinvl.evaluate.released_csv import BenchmarkError as BenchmarkError
 from skinvl.evaluate.released_csv import Labelled
@@ -21,7 +23,11 @@ from skinvl.recipe.recipe import ClassSpec
 from skinvl.score import predictions
 from skinvl.score.predictions import Classified
 
+GRADES = get_args(labels.Malignancy)
 ANSWER = "answer"  # the label that is no fact
+UNCLASSED = 0.02  # of a set's rows, at most, may name a class that is none of its list
+SHOWN = 30  # values of other classes that a message names at most
+FOLDER_WORDS = {"photos", "pictures"}  # what a class's folder holds, and no part of the class: files leave them out
 MANY = 256  # classes that are inferred from data at most; more are free text
 QUESTIONS = {
     "diagnosis": "What is the most likely diagnosis?",
@@ -106,12 +112,15 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
     field = _field(spec, benchmark)
     wanted = _values(field, benchmark)
     rows, own = ([row if row.value else wanted(row) for row in labelled] for labelled in (rows, own))
-    classes = _classes(spec, benchmark, own)
+    listed = tuple(spec.classes or ()) or labels.CLASSES.get(benchmark or "", ())
+    classes = _classes(spec, benchmark, listed, own)
 
     # Values become classes, and rows samples: one for each set of images, or each row where it asks its own question.
     grades = labels.GRADES.get(benchmark or "", {}) if field == "malignancy" else {}
     sentences = field == ANSWER or labels.ASKED.get(benchmark or "") == field
     matcher = _ClassMatcher(classes, grades, sentences)
+    if listed or split == spec.split:
+        _check_classes(f"{spec.source} {split}", rows, matcher, chosen=bool(spec.classes))
     samples = [_sample(row, root, matcher) for row in rows] if field == ANSWER else _merged(rows, root, matcher)
     if not any(sample.label for sample in samples):
         raise BenchmarkError(
@@ -120,7 +129,8 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
         )
 
     question = spec.question or _question(field, benchmark, classes)
-    asked = [replace(sample, example=_asking(sample, question, field)) for sample in samples]
+    source = Path(spec.source).stem if _is_table(spec) else source_name(root)  # the file has the converter's name
+    asked = [replace(sample, example=replace(_asking(sample, question, field), source=source)) for sample in samples]
     return Task(name(spec), classes, benchmark, labels.malignant(classes), question, asked)
 
 
@@ -211,7 +221,7 @@ def _benchmark(spec: ClassSpec, rows: Sequence[Labelled]) -> str | None:
     if spec.classes or (spec.label != "diagnosis" and not _is_table(spec)):
         return None
     if _is_table(spec):
-        return labels.benchmark(Path(spec.source).stem, begins=True)
+        return released_csv.benchmark(Path(spec.source))
     return labels.benchmark(source_folder(spec.source).name) or labels.benchmark(rows[0].example.source)
 
 
@@ -241,10 +251,10 @@ def _values(field: str, benchmark: str | None) -> Callable[[Labelled], Labelled]
     return valued
 
 
-def _classes(spec: ClassSpec, benchmark: str | None, rows: Sequence[Labelled]) -> tuple[str, ...]:
-    """The classes: listed, of the benchmark, or every value of the rows, in the order of the alphabet."""
-    # Listed by the recipe, or by whoever made the benchmark.
-    listed = tuple(spec.classes or ()) or labels.CLASSES.get(benchmark or "", ())
+def _classes(
+    spec: ClassSpec, benchmark: str | None, listed: tuple[str, ...], rows: Sequence[Labelled]
+) -> tuple[str, ...]:
+    """The classes: those listed, of the benchmark, or every value of the rows, in the order of the alphabet."""
     if listed:
         if len({_key(name) for name in listed}) < len(listed):
             raise BenchmarkError(f"{spec.source} classes: {choices(listed)}: the same class twice; expected each once")
@@ -269,7 +279,11 @@ def _classes(spec: ClassSpec, benchmark: str | None, rows: Sequence[Labelled]) -
 
 
 def _key(value: str) -> str:
-    return " ".join(value.casefold().split()).rstrip(" .")
+    return " ".join(unmarked(value.translate(APOSTROPHES)).casefold().split()).rstrip(" .")
+
+
+def _bare(value: str) -> str:
+    return " ".join(word for word in _key(value).split() if word not in FOLDER_WORDS) or _key(value)
 
 
 class _ClassMatcher:
@@ -280,13 +294,16 @@ class _ClassMatcher:
     ) -> None:
         self.classes, self.grades, self.sentences = tuple(classes), grades or {}, sentences
         self.spelt = {_key(name): name for name in classes}
+        shared = Counter(map(_bare, classes))
+        self.bare = {_bare(name): name for name in classes if shared[_bare(name)] == 1}
         canonical = Counter(map(labels.diagnosis, map(_key, classes)))
         self.named = {plain: name for name in classes if canonical[plain := labels.diagnosis(_key(name))] == 1}
 
     def label(self, value: str) -> str | None:
         """One of the classes; None where the value is none of them."""
         key = _key(value)
-        label = self.grades.get(key) or self.spelt.get(key) or self.named.get(labels.diagnosis(key))
+        label = self.grades.get(key) or self.spelt.get(key) or self.bare.get(_bare(value))
+        label = label or self.named.get(labels.diagnosis(key))
         if label or not self.sentences:
             return label
         return match(value, self.classes).choice  # of a sentence such as "The tile shows no tumor."
@@ -297,6 +314,32 @@ class _ClassMatcher:
             return None, row.detail or "it has no label"
         label = self.label(row.value)
         return label, "" if label else f"{row.value!r:.120} is none of the classes"
+
+
+def _check_classes(where: str, rows: Sequence[Labelled], matcher: _ClassMatcher, chosen: bool) -> None:
+    """Stops where a list of classes is not that of the set: nothing that a set holds may silently go unscored.
+
+    What the set does not say counts as little as a grade that its benchmark leaves out. Classes that a recipe chose may
+    be some of the set's, but then each of them is there: one that is not was spelt otherwise.
+
+    Raises:
+        BenchmarkError: too many rows name a class that is none of the list, or not one class; the values are named.
+    """
+    named = [row for row in rows if row.value or row.detail.startswith(released_csv.NO_CLASS)]
+    fitting = [matcher.of(row)[0] for row in named]
+    others = Counter(
+        repr(row.value) if row.value else row.detail.partition(": ")[2]
+        for row, label in zip(named, fitting, strict=True)
+        if label is None and not (matcher.grades and row.value in GRADES)
+    )
+    if others.total() > UNCLASSED * len(named) and not (chosen and {*matcher.classes} <= {*fitting}):
+        shown = ", ".join(f"{value:.120} ({count})" for value, count in others.most_common(SHOWN))
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise BenchmarkError(
+            f"{where}: {others.total()} of {len(named)} rows are of none of the classes {choices(matcher.classes)}: "
+            f"{shown}{more}; expected at most {UNCLASSED:.0%}. Give the benchmark or the classes that the set has, or "
+            "take these rows out of it"
+        )
 
 
 def _question(field: str, benchmark: str | None, classes: Sequence[str]) -> str | None:

@@ -16,6 +16,8 @@ from skinvl.data.fingerprints import archive_id
 
 LONGEST_LIST = 1_000  # characters; a longer field is no list of one class
 LICENCE = "none stated (research only)"
+NAMES = {"isic_test": "isic2019"}  # of files that do not say which benchmark they are
+NO_CLASS = ("malformed", "no-class", "several-classes")  # how the detail of a row begins that names not one class
 SETS = {"train": "train", "training": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -35,6 +37,11 @@ class Labelled:
     detail: str = ""
 
 
+def benchmark(path: Path) -> str | None:
+    """The benchmark that a file is, by its name; None where that says none."""
+    return NAMES.get(path.stem.casefold()) or labels.benchmark(path.stem, begins=True)
+
+
 def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
     """The rows of a split, in the order of the file; an image may lack its path's first folder below `root`.
 
@@ -42,7 +49,7 @@ def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
         BenchmarkError: no such file, no CSV, without the columns, or without the split.
     """
     counts: Counter[str] = Counter()  # of the rows of each split
-    benchmark = labels.benchmark(path.stem, begins=True)
+    benchmark_name = benchmark(path)
     seen: Counter[str] = Counter()  # of the rows that name an image
     for where, row in _table(path):
         name = row.get("set", "test").strip().casefold()
@@ -70,7 +77,7 @@ def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
 
         messages = (text("user", "What is shown?", images=bool(image_path)), text("assistant", value or "unknown"))
         images = (image_path,) if image_path else ()
-        group = _group(image, benchmark) or where
+        group = _group(image, benchmark_name) or where
         example = Example(identity, path.stem, images, messages, group, split, LICENCE, facts)
         yield Labelled(example, value if image_path else None, detail or missing)
 

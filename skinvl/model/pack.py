@@ -35,7 +35,7 @@ class Batch:
     targets: torch.Tensor  # int64[R, T]: the label of the token after each position, -100 where it is not trained
     places: tuple[Span, ...]  # where each conversation's own tokens stand, in the order of the conversations
     tokens: int  # of the conversations, each on its own
-    names: tuple[str, ...] = ()  # the ids of the conversations' Examples, where these are known
+    names: tuple[str, ...] = ()  # source and id of the conversations' Examples, where these are known
     filler: bool = False  # whether its last conversation is a blank one; it counts among neither tokens nor names
 
     @property
@@ -109,7 +109,8 @@ class Collator:
             conversations.append(EncodedRow(untrained, (None,) * blanks))
 
         batch = self.lay(conversations, groups)
-        return replace(batch, tokens=tokens, names=tuple(row.example.id for row in rows), filler=filled)
+        names = tuple(f"{row.example.source}/{row.example.id}" for row in rows)
+        return replace(batch, tokens=tokens, names=names, filler=filled)
 
     def pack(self, conversations: Sequence[EncodedRow]) -> Batch:
         """The batch of some conversations that a model is asked, prompts or whole ones.

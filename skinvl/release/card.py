@@ -138,7 +138,7 @@ def _results(record: Record) -> Iterator[EvalResult]:
                     metric_type=metric,
                     metric_value=number["value"],
                     metric_name=f"{metric.replace('_', ' ')} ({level} {number['low']:.3f} to {number['high']:.3f})",
-                    metric_args={key: number[key] for key in ("low", "high", "n", "unscored")},
+                    metric_args={key: number[key] for key in ("low", "high", "method", "n", "groups", "unscored")},
                 )
 
 

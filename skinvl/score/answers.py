@@ -31,6 +31,7 @@ class Measured:
         scored: bool[N], the rows that were answered and have a reference.
         table: float[N, K], the statistics of all metrics side by side; zero where a metric does not count the row.
         asked: bool[M, N], the rows that each metric is for, answered or not.
+        unread: bool[M, N], the rows that it would be for, had what they ask been read; no metric scores them instead.
     """
 
     rows: Sequence[Answer]
@@ -38,6 +39,7 @@ class Measured:
     scored: Mask
     table: Float
     asked: Mask
+    unread: Mask
     columns: Sequence[slice]  # of each metric in the table
 
     @property
@@ -54,6 +56,7 @@ def measure(rows: Sequence[Answer], metrics: Sequence[Metric], workers: Workers)
     """
     scored = np.array([row.answer is not None and bool(words(row.reference)) for row in rows], np.bool_)
     asked = np.array([[metric.counts(row) for row in rows] for metric in metrics], np.bool_).reshape(-1, len(rows))
+    unread = np.array([[metric.unread(row) for row in rows] for metric in metrics], np.bool_).reshape(-1, len(rows))
 
     # Metrics that take row by row go over the rows in pieces, on all workers.
     by_row = [metric.name for metric in metrics if metric.by_row]
@@ -74,7 +77,7 @@ def measure(rows: Sequence[Answer], metrics: Sequence[Metric], workers: Workers)
 
     edges = np.cumsum([0, *(table.shape[1] for table in tables)]).tolist()
     table = np.concatenate(tables, axis=1) if tables else np.zeros((len(rows), 0))
-    return Measured(rows, metrics, scored, table, asked, [slice(*edge) for edge in pairwise(edges)])
+    return Measured(rows, metrics, scored, table, asked, unread, [slice(*edge) for edge in pairwise(edges)])
 
 
 def bootstrap(rows: Sequence[Answer], resamples: int, seed: int) -> Bootstrap:
@@ -86,12 +89,18 @@ def estimates(measured: Measured, draws: Bootstrap, rows: Mask) -> dict[str, Est
     """Every number over those of the rows that were scored."""
     sums = draws.sums(measured.table, rows & measured.scored)
     numbers = {}
-    for metric, asked, columns in zip(measured.metrics, measured.asked, measured.columns, strict=True):
-        counted, missed = rows & asked & measured.scored, rows & asked & ~measured.scored
-        n, groups, unscored = int(counted.sum()), draws.groups(counted), int(missed.sum())
-        values = metric.value(sums[:, columns]) if n else np.full((draws.size, len(metric.names)), np.nan)
+    masks = zip(measured.asked, measured.unread, strict=True)
+    for metric, (asked, unread), columns in zip(measured.metrics, masks, measured.columns, strict=True):
+        counted, missed = rows & asked & measured.scored, rows & ((asked & ~measured.scored) | unread)
+        unscored, none = int(missed.sum()), np.full((draws.size, len(metric.names)), np.nan)
+        values = metric.value(sums[:, columns]) if counted.any() else none
         for column, name in enumerate(metric.names):
-            numbers[name] = Estimate(values[:, column], n, groups, unscored)
+            # The means of rows are shares; what a corpus has, such as BLEU, is none.
+            if metric.row_means:
+                each = measured.table[:, columns.start + column]
+                numbers[name] = draws.share_of(values[:, column], each, counted, unscored)
+            else:
+                numbers[name] = draws.estimate(values[:, column], counted, unscored)
     return numbers
 
 
@@ -129,6 +138,7 @@ def _slices(measured: Measured, headline: str, draws: Bootstrap) -> dict[str, An
         measured,
         metrics=[measured.metrics[number]],
         asked=measured.asked[[number]],
+        unread=measured.unread[[number]],
         table=table,
         columns=[slice(0, table.shape[1])],
     )

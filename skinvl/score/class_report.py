@@ -88,7 +88,11 @@ def _per_class(
         if areas:
             columns["auroc"] = areas[column][0], variant.rows
         report[name] = {
-            metric: Estimate(values, int(rows.sum()), draws.groups(rows), missed).number()
+            metric: (
+                draws.share_of(values, own & called, rows, missed)
+                if metric in ("precision", "recall")
+                else draws.estimate(values, rows, missed)
+            ).number()
             for metric, (values, rows) in columns.items()
         }
     return report

@@ -130,9 +130,20 @@ def estimates(
         numbers["auroc"] = defined_mean(np.stack([roc for roc, _ in areas], axis=1))
         numbers["auprc"] = defined_mean(np.stack([precise for _, precise in areas], axis=1))
 
+    # Shares with what each row has, and the rows that they are of; every other number is of all rows.
+    shares: dict[str, tuple[Float | Mask, Mask]] = {"accuracy": (variant.predicted == classified.true, counted)}
+    if classified.malignant is not None:
+        for place, metric in enumerate(("sensitivity", "specificity")):
+            shares[metric] = sides[:, 2 * place], counted & (sides[:, 2 * place + 1] > 0)
+    if variant.probabilities is not None:
+        shares["top_3"] = confident[:, [0]].toarray()[:, 0], counted
     missed = int((rows & ~variant.rows).sum())
-    groups = draws.groups(counted)
-    return {metric: Estimate(values, int(counted.sum()), groups, missed) for metric, values in numbers.items()}
+    return {
+        metric: draws.share_of(values, *shares[metric], missed)
+        if metric in shares
+        else draws.estimate(values, counted, missed)
+        for metric, values in numbers.items()
+    }
 
 
 def balanced(classified: ClassifiedSet, headline: str, draws: Bootstrap, rows: Mask) -> Estimate:
@@ -141,7 +152,7 @@ def balanced(classified: ClassifiedSet, headline: str, draws: Bootstrap, rows: M
     counted = rows & variant.rows
     tp, true, _ = by_class(classified, variant, draws, counted)
     missed = int((rows & ~variant.rows).sum())
-    return Estimate(defined_mean(ratio(tp, true)), int(counted.sum()), draws.groups(counted), missed)
+    return draws.estimate(defined_mean(ratio(tp, true)), counted, missed)
 
 
 def by_class(classified: ClassifiedSet, variant: Variant, draws: Bootstrap, rows: Mask) -> tuple[Float, Float, Float]:

@@ -48,6 +48,7 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
         scored=theirs.scored[order],
         table=theirs.table[order],
         asked=theirs.asked[:, order],
+        unread=theirs.unread[:, order],
     )
     _same(name, "reference", [(key(row), row.reference) for row in ours.rows], [row.reference for row in theirs.rows])
 
@@ -132,7 +133,8 @@ def _tests(
             continue
         difference = estimate.minus(theirs[metric])
         common = {
-            **{"set": name, "what": what, "metric": metric, "n": estimate.n, "unpaired": unpaired},
+            **{"set": name, "what": what, "metric": metric},
+            **{"n": estimate.n, "groups": estimate.groups, "unpaired": unpaired},
             **{
                 "ours": _plain(estimate.value),
                 "theirs": _plain(theirs[metric].value),

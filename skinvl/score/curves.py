@@ -24,9 +24,10 @@ CELLS = 4_000_000  # weights held at a time
 def areas(scores: Float, positive: Mask, bootstrap: Bootstrap, rows: Mask) -> tuple[Float, Float]:
     """float[1 + R] twice: the areas under the ROC curve and, as average precision, under precision over recall.
 
-    Of the rows; NaN in resamples without a positive, and of the first also without a negative. Rows of equal score pass
-    the threshold together, as in scikit-learn's roc_auc_score and average_precision_score. Only thresholds that let a
-    positive pass matter, so the negatives between two such are summed at once, by one sparse product for all resamples.
+    Of the rows; NaN in resamples without a positive or without a negative, where nothing can be told apart. Rows of
+    equal score pass the threshold together, as in scikit-learn's roc_auc_score and average_precision_score. Only
+    thresholds that let a positive pass matter, so the negatives between two such are summed at once, by one sparse
+    product for all resamples.
     """
     # Rows from the highest score down, in runs of equal scores.
     counted = np.flatnonzero(rows)
@@ -60,7 +61,8 @@ def areas(scores: Float, positive: Mask, bootstrap: Bootstrap, rows: Mask) -> tu
 
         # The precision at each step, weighted by the positives that it adds.
         share = np.divide(hits, hits + falls, out=np.zeros_like(hits), where=new > 0)
-        precision[columns] = ratio(np.einsum("st,st->s", new, share), hits[:, -1])
+        mean_precision = ratio(np.einsum("st,st->s", new, share), hits[:, -1])
+        precision[columns] = np.where(falls[:, -1] > 0, mean_precision, np.nan)
     return roc, precision
 
 

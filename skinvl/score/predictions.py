@@ -27,7 +27,7 @@ class Answer:
     """A free answer to the last question of a conversation."""
 
     id: str  # the Example's id; with #2 for the second question of a conversation, and so on
-    source: str
+    source: str  # the prepared one, by its folder
     group: str  # what an interval resamples whole: with the source, the patient, lesion or figure
     images: tuple[str, ...]  # that were shown, as absolute paths
     question: str

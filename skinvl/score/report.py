@@ -17,7 +17,7 @@ import jinja2
 from rich.console import Console
 
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
-from skinvl.score import charts, samples
+from skinvl.score import charts, samples, tables
 from skinvl.score.samples import short
 
 HEADLINE = {
@@ -70,6 +70,7 @@ def page(run: Path) -> str:
     try:
         return _template().render(
             scores=scores,
+            about=tables.about(scores),
             headline=list(_headline(scores)),
             environment=dict(_flat({key: value for key, value in environment.items() if key != "data"})),
             leaks={key: environment.get(key) for key in ("allow_leak", "leaking", "moved", "dropped")},
@@ -123,6 +124,7 @@ def _template() -> jinja2.Template:
         "digits": digits,
         "p": lambda value: "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}",
         "label": label,
+        "letter": tables.METHODS.__getitem__,
         "short": short,
         "pretty": lambda value: json.dumps(short(value), ensure_ascii=False, indent=1),
         "csp": lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
@@ -175,8 +177,9 @@ def _known(number: Mapping[str, Any] | None) -> TypeGuard[Mapping[str, Any]]:
 
 def _apart(own: Mapping[str, Any], other: Mapping[str, Any], what: str) -> str:
     """Where the interval lies beside another's; touching ones are said to overlap, which errs on the careful side."""
-    low, high = (own["value"] if own[end] is None else own[end] for end in ("low", "high"))
-    least, most = (other["value"] if other[end] is None else other[end] for end in ("low", "high"))
+    if own["low"] is None or other["low"] is None:
+        return f"not known beside {what}"
+    low, high, least, most = own["low"], own["high"], other["low"], other["high"]
     return f"above {what}" if low > most else f"below {what}" if high < least else f"overlaps {what}"
 
 

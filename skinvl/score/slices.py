@@ -41,7 +41,8 @@ def table(
 
     A value has no number with fewer than ROWS rows or GROUPS groups. Unknown is not ranked; with fewer than two values
     that are, worst and gap are None, since a single group is no evidence of fairness. The gap's interval is that of the
-    difference between the two values that are best and worst in the data; as these were chosen by it, it is no test.
+    difference between the two values that are best and worst in the data; as these were chosen by it, it is no test. It
+    takes groups enough on either side.
     """
     return {field: _slice(values(rows, field), metric, estimate) for field in FIELDS}
 
@@ -59,8 +60,7 @@ def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estim
     if len(ranked) > 1:
         worst, best = ranked[0], usable[ranked[-1]]
         low = usable[worst]
-        gaps = best.values - low.values
-        gap = Estimate(gaps, best.n + low.n, best.groups + low.groups, best.unscored + low.unscored).number()
+        gap = best.gap(low).number()
     return {
         "metric": metric,
         "values": {value: usable[value].number() if value in usable else None for value in masks},

@@ -1,9 +1,12 @@
-"""Intervals that resample whole groups, paired tests, and a correction for many of them.
+"""Intervals of numbers whose rows come in groups, paired tests, and a correction for many of them.
 
 Rows of one patient, lesion or figure are no independent evidence. A resample therefore draws as many groups as there
 are, with replacement, and takes each with all of its rows (Davison & Hinkley 1997, Bootstrap Methods and their
 Application, §3.8; Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414). What is estimated must be a function of
 sums over rows, so that all resamples are one matrix product.
+
+Percentiles of resamples are too narrow where groups are few, and nothing at all where all groups are right. A share has
+Wilson's interval instead, every other number percentiles that are expanded; benchmarks/coverage.py measures both.
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.special import bdtr, stdtr
+from scipy.special import bdtr, ndtr, stdtr, stdtrit
 
 Float = NDArray[np.float64]
+Int = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 RESAMPLES = 1_000
 LEVEL = 0.95
+WILSON, EXPANDED = "Wilson", "expanded percentile"  # methods of an interval
+FEWEST = {WILSON: 5, EXPANDED: 10}  # groups that each needs
+ALIKE = "groups alike"  # instead of a method: no resample differs, which says nothing about how groups do
 DRAWN = 1 << 18  # groups drawn at a time
+NOTHING = 1e-12  # a difference of numbers around 1 that is rounding
 CHUNK = 512  # groups multiplied at a time: 4 MB of float64 weights with 1,000 resamples, which a cache holds
 
 
@@ -32,39 +40,68 @@ class Estimate:
 
     Args:
         values: float[1 + R], the number in the data and then in each resample; NaN where it cannot be had.
-        n: rows counted.
-        groups: groups that they belong to.
+        sizes: int[G] of the rows that were counted, how many each group has; of a gap, those of either side.
         unscored: rows that should have been counted and could not.
+        variance: of a share, `cr2`; None for every other number.
     """
 
     values: Float
-    n: int
-    groups: int
+    sizes: tuple[Int, ...]
     unscored: int = 0
+    variance: float | None = None
 
     @property
     def value(self) -> float:
         """The number in the data; NaN where it cannot be had."""
         return float(self.values[0])
 
-    def number(self) -> dict[str, Any]:
-        """Value, percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, §13.3), n, unscored.
+    @property
+    def n(self) -> int:
+        """Rows counted."""
+        return sum(int(sizes.sum()) for sizes in self.sizes)
 
-        None stands for what cannot be had: one group alone says nothing about how groups differ. Resamples in which
-        the number cannot be had are left out.
-        """
-        value = low = high = None
-        if not np.isnan(self.value):
-            value = self.value
-            drawn = self.values[1:][~np.isnan(self.values[1:])]
-            if len(drawn) and self.groups > 1:
-                tail = (1 - LEVEL) / 2
-                low, high = (float(bound) for bound in np.quantile(drawn, [tail, 1 - tail]))
-        return {"value": value, "low": low, "high": high, "n": self.n, "unscored": self.unscored}
+    @property
+    def groups(self) -> int:
+        """Groups that these belong to."""
+        return int(np.count_nonzero(np.sum(self.sizes, axis=0)))
+
+    def number(self) -> dict[str, Any]:
+        """Value, interval, n, groups, unscored, and the interval's method; None for what cannot be had."""
+        low, high, method = (None, None, None) if np.isnan(self.value) else self._interval()
+        return {
+            "value": None if np.isnan(self.value) else self.value,
+            **{"low": low, "high": high, "method": method},
+            **{"n": self.n, "groups": self.groups, "unscored": self.unscored},
+        }
 
     def minus(self, other: Estimate) -> Estimate:
         """The difference, resample by resample: both estimates come from the same rows and Bootstrap."""
-        return Estimate(self.values - other.values, self.n, self.groups, self.unscored)
+        return Estimate(self.values - other.values, self.sizes, self.unscored)
+
+    def gap(self, other: Estimate) -> Estimate:
+        """The difference of estimates of other rows by the same Bootstrap."""
+        return Estimate(self.values - other.values, self.sizes + other.sizes, self.unscored + other.unscored)
+
+    def _interval(self) -> tuple[float | None, float | None, str | None]:
+        """Both ends and the method, or why there is no interval. A gap has the groups of its smaller side."""
+        method = EXPANDED if self.variance is None else WILSON
+        groups = min(int(np.count_nonzero(sizes)) for sizes in self.sizes)
+        if groups < FEWEST[method]:
+            return None, None, f"too few groups ({groups})"
+        df = min(satterthwaite(sizes) for sizes in self.sizes)
+        if self.variance is not None:
+            low, high = (float(end) for end in wilson(self.values[0], self.variance, groups, df))
+            return low, high, method
+
+        # Resamples in which the number cannot be had are left out.
+        drawn = self.values[1:][~np.isnan(self.values[1:])]
+        if not len(drawn):
+            return None, None, None
+        if np.ptp(drawn) < NOTHING:
+            return None, None, ALIKE
+        tail = expanded(df)
+        low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
+        return low, high, method
 
 
 class Bootstrap:
@@ -118,14 +155,75 @@ class Bootstrap:
             total += grouped[start : start + CHUNK].T @ weights
         return total.T
 
-    def groups(self, rows: Mask) -> int:
-        """How many groups the rows belong to."""
-        return int(np.count_nonzero(np.bincount(self.of[rows], minlength=len(self.counts))))
+    def sizes(self, rows: Mask) -> Int:
+        """int[G]: how many of the rows each group has."""
+        return np.bincount(self.of[rows], minlength=len(self.counts)).astype(np.int64)
+
+    def estimate(self, values: Float, rows: Mask, unscored: int = 0) -> Estimate:
+        """The estimate of values float[1 + R] that were counted over the rows."""
+        return Estimate(values, (self.sizes(rows),), unscored)
+
+    def share_of(self, values: Float, each: Float | Mask, rows: Mask, unscored: int = 0) -> Estimate:
+        """The same of a share: values are the means over the rows of what each has, float[N] from 0 to 1."""
+        sizes = self.sizes(rows)
+        sums = np.bincount(self.of[rows], each[rows], len(self.counts)).astype(np.float64)
+        return Estimate(values, (sizes,), unscored, float(cr2(sums, sizes)))
 
     def share(self, right: Mask, rows: Mask, unscored: int = 0) -> Estimate:
         """The share of the rows that are right."""
         sums = self.sums(np.stack([right, np.ones(len(right))], axis=1).astype(np.float64), rows)
-        return Estimate(ratio(sums[:, 0], sums[:, 1]), int(rows.sum()), self.groups(rows), unscored)
+        return self.share_of(ratio(sums[:, 0], sums[:, 1]), right, rows, unscored)
+
+
+def cr2(sums: Float, sizes: Int) -> Float:
+    """float[...]: the variance of the means over all rows, whose sums by group are float[..., G] over so many rows.
+
+    CR2 of Bell & McCaffrey 2002, Survey Methodology 28(2), of a regression on nothing but a constant. NaN with fewer
+    than two groups.
+    """
+    weights = sizes / max(sizes.sum(), 1)
+    residuals = sums - sizes * (sums.sum(axis=-1, keepdims=True) / max(sizes.sum(), 1))
+    corrected = ratio(np.square(residuals), np.broadcast_to(1 - weights, sums.shape))
+    variance: Float = corrected.sum(axis=-1) / max(sizes.sum(), 1) ** 2
+    return variance
+
+
+def satterthwaite(sizes: Int) -> float:
+    """The degrees of freedom of `cr2` where rows are independent, as Bell & McCaffrey 2002 have them.
+
+    >>> round(satterthwaite(np.array([5, 5, 5, 5])), 9), round(satterthwaite(np.array([16, 2, 2, 3, 2])), 2)
+    (3.0, 2.06)
+    """
+    weights = sizes / sizes.sum()
+    squares = ratio(np.square(weights), 1 - weights)
+    return float(1 / (np.square(weights).sum() + squares.sum() ** 2 - np.square(squares).sum()))
+
+
+def wilson(share: Float, variance: Float | float, groups: int, df: float) -> tuple[Float, Float]:
+    """Both ends of Wilson's interval of shares with these cluster variances; arrays of one shape, or numbers.
+
+    Wilson 1927, Journal of the American Statistical Association 22, with as many independent rows as would have that
+    variance (Franco, Little, Louis & Slud 2019, PMC6690503, compare such intervals), and Student's t for the normal
+    quantile. Where no group differs from another, each group is one row.
+    """
+    share, variance = np.broadcast_arrays(np.asarray(share, np.float64), variance)
+    alike = variance < NOTHING**2
+    rows = np.where(alike, groups, ratio(share * (1 - share), np.where(alike, 1.0, variance)))
+    quantile = stdtrit(np.where(alike, groups - 1, df), (1 + LEVEL) / 2)
+
+    shrunk = quantile**2 / rows
+    middle = (share + shrunk / 2) / (1 + shrunk)
+    half = np.sqrt(shrunk * (share * (1 - share) + shrunk / 4)) / (1 + shrunk)
+    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+
+
+def expanded(df: float) -> float:
+    """The share of resamples beyond either end of an expanded percentile interval.
+
+    Hesterberg 2015, The American Statistician 69, 371–386: Student's quantile for the normal one, and a variance that
+    is not divided by one too many, of df + 1 groups.
+    """
+    return float(ndtr(-np.sqrt((df + 1) / df) * stdtrit(df, (1 + LEVEL) / 2)))
 
 
 def ratio(one: Float, other: Float) -> Float:
@@ -154,8 +252,8 @@ def paired(difference: Estimate) -> float | None:
         return None
     drawn = difference.values[1:][~np.isnan(difference.values[1:])]
     error = float(drawn.std(ddof=1)) if len(drawn) > 1 else 0.0
-    if error < 1e-12:
-        return 1.0 if abs(difference.value) < 1e-12 and len(drawn) > 1 else None
+    if error < NOTHING:
+        return 1.0 if abs(difference.value) < NOTHING and len(drawn) > 1 else None
     return float(2 * stdtr(difference.groups - 1, -abs(difference.value) / error))
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column
 
-from skinvl.recipe.printing import narrow, right
+from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
+from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
-MAJORITY = "majority"
-HEAD = ("metric", "value", "images permuted", MAJORITY, "n", "unscored")
-TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n")
+PERMUTED, MAJORITY = "images permuted", "majority"
+HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
+BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
+TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
 LETTERS = {"paired bootstrap": "B", "McNemar": "M"}
-COUNTS = ("n", "unscored")
+METHODS = {WILSON: "W", EXPANDED: "E"}  # behind each interval
+COUNTS = ("n", "groups", "unscored")
 TEXTS = ("metric", "set", "what")
 Titled = tuple[str, Sequence[str], list[list[str]]]  # title, head and rows of a table
 # Accuracy hides missed cancers, so what was found of them always stands right below it.
@@ -26,7 +30,7 @@ NOT_KNOWN = "not known which classes are malignant"
 
 def show(console: Console, scores: Mapping[str, Any]) -> None:
     """Prints the tables of `scores`, the content of a scores.json, so that they fit into 80 columns."""
-    console.print(_about(scores), soft_wrap=True)
+    console.print(textwrap.fill(about(scores), WIDTH, **UNBROKEN), soft_wrap=True)
     for title, head, rows in [*_sets(scores), *_replicates(scores)]:
         _print(console, title, *_stacked(head, rows))
     if scores["comparison"]:
@@ -43,17 +47,15 @@ def _print(console: Console, title: str, head: Sequence[str], rows: Iterable[Seq
 
 
 def _stacked(head: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The table with the majority's numbers below those that they are to be compared with, not beside them."""
-    if MAJORITY not in head:
-        return list(head), [list(row) for row in rows]
-    column, stacked = head.index(MAJORITY), []
+    """The table with both baselines below the numbers that they are to be compared with, not beside them."""
+    kept = [column for column, name in enumerate(head) if name not in BELOW or "value" not in head]
+    stacked = []
     for row in rows:
-        cells = list(row)
-        majority = cells.pop(column)
-        stacked.append(cells)
-        if majority != NONE:
-            stacked.append(["  always the same", majority, *[""] * (len(cells) - 2)])
-    return [name for name in head if name != MAJORITY], stacked
+        stacked.append([row[column] for column in kept])
+        for column, name in enumerate(head):
+            if column not in kept and row[column] != NONE:
+                stacked.append([BELOW[name], row[column], *[""] * (len(kept) - 2)])
+    return [head[column] for column in kept], stacked
 
 
 def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) -> None:
@@ -64,7 +66,7 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
     for (name, what), tests in kinds.items():
         rows = []
         for test in tests:
-            _, _, metric, ours, theirs, difference, p, holm, by, n = _test(test)
+            _, _, metric, ours, theirs, difference, p, holm, by, n, _ = _test(test)
             rows.append([metric, ours, theirs, difference, p, holm, LETTERS[by], n])
         head = ("metric", "ours", "theirs", "difference", "p", "Holm", "by", "n")
         _print(console, f"{title}: {name}, {what}", head, rows, gap=1)
@@ -74,17 +76,20 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
 
 def markdown(scores: Mapping[str, Any]) -> str:
     """The same numbers in Markdown, all of a table side by side, with what came from data escaped."""
-    parts = [_escaped(_about(scores))]
+    parts = [_escaped(about(scores))]
     for title, head, rows in [*_sets(scores), *_replicates(scores), *_comparison(scores)]:
         lines = [f"{_escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
         parts.append("\n".join([*lines, *(_line([_escaped(cell) for cell in row]) for row in rows)]))
     return "\n\n".join(parts) + "\n"
 
 
-def _about(scores: Mapping[str, Any]) -> str:
+def about(scores: Mapping[str, Any]) -> str:
+    """What the intervals are, and the letters behind them."""
     return (
-        f"All numbers with {scores['level']:.0%} intervals from {scores['resamples']:,} resamples of whole groups "
-        f"(seed {scores['seed']})."
+        f"All numbers with {scores['level']:.0%} intervals that take groups whole. {METHODS[WILSON]}: a share, by "
+        f"Wilson's interval with the groups' variance, from {FEWEST[WILSON]} groups on. {METHODS[EXPANDED]}: any other "
+        f"number, by expanded percentiles of {scores['resamples']:,} resamples (seed {scores['seed']}), from "
+        f"{FEWEST[EXPANDED]} groups on. {ALIKE.capitalize()}: no resample differs, and nothing can be said."
     )
 
 
@@ -139,16 +144,18 @@ def _used(head: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[l
 
 
 def _row(metric: str, own: Any, control: Any, majority: Any) -> list[str]:
-    counts = [f"{own['n']:,}", f"{own['unscored']:,}"] if own else [NONE, NONE]
+    counts = [f"{own[count]:,}" if own else NONE for count in COUNTS]
     return [metric, number(own), number(control), number(majority), *counts]
 
 
 def number(estimate: Mapping[str, Any] | None) -> str:
-    """A Number as text: the value, and its interval where there is one."""
+    """A Number as text: the value, its interval and the method's letter, or why there is no interval."""
     if estimate is None or estimate["value"] is None:
         return NONE
-    interval = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    return f"{estimate['value']:.3f}{interval}"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f} {estimate['method'] or 'no interval'}"
+    interval = f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f} {interval} {METHODS[estimate['method']]}"
 
 
 def _spreads(replicates: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
@@ -168,6 +175,7 @@ def _test(test: Mapping[str, Any]) -> list[str]:
         *(_p(test[key]) for key in ("p", "p_holm")),
         test["test"],
         f"{test['n']:,}",
+        f"{test['groups']:,}",
     ]
 
 

@@ -35,6 +35,8 @@ def main(words: list[str]) -> int:
                         help="drop the rows that break a rule which is only tagged by default")  # fmt: skip
     parser.add_argument("--split", choices=("group", "official"), default="group",
                         help="official keeps the split of the authors where it is known to leak")  # fmt: skip
+    parser.add_argument("--images", metavar="DIR", default="",
+                        help="the folder of RAW, as RAW has it, in which images are found by their names")  # fmt: skip
     parser.add_argument("--shard", type=_shard, metavar="I/N", default=None,
                         help="do one share of the work, I from 0; whoever ends last joins the shares")  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
@@ -56,9 +58,13 @@ def main(words: list[str]) -> int:
         return 0
     if args.out is None:
         parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
+    if args.raw.exists():
+        for part in args.part or data_prep.load(args.dataset).CARD.parts[:1]:
+            for sentence in data_prep.absent(args.dataset, args.raw, part):
+                entry(console, part, sentence)
     account = prepare(
         args.dataset, args.raw, args.out, args.part, keep=args.keep, drop=args.drop,
-        official=args.split == "official", shard=args.shard, workers=args.workers,
+        official=args.split == "official", images=args.images, shard=args.shard, workers=args.workers,
     )  # fmt: skip
     if account is None:
         console.print(f"{args.out}: this shard is done; the shard that ends last joins all of them")
@@ -82,11 +88,13 @@ def _report(console: Console, out: Path, account: Account) -> None:
         table.add_row(f"Examples in {split}", f"{count:,}")
     table.add_row("images", f"{account.images:,}")
     if account.joined:
-        what = f"groups that share an image, joined; at most {account.largest:,} became one"
+        what = f"groups that share an image or an identity, joined; at most {account.largest:,} became one"
         table.add_row(what, f"{account.joined:,}")
         table.add_row("Examples that this moved nearer to training", f"{account.moved:,}")
     for rule, count in account.ledger.most_common():
         table.add_row(f"ledger: {rule}", f"{count:,}")
+    for rule, count in account.lacking.most_common():
+        table.add_row(f"images that kept rows go without: {rule}", f"{count:,}")
     for rule, count in account.tags.most_common():
         table.add_row(f"kept, tagged: {rule}", f"{count:,}")
     console.print(table)

@@ -86,6 +86,7 @@ def test_the_columns_are_those_that_the_datasets_library_would_write() -> None:
             **dict.fromkeys(("group", "split", "licence"), word),
             "facts": {one.name: datasets.Value("float64") if one.name == "age" else word for one in fields(Facts)},
             "tags": datasets.List(word),
+            "identities": datasets.List(word),
         }
     )
     assert SCHEMA.equals(features.arrow_schema, check_metadata=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from skinvl.data import labels
+from skinvl.data.match import match
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,17 @@ from skinvl.data import labels
         ("lentigo NOS", "lentigo"),
         ("Melanoma, NOS", "melanoma"),
         ("Solar or actinic keratosis", "actinic keratosis"),
+        *(("nevocytic nevus", "nevus"), ("Melanocytic naevi", "nevus"), ("Nevus, NOS", "nevus"), ("NEVI", "nevus")),
+        *(
+            ("malignant melanoma", "melanoma"),
+            ("Melanomas", "melanoma"),
+            ("mole", "nevus"),
+            ("BCCs", "basal cell carcinoma"),
+        ),
+        *(("Seborrhoeic keratoses", "seborrheic keratosis"), ("naevus cell naevus", "nevus"), ("MEL", "melanoma")),
+        *(("Squamous cell carcinoma, NOS", "squamous cell carcinoma"), ("Lentigines", "lentigo")),
+        *(("Bowen\u2019s disease", "squamous cell carcinoma in situ"), ("Metastatic melanoma", "melanoma metastasis")),
+        *(("melanoma_in_situ", "melanoma"), ("Melanoma metastases", "melanoma metastasis"), ("Scars", "scar")),
     ],
 )
 def test_spellings_of_the_benchmarks_have_one_name(spelling: str, name: str) -> None:
@@ -35,7 +47,8 @@ def test_malignancy_knows_every_name_and_synonym() -> None:
         "premalignant",
         "benign",
     ]
-    assert {labels.canonical(name) for name in labels._SYNONYMS} <= set(labels._MALIGNANCY)
+    assert {labels.canonical(name) for names in labels.SYNONYMS.values() for name in names} == {*labels.SYNONYMS}
+    assert {*labels.SYNONYMS} <= set(labels._MALIGNANCY)
     assert {labels.canonical(name) for name in labels.PAD_CODES.values()} <= set(labels._MALIGNANCY)
     for codes in (labels.HAM_CODES, labels.ISIC_2019_CODES):
         assert {labels.canonical(name) for name in codes.values()} <= set(labels._MALIGNANCY)
@@ -68,6 +81,25 @@ def test_a_name_without_a_canonical_one_stays_as_it_is() -> None:
     assert labels.diagnosis(" Pityriasis  Rosea") == "pityriasis rosea"
     assert not labels.is_known("pityriasis rosea")
     assert labels.is_known("NEVUS")
+
+
+def test_no_spelling_means_two_diagnoses() -> None:
+    spelt = [labels._stems(name) for name in labels._MALIGNANCY]
+    spelt += [labels._stems(name) for names in labels.SYNONYMS.values() for name in names]
+    assert len(spelt) == len({*spelt})
+    assert labels.diagnosis("Hemangioma") == "hemangioma"  # narrower than the class that an answer means by it
+
+
+def test_the_matcher_asks_the_same_list() -> None:
+    for name, synonyms in labels.SYNONYMS.items():
+        others = [other for other in labels._MALIGNANCY if other != name and other not in name and name not in other]
+        for spelling in synonyms:
+            assert match(f"This is most likely {spelling}.", [name, *others]).choice == name
+
+
+def test_all_spellings_of_an_unknown_name_share_a_key() -> None:
+    assert len({labels.key(name) for name in ("Haemangioma", "hemangiomas", "Hemangioma, NOS")}) == 1
+    assert labels.key("nevi") == labels.key("Nevocytic nevus") != labels.key("blue nevus")
 
 
 def test_an_ontology_gives_only_ways_that_are_certain() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     write(other, "test", [example("5", "h1", "x.png"), example("6", "h1", "x.png"), example("7", "h2", "y.jpg"),
                           example("8", "h3", "isic_0000007_small.JPG"), example("9", "h4", "z.png"),
                           example("10", "g3")])  # fmt: skip
-    return fingerprint(one), fingerprint(other)
+    return fingerprint(one, archive="drawn"), fingerprint(other, archive="drawn")
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -70,6 +71,20 @@ def test_each_kind_is_counted_in_images_and_conversations_of_both_sets(pair: tup
         [*sets, "group", "1 of 4", "0 of 4", "2 of 4", "1 of 6"],
         [*sets, "any", "4 of 4", "3 of 4", "4 of 4", "5 of 6"],
     ]
+
+
+def test_names_are_local_to_a_source_unless_both_are_of_one_archive(pair: tuple[Path, Path]) -> None:
+    one, other = pair
+    write(one, "train", [replace(example("1", "g1"), identities=("g1", "IL_1")), example("2", "g2")])
+    write(other, "test", [example("3", "IL_1"), example("4", "IL_2"), replace(example("5", "h"), identities=("g2",))])
+    assert counted(*pair) == [["one:train", "other:test", "group", "0 of 0", "0 of 0", "2 of 2", "2 of 3"]]
+    fingerprint(other, archive="another")
+    assert counted(*pair) == [["one:train", "other:test", "none", "0 of 0", "0 of 0", "0 of 2", "0 of 3"]]
+    for source in pair:
+        fingerprint(source)
+    assert counted(*pair)[0][2] == "none"
+    write(one, "test", [example("6", "IL_1")])
+    assert ["one:test", "one:train", "group", "0 of 0", "0 of 0", "1 of 1", "1 of 2"] in counted(one)
 
 
 def test_the_pairs_are_written_nearest_first(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -162,7 +177,7 @@ def test_strangers_share_nothing_and_leave_no_sheet(pair: tuple[Path, Path], tmp
 
 
 def test_drawings_are_not_joined_by_their_looks(pair: tuple[Path, Path]) -> None:
-    fingerprint(pair[1], alike=False)
+    fingerprint(pair[1], alike=False, archive="drawn")
     assert [row[2] for row in counted(*pair)] == ["sha256", "archive", "group", "any"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -141,6 +143,20 @@ NAMES = [
     (FITZ, "malignant melanoma", "malignant"),
 ]
 
+ACCENTED = ("behcets disease", "dariers disease", "sjögren syndrome", "黑色素瘤", "色素痣")
+ACCENTS = [
+    (ACCENTED, "Behçet's disease", "behcets disease"),
+    (ACCENTED, "This is Behc\u0327et’s disease.", "behcets disease"),
+    (ACCENTED, "Darier´s disease", "dariers disease"),
+    (ACCENTED, "most likely Sjogren syndrome", "sjögren syndrome"),
+    (ACCENTED, "SJÖGREN SYNDROME", "sjögren syndrome"),
+    (ACCENTED, "黑色素瘤。", "黑色素瘤"),
+    (ACCENTED, "不是黑色素瘤", NONE),  # denials are read in English alone, and a name within other words is not
+    (HAM, "nævus", "Nevus"),
+    (HAM, "mélanome", NONE),
+    (HAM, "Mélanoma", "Melanoma"),
+]
+
 DENIALS = [
     (HAM, "not melanoma", NONE),
     (HAM, "This is not a melanoma.", NONE),
@@ -219,6 +235,32 @@ CONCLUSIONS = [
     (HAM, '{"first": "nevus", "second": "melanoma"}', AMBIGUOUS),
     (HAM, '{"answer": "unknown"}', NONE),
     (HAM, '{"answer": melanoma', "Melanoma"),
+    # a list goes on from what was concluded, and from nowhere else
+    (HAM, "The diagnosis is melanoma because nevus, BCC and dermatofibroma do not show asymmetry.", "Melanoma"),
+    (HAM, "Most likely melanoma since nevus, BCC and dermatofibroma are symmetric.", "Melanoma"),
+    (HAM, "Melanoma, because nevi, BCC and dermatofibroma are symmetric.", "Melanoma"),
+    (HAM, "Melanoma or nevus because BCC has other vessels.", AMBIGUOUS),
+    (HAM, "Answer: melanoma or nevus because BCC and dermatofibroma are symmetric.", AMBIGUOUS),
+    # a first line that is a class alone
+    (HAM, "Melanoma\n\nA nevus or a BCC would be symmetric.", "Melanoma"),
+    (HAM, "**Melanoma**\nOverall, it differs in colour from what a nevus shows.", "Melanoma"),
+    (HAM, "Melanoma\nNevus", AMBIGUOUS),
+    (HAM, "- Melanoma\n- Nevus\n- BCC", AMBIGUOUS),
+    (HAM, "Melanoma or nevus\nA BCC has other vessels.", AMBIGUOUS),
+    (HAM, "Melanoma: irregular\nNevus: regular", AMBIGUOUS),
+    (HAM, "Melanoma\nFinal answer: nevus", "Nevus"),
+    (HAM, "Melanoma?\nNo, it is a nevus.", "Nevus"),
+    # other verbs that conclude
+    (HAM, "I would go with nevus, although melanoma is possible.", "Nevus"),
+    (HAM, "Melanoma is possible, but I'd go with a nevus over a BCC.", "Nevus"),
+    (HAM, "I would not go with melanoma but with nevus or BCC.", AMBIGUOUS),
+    (HAM, "I favour nevus over melanoma.", "Nevus"),
+    (HAM, "The features favor a nevus; melanoma is possible.", "Nevus"),
+    (HAM, "Nevus is favoured over melanoma.", "Nevus"),
+    (HAM, "Melanoma favored over nevus.", AMBIGUOUS),  # no verb says so
+    (HAM, "I lean towards BCC, but nevus is possible.", "Basal Cell Carcinoma"),
+    (HAM, "Leaning toward nevus or melanoma; BCC is possible.", AMBIGUOUS),
+    (HAM, "This does not favour melanoma, but nevus.", "Nevus"),
     (COLOURS, "The colour is red.", "red"),
     (COLOURS, "reddish", NONE),
     (COLOURS, "brown and black", AMBIGUOUS),
@@ -273,6 +315,18 @@ LETTERS = [  # of HAM: A Nevus, B Benign Keratosis, C Melanoma, D Basal Cell Car
     ),
     (", ".join(f"{letter}: {name}" for letter, name in zip("ABCDEFG", HAM, strict=True)) + ".\nC", "Melanoma"),
     ('{"answer": "C"}', "Melanoma"),
+    ("The answer is D because A, B and C do not show asymmetry.", "Basal Cell Carcinoma"),
+    ("The correct option is D since A, B and C do not show it.", "Basal Cell Carcinoma"),
+    ("D, because A, B and C do not show asymmetry.", "Basal Cell Carcinoma"),
+    ("The answer is A or B because C and D do not show it.", AMBIGUOUS),
+    ("D\n\nA, B and C do not show asymmetry.", "Basal Cell Carcinoma"),
+    ("D. Basal cell carcinoma\nA. Nevus: no vessels\nC. Melanoma: no network", "Basal Cell Carcinoma"),
+    ("**(D)**\nOption A is symmetric, and option B has no vessels.", "Basal Cell Carcinoma"),
+    ("A. Nevus\nB. Benign keratosis: scaly\nC. Melanoma: dark", AMBIGUOUS),  # the list again, with remarks
+    ("D\nA\nB", AMBIGUOUS),
+    ("I'd go with D over A.", "Basal Cell Carcinoma"),
+    ("A and B are possible, but I favour D.", "Basal Cell Carcinoma"),
+    ("I am leaning towards C; A is less typical.", "Melanoma"),
     ("Final answer: \\boxed{C}", "Melanoma"),
 ]
 
@@ -283,6 +337,11 @@ def expected(choice: str) -> Match:
 
 @pytest.mark.parametrize(("classes", "answer", "choice"), NAMES)
 def test_a_class_is_known_by_its_spellings(classes: tuple[str, ...], answer: str, choice: str) -> None:
+    assert match(answer, classes) == expected(choice)
+
+
+@pytest.mark.parametrize(("classes", "answer", "choice"), ACCENTS)
+def test_accents_and_forms_of_letters_change_nothing(classes: tuple[str, ...], answer: str, choice: str) -> None:
     assert match(answer, classes) == expected(choice)
 
 
@@ -361,6 +420,14 @@ def test_every_class_of_every_benchmark_is_its_own_name(name: str, one: str) -> 
 def test_every_class_can_be_denied(name: str, one: str) -> None:
     for way in (f"not {one}", f"This is not {one}.", f"no evidence of {one}"):
         assert match(way, CLASSES[name]).choice != one, way
+
+
+def test_every_class_of_the_released_zero_shot_lists_is_its_own_name(shared: Path) -> None:
+    lists = json.loads((shared / "zeroshot" / "released_protocol.json").read_text(encoding="utf-8"))["classes"]
+    for names in (tuple(dict.fromkeys(names)) for names in lists.values()):
+        for name in names:
+            for way in (name, f"{name.upper()}.", f"This is a case of {name}.", f"I would go with {name}."):
+                assert match(way, names) == Match("matched", name), way
 
 
 IDLE = ("the", "skin", "is", "with", "lesion", "of", "dark", "a", "border", "A", "irregular", "not", "no", "or", "and")

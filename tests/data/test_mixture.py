@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.sources import fingerprint, photo
-from skinvl.data.example import Example, text, write
+from skinvl.data.example import Example, read, text, write
 from skinvl.data.fingerprints import phash
 from skinvl.data.mixture import LeakError, Sets, leaks, load
 from skinvl.data.source import IMAGES_SCHEMA, source_folder
 from skinvl.recipe.recipe import Data, SourceSpec
+from skinvl.score import predictions
 
 
 def example(name: str, group: str, *images: str) -> Example:
@@ -245,3 +246,55 @@ def test_a_bare_name_lies_in_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_nothing_leaks_into_nothing() -> None:
     assert leaks([], {}) == []
+
+
+def test_equal_names_in_two_sources_of_one_converter_are_two(tmp_path: Path) -> None:
+    """Relative paths and row numbers mean nothing beyond their own source; two llava files have them in common."""
+    one, other = Source(tmp_path / "one"), Source(tmp_path / "other")
+    for source, first in ((one, 1), (other, 11)):
+        rows = []
+        for number in range(6):
+            photo(first + number).save(source.root / "images" / f"{number}.png")
+            row = example(str(number), f"{number}.png", f"{number}.png")
+            rows.append(replace(row, source="llava", identities=(row.group, "a.png")))
+        write(source.root, "train", rows)
+        fingerprint(source.root)
+    sets = load(data([one.spec("train")], [other.spec("train")]))
+    assert (len(sets.train), len(sets.evaluation["other"]), sets.moved) == (6, 6, [])
+    keys = [[predictions.key(row.example) for row in rows] for rows in (sets.train, sets.evaluation["other"])]
+    assert keys == [[f"{name}/{number}" for number in range(6)] for name in ("one", "other")]
+
+    shutil.copy(one.root / "images" / "1.png", other.root / "images" / "2.png")  # the images decide
+    fingerprint(other.root)
+    write(other.root, "train", [replace(row, identities=()) for row in read(other.root, "train")])
+    moved = load(data([one.spec("train")], [other.spec("train")])).moved
+    assert [(row.row, row.detail) for row in moved] == [
+        ("other:2", "of other: shares its cluster with one:0 of the train set, by sha256")
+    ]
+
+
+def test_names_of_an_archive_hold_in_all_of_its_sources_by_way_of_others_too(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has(
+        "train", replace(example("a", "IP_1"), identities=("IP_1", "IL_1")), example("z", "IL_9")
+    )
+    other = Source(tmp_path / "other").has(
+        "test", example("b", "IL_1"), replace(example("c", "IP_2"), identities=("IP_2", "IL_2")),
+        replace(example("d", "IL_2"), identities=("IL_2", "IL_9")), example("e", "IP_3"),
+    )  # fmt: skip
+    recipe = data([one.spec("train")], [other.spec("test")])
+    assert load(recipe).moved == []
+    fingerprint(one.root, archive="isic")
+    assert load(recipe).moved == []
+    fingerprint(other.root, archive="isic")
+    assert [row.row for row in load(recipe).moved] == ["other:b", "other:c", "other:d"]
+    assert {row.detail.rsplit(" ", 1)[1] for row in load(recipe).moved} == {"group"}
+    fingerprint(other.root, archive="another")
+    assert load(recipe).moved == []
+
+
+def test_one_source_by_two_paths_is_one(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", example("a", "IP_1")).has("test", example("b", "IP_1"))
+    (tmp_path / "link").symlink_to(one.root)
+    linked = SourceSpec(source=str(tmp_path / "link"), split="test")
+    with pytest.raises(ValueError, match="all 1 conversations of link share a group or an image"):
+        load(data([one.spec("train")], [linked]))

@@ -15,7 +15,7 @@ def case(number: int, answer: str | Missing = "nevus", **changes: str) -> Datase
     answers = {"diagnosis": answer, "modality": "dermoscopic image"}
     facts = Facts("dermoscopy", "nevus", "benign", "II", 40.0, "male", "arm")
     return DatasetRecord(
-        f"a.csv:{number}", fields["id"], ("a.jpg",), fields["group"], "train", "CC0-1.0", facts, answers
+        f"a.csv:{number}", fields["id"], ("a.jpg",), (fields["group"],), "train", "CC0-1.0", facts, answers
     )
 
 

@@ -60,6 +60,16 @@ def test_balance_makes_the_known_values_equally_frequent() -> None:
     assert drawn == {"melanoma": 18, "nevus": 18, None: 4}
 
 
+def test_balance_counts_a_diagnosis_once_however_it_is_spelt() -> None:
+    names = ["melanoma"] * 4 + ["nevus"] * 10 + ["nevocytic nevus"] * 10 + ["Hemangioma"] * 6 + ["haemangiomas"] * 6
+    diagnosed = [
+        Row(replace(example(f"r{i}", f"g{i}"), facts=Facts(diagnosis=name)), Path("a")) for i, name in enumerate(names)
+    ]
+    drawn = Counter(names[index] for index in MixtureSampler(diagnosed, seed=0, balance="diagnosis"))
+    assert drawn["melanoma"] == drawn["nevus"] + drawn["nevocytic nevus"] == 12
+    assert drawn["Hemangioma"] + drawn["haemangiomas"] == 12
+
+
 def test_an_epoch_is_filled_to_what_all_ranks_see_at_once() -> None:
     sampler = MixtureSampler(rows(10, 1.0), seed=1, multiple=4)
     drawn = list(sampler)

@@ -63,6 +63,19 @@ def test_answers_are_taken_out_of_their_fences(tmp_path: Path) -> None:
     ]
 
 
+def test_replies_are_read_as_all_are(tmp_path: Path) -> None:
+    put(
+        tmp_path / "a.json",
+        response("a", '```json\n{"answer": "5 \\times 5 \\mu m",}\n```', 'So: {"answer": "B."} Bye.'),
+    )
+    reply = '{"qa_pairs": [{"question_1": "How \\beta?", "answer_1": "By \\frac12."},]}'
+    put(tmp_path / "vqa" / "b.json", {"image_id": "b", "image_path": "b.jpg", "api_response": reply})
+    (pair,) = convert(tmp_path, "vqa")
+    assert said(pair) == ["How \\beta?", "By \\frac12."]
+    shutil.move(tmp_path / "vqa", tmp_path.parent / "vqa")
+    assert [said(row)[1] for row in convert(tmp_path, "response")] == ["5 \\times 5 \\mu m", "B."]
+
+
 def test_a_creative_question_replaces_the_stored_one(tmp_path: Path) -> None:
     both = fenced(question="Is it flat?", answer="Yes.")
     create = 'Use the format {"question": "<question>", "answer": "<answer>"}'

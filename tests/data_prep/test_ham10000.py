@@ -39,6 +39,7 @@ def test_the_account(tmp_path: Path) -> None:
     assert {row.group for row in examples.values()} == {"HAM_1", "HAM_2"}
     first = examples["ISIC_1-diagnosis"]
     assert first.images == ("part_1/ISIC_1.jpg",)
+    assert first.identities == ("HAM_1", "ISIC_1")
     assert first.facts == Facts(
         "dermoscopy", "seborrheic keratosis", "benign", None, 80.0, "male", "scalp", kind="diagnosis"
     )

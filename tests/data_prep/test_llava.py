@@ -56,6 +56,15 @@ def test_rows_of_text_alone_are_kept(tmp_path: Path) -> None:
     assert (row.images, row.group) == ((), "q7")
 
 
+@pytest.mark.parametrize("image", ["", " ", None, [], [""], ["", " "]])
+def test_an_empty_path_is_no_image(tmp_path: Path, image: Any) -> None:
+    row = one(tmp_path, id="q7", image=image, conversations=turns("Is acne common?", "Yes."))
+    assert (row.images, row.group, shape(row)) == ((), "q7", [["Is acne common?"], ["Yes."]])
+    (row,) = convert(tmp_path, {"image": image, "conversations": turns("<image>\nIs it red?", "Yes.")})
+    assert isinstance(row, Dropped)
+    assert (row.rule, row.detail) == ("image-count", "1 placeholders and 0 images")
+
+
 @pytest.mark.parametrize(
     ("entry", "rule", "detail"),
     [

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep import PrepError, scin
 from helpers.converted import converted
-from helpers.raws import image, said, table
+from helpers.raws import image, prepared, said, table
 from skinvl.data.example import Facts
 
 ROW = dict.fromkeys(scin.COLUMNS, "") | {
@@ -63,6 +63,14 @@ def test_the_account(tmp_path: Path) -> None:
     assert "basal cell carcinoma" in said(first)[1]
     assert "itching and pain" in said(examples["1-symptom"])[1]
     assert "flat" in said(examples["1-texture"])[1]
+
+
+def test_a_case_keeps_the_photos_that_are_there(tmp_path: Path) -> None:
+    folder = raw(tmp_path, {"1": "{'Eczema': 1.0}"}, {"image_2_path": "dataset/images/lost.png"})
+    _, examples, _ = prepared("scin", folder)
+    case = examples["1-diagnosis"]
+    assert (case.images, case.tags) == (("images/images/a.png",), ("fewer-images",))
+    assert [part["type"] for part in case.messages[0]["content"]] == ["image", "text"]
 
 
 @pytest.mark.parametrize(

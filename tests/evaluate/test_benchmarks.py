@@ -110,10 +110,10 @@ def test_hiba_has_two_grades_and_leaves_out_a_third(tmp_path: Path) -> None:
 
 
 def test_bcn20000_has_its_twelve_classes(tmp_path: Path) -> None:
-    names = [*CLASSES["bcn20000"], "lentigo NOS"]
+    names = [*CLASSES["bcn20000"] * 5, "lentigo NOS"]
     rows = [{"isic_id": f"i{place}", "diagnosis": name} for place, name in enumerate(names)]
     task = load(spec(archive(tmp_path, rows, "bcn"), benchmark="BCN20000-12"))
-    assert [*found(task).values()] == [*CLASSES["bcn20000"], None]
+    assert [*found(task).values()] == [*CLASSES["bcn20000"] * 5, None]
     assert task.malignant is None  # nobody says what `other` is
 
 
@@ -198,6 +198,11 @@ def labelled(
     return Example(name, "drawn", shown, messages, group, "test", "CC0-1.0", Facts(**facts))
 
 
+def others(count: int, **facts: Any) -> list[Example]:
+    """Rows of a known class: so many that a few of none are no reason to stop."""
+    return [labelled(f"other{number}", f"other{number}.png", answer="Red", **facts) for number in range(count)]
+
+
 def test_an_image_counts_once_however_many_questions_it_has(tmp_path: Path) -> None:
     rows = [labelled(f"a{number}", diagnosis="nevus") for number in range(3)]
     rows += [labelled("b", "b.png", diagnosis="melanoma"), labelled("both", ("a.png", "b.png"), diagnosis="melanoma")]
@@ -254,8 +259,9 @@ def test_a_listed_class_is_found_in_a_sentence(tmp_path: Path) -> None:
 def test_a_diagnosis_is_one_of_the_classes_by_its_name_and_not_by_likeness(tmp_path: Path) -> None:
     names = ("benign keratosis", "nevus sebaceus", "not a melanoma", "Melanoma, NOS", "nevi")
     rows = [labelled(f"{place}", f"{place}.png", diagnosis=name) for place, name in enumerate(names)]
-    task = load(spec(source(tmp_path / "drawn", rows), benchmark="isic2019"))
-    assert [one.label for one in task.samples] == ["Benign Keratosis-like Lesions", None, None, "Melanoma", None]
+    task = load(spec(source(tmp_path / "drawn", rows + others(100, diagnosis="nevus")), benchmark="isic2019"))
+    labels = [sample.label for sample in task.samples][:5]
+    assert labels == ["Benign Keratosis-like Lesions", None, None, "Melanoma", "Nevus"]
 
 
 def test_where_keeps_rows_and_any_fact_can_be_the_label(tmp_path: Path) -> None:
@@ -402,11 +408,79 @@ def test_images_of_a_csv_are_found_also_without_their_first_folder(tmp_path: Pat
 def test_a_row_of_a_csv_without_one_class_is_not_scored(tmp_path: Path) -> None:
     fields = ("[]", "['nevus', 'melanoma']", "nevus", "__import__('os')", "['lupus']", "[1]", "[" * 3_000, "['Nevus']")
     quoted = [f'{number}.jpg,"{field}"' for number, field in enumerate(fields)]
+    quoted += [f"{number}.jpg,['Nevus']" for number in range(len(fields), 400)]
     path = released(tmp_path, "\ufeffimage,categories\r\n" + "\r\n".join(quoted) + "\r\n")
     samples = load(spec(path)).samples
-    assert [one.label for one in samples] == [None] * 7 + ["Nevus"]
+    assert [one.label for one in samples] == [None] * 7 + ["Nevus"] * 393
     why = ["no-class", "several-classes", "malformed", "malformed", "'lupus' is none of the classes"]
     assert [one.detail.partition(":")[0] for one in samples][:7] == [*why, "malformed", "malformed"]
+
+
+# How MM-Skin's files write classes whose folders have longer names.
+SPELT = {
+    "Acne and rosacea": "Acne and Rosacea Photos",
+    "Atopic dermatitis": "Atopic Dermatitis Photos",
+    "Bullous disease": "Bullous Disease Photos",
+    "Eczema": "Eczema Photos",
+    "Hair loss  alopecia and other hair diseases": "Hair Loss Photos Alopecia and other Hair Diseases",
+    "Herpes hpv and other stds": "Herpes HPV and other STDs Photos",
+    "Poison ivy  and other contact dermatitis": "Poison Ivy Photos and other Contact Dermatitis",
+    "Vasculitis": "Vasculitis Photos",
+    "Psoriasis Lichen Planus and related diseases": "Psoriasis pictures Lichen Planus and related diseases",
+}
+
+
+def test_a_class_is_known_without_what_its_folder_holds(tmp_path: Path) -> None:
+    values = [*SPELT, *CLASSES["dermnet"]]
+    body = "".join(f"D/{number}.jpg,[],['{value}']\n" for number, value in enumerate(values))
+    task = load(spec(released(tmp_path, "image,atributes,categories\n" + body, "Dermnet_test.csv")))
+    assert task.classes == CLASSES["dermnet"]
+    assert [one.label for one in task.samples] == [*SPELT.values(), *CLASSES["dermnet"]]
+
+
+def test_a_file_that_does_not_say_its_benchmark_has_its_classes(tmp_path: Path) -> None:
+    body = "image,atributes,categories\nISIC/ISIC_0000001.jpg,[],['Vascular Lesions']\nI/b.jpg,[],['Nevus']\n"
+    task = load(spec(released(tmp_path, body, "ISIC_test.csv")))
+    assert (task.benchmark, task.classes) == ("isic2019", CLASSES["isic2019"])
+    assert [one.label for one in task.samples] == ["Vascular Lesions", "Nevus"]
+
+
+@pytest.mark.parametrize("strangers", [2, 3])
+def test_a_set_of_which_too_much_is_of_no_class_stops_with_the_values(tmp_path: Path, strangers: int) -> None:
+    values = ["['Nevus']"] * (100 - strangers) + ["['Naevus cellularis']"] * (strangers - 1) + ["[]"]
+    body = "image,categories\n" + "".join(f"{number}.jpg,{value}\n" for number, value in enumerate(values))
+    if strangers == 2:
+        assert sum(one.label is None for one in load(spec(released(tmp_path, body))).samples) == 2
+        return
+    message = r"HAM10000_test.csv test: 3 of 100 rows are of none of the classes .*'Naevus cellularis' \(2\), .*\(1\)"
+    with pytest.raises(BenchmarkError, match=message):
+        load(spec(released(tmp_path, body)))
+
+
+def test_classes_of_another_split_are_no_reason_to_stop_unless_they_are_listed(tmp_path: Path) -> None:
+    folder = source(tmp_path / "drawn", [labelled("a", diagnosis="nevus"), labelled("b", "b.png", diagnosis="scar")])
+    source(folder, [labelled("c", diagnosis="nevus"), labelled("d", "d.png", diagnosis="eczema")], "train")
+    assert [one.label for one in load(spec(folder), "train").samples] == ["nevus", None]
+    with pytest.raises(BenchmarkError, match=r"train: 1 of 2 rows are of none of the classes .*'eczema' \(1\)"):
+        load(spec(folder, classes=["nevus", "scar"]), "train")
+
+
+def test_accents_and_apostrophes_tell_no_classes_apart(tmp_path: Path) -> None:
+    names = ("Behçet's disease", "Behcet\u2019s disease", "Sjogren syndrome")
+    folder = source(tmp_path / "drawn", [labelled(name, f"{name}.png", diagnosis=name) for name in names])
+    task = load(spec(folder, classes=["behcets disease", "Sjögren syndrome"]))
+    assert [one.label for one in task.samples] == ["behcets disease", "behcets disease", "Sjögren syndrome"]
+    assert len(load(spec(folder)).classes) == 2
+    signs = source(tmp_path / "signs", [labelled(name, f"{name}.png", site=name) for name in ("<5 mm", ">5 mm")])
+    assert load(spec(signs, label="site")).classes == ("<5 mm", ">5 mm")
+
+
+def test_chosen_classes_may_be_some_of_the_sets_but_none_that_it_does_not_have(tmp_path: Path) -> None:
+    names = ("nevus", "scar", "eczema")
+    folder = source(tmp_path / "drawn", [labelled(name, f"{name}.png", diagnosis=name) for name in names])
+    assert [one.label for one in load(spec(folder, classes=["nevus", "scar"])).samples] == ["nevus", "scar", None]
+    with pytest.raises(BenchmarkError, match=r"2 of 3 rows are of none of the classes nevus or scarring: 'scar' \(1\)"):
+        load(spec(folder, classes=["nevus", "scarring"]))
 
 
 def test_a_csv_may_say_its_sets_and_repeat_an_image(tmp_path: Path) -> None:

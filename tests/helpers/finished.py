@@ -40,14 +40,16 @@ def source(folder: Path, licence: str = "CC0-1.0", **card: Any) -> Path:
 
 def number(value: float | None, wide: float = 0.05) -> dict[str, Any]:
     low, high = (None, None) if value is None else (round(value - wide, 3), round(value + wide, 3))
-    return {"value": value, "low": low, "high": high, "n": 123, "unscored": 4}
+    method = None if value is None else "Wilson"
+    return {"value": value, "low": low, "high": high, "method": method, "n": 123, "groups": 41, "unscored": 4}
 
 
 def scores(adapter: str) -> dict[str, Any]:
     """What skinvl score writes, with the numbers that matter to a card."""
     settings = {"adapter": adapter, "data": {"/home/ada/data/ham/test.parquet": "0" * 32}}
     skin = {"metric": "closed_accuracy", "values": {"I": number(0.812), "VI": number(0.437)}, "worst": "VI"}
-    bare = {"value": 0.3, "low": None, "high": None, "n": 3, "unscored": 0}  # too few groups for an interval
+    few = "too few groups (3)"
+    bare = {"value": 0.3, "low": None, "high": None, "method": few, "n": 3, "groups": 3, "unscored": 0}
     unknown = {"metric": "closed_accuracy", "values": {"unknown": number(0.7)}, "worst": None, "gap": None}
     answers = {
         "rows": 127,

@@ -15,7 +15,7 @@ from skinvl.data.fingerprints import archive_id, phash
 from skinvl.data.source import IMAGES_SCHEMA
 
 
-def fingerprint(folder: Path, split: str = "group", alike: bool = True) -> Path:
+def fingerprint(folder: Path, split: str = "group", alike: bool = True, archive: str = "") -> Path:
     """The source, with images.parquet over its images and a card.json as `skinvl prep` writes them."""
     rows = []
     for path in sorted(path for path in (folder / "images").rglob("*") if path.is_file()):
@@ -25,7 +25,7 @@ def fingerprint(folder: Path, split: str = "group", alike: bool = True) -> Path:
         values = (name, sha256, phash(picture), archive_id(name), *picture.size)
         rows.append(dict(zip(IMAGES_SCHEMA.names, values, strict=True)))
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), folder / "images.parquet")
-    (folder / "card.json").write_text(json.dumps({"split": split, "alike": alike}))
+    (folder / "card.json").write_text(json.dumps({"split": split, "alike": alike, "archive": archive}))
     return folder
 
 

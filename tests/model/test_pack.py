@@ -300,7 +300,7 @@ def test_a_batch_counts_conversations_and_not_what_it_shares(tmp_path: Path) -> 
     assert packed.ids.numel() < 0.75 * packed.tokens
     assert len(packed.inputs["image_grid_thw"]) == 1
     assert len(single.inputs["image_grid_thw"]) == 3
-    assert packed.names == tuple(row.example.id for row in rows)
+    assert packed.names == tuple(f"drawn/{row.example.id}" for row in rows)
     encoded = [encode_row(chat, row).encoded for row in rows]
     trained = sum(len(one.labels) - one.labels.count(UNTRAINED) for one in encoded)
     for batch in (packed, single):

@@ -57,7 +57,8 @@ def test_the_front_matter_is_the_hubs(tmp_path: Path) -> None:
         ("image-classification", "ham-classes sum", "specificity", 0.934),
     ]
     assert results[0].metric_name == "closed accuracy (95% CI 0.651 to 0.751)"
-    assert results[0].metric_args == {"low": 0.651, "high": 0.751, "n": 123, "unscored": 4}
+    counts = {"n": 123, "groups": 41, "unscored": 4}
+    assert results[0].metric_args == {"low": 0.651, "high": 0.751, "method": "Wilson", **counts}
     assert results[0].dataset_type == "ham"
 
 
@@ -71,14 +72,16 @@ def test_a_dataset_of_the_hub_is_linked(tmp_path: Path) -> None:
 def test_what_was_measured_stands_in_the_text(tmp_path: Path) -> None:
     text = made(finished.run(tmp_path))
     evaluation = section(text, "Evaluation")
-    row = r"| closed\_accuracy | 0.701 \[0.651, 0.751\] | 0.411 \[0.361, 0.461\] | 0.402 \[0.352, 0.452\] | 123 | 4 |"
-    assert row in evaluation
+    control, majority = r"0.411 \[0.361, 0.461\] W", r"0.402 \[0.352, 0.452\] W"
+    assert rf"| closed\_accuracy | 0.701 \[0.651, 0.751\] W | {control} | {majority} | 123 | 41 | 4 |" in evaluation
+    assert "| rouge-l | 0.300 too few groups (3) | – | – | 3 | 3 | 0 |" in evaluation
     assert evaluation.index("| accuracy | 0.613") < evaluation.index("| sensitivity | 0.287") < evaluation.index("spec")
     assert "Not scored: ham: missing-image 4." in evaluation
     groups = section(text, "By group")
     assert (
-        r"| ham | skin\_type | closed\_accuracy | VI: 0.437 [0.387, 0.487] (n 123) | 0.375 [0.325, 0.425] |" in groups
-    )
+        r"| ham | skin\_type | closed\_accuracy | VI: 0.437 [0.387, 0.487] W (n 123, groups 41) | "
+        "0.375 [0.325, 0.425] W (n 123, groups 41) |"
+    ) in groups
     assert "- ham: not known by sex" in groups
     assert "by skin type is not known" not in text
     leaks = section(text, "Leaks between training and evaluation")

@@ -109,8 +109,22 @@ def test_numbers_are_those_of_scikit_learn(tmp_path: Path) -> None:
         assert per["f1"]["value"] == pytest.approx(sk.f1_score(true == place, said == place))
         assert per["auroc"]["value"] == pytest.approx(sk.roc_auc_score(true == place, chances[:, place]))
         assert per["recall"]["n"] == (true == place).sum()
-    assert found["per_class"]["scar"]["recall"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 0}
+    nothing = {"value": None, "low": None, "high": None, "method": None, "n": 0, "groups": 0, "unscored": 0}
+    assert found["per_class"]["scar"]["recall"] == nothing
     assert found["per_class"]["scar"]["f1"]["value"] is None
+
+
+def test_one_class_alone_has_no_area(tmp_path: Path) -> None:
+    rows = [row for row in drawn() if row.label == CLASSES[0]]
+    found = block(classified_set(tmp_path, rows))
+    assert found["variants"]["sum"]["auroc"]["value"] is found["variants"]["sum"]["auprc"]["value"] is None
+    assert found["per_class"][CLASSES[0]]["auroc"]["value"] is None
+    one = classified_set(tmp_path, rows)
+    confidence, positive = one.variants["sum"].confidence, np.ones(len(rows), np.bool_)
+    draws = classification.bootstrap(one.rows, 40, seed=2)
+    roc, precision = curves.areas(confidence, positive, draws, positive)
+    assert np.isnan(roc).all()
+    assert np.isnan(precision).all()
 
 
 def test_two_classes_give_the_areas_of_two_classes(tmp_path: Path) -> None:
@@ -268,7 +282,8 @@ def test_rows_that_cannot_be_scored_are_counted_with_their_reasons(tmp_path: Pat
 def test_a_set_in_which_nothing_can_be_scored(tmp_path: Path) -> None:
     rows = [replace(row, label=None, detail="no such class") for row in drawn(5)]
     found = block(classified_set(tmp_path, rows), resamples=100)
-    assert found["variants"]["sum"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 5}
+    nothing = {"value": None, "low": None, "high": None, "method": None, "n": 0, "groups": 0, "unscored": 5}
+    assert found["variants"]["sum"]["accuracy"] == nothing
     assert found["majority"]["value"] is None
     assert found["risk_coverage"] == []
     asked_nothing = [replace(row, scores=None, outcome=None, choice=None) for row in rows]

@@ -31,7 +31,8 @@ CLASSES = ["Nevus", "Melanoma", "Basal Cell Carcinoma", "Benign Keratosis", "Der
 def number(value: float | None, wide: float = 0.03, n: int = 180) -> dict[str, Any]:
     """A Number of scores.json."""
     low, high = (None, None) if value is None else (round(value - wide, 4), round(value + wide, 4))
-    return {"value": value, "low": low, "high": high, "n": n, "unscored": 2}
+    method = None if value is None else "Wilson"
+    return {"value": value, "low": low, "high": high, "method": method, "n": n, "groups": n // 3, "unscored": 2}
 
 
 def answers(folder: Path, word: str, rows: int = 180) -> list[Answer]:
@@ -143,8 +144,9 @@ def scored(folder: Path, word: str = "plain", full: bool = True) -> Path:
     if full:
         sets["demo"]["permuted"] = block(word, own, folder)
         sets["ham10000"] = {"classes": class_block(names, word, settings)}
-        test = {"set": "demo", "what": "answers", "metric": "closed_accuracy", "n": 178, "ours": 0.92, "theirs": 0.81,
-                "difference": number(0.11), "p": 0.0004, "p_holm": 0.0008, "test": "McNemar"}  # fmt: skip
+        test = {"set": "demo", "what": "answers", "metric": "closed_accuracy", "n": 178, "groups": 59, "ours": 0.92,
+                "theirs": 0.81, "difference": number(0.11) | {"method": "expanded percentile"}, "p": 0.0004,
+                "p_holm": 0.0008, "test": "McNemar"}  # fmt: skip
         same = {**test, "what": "classes", "set": "ham10000", "metric": "accuracy", "difference": number(-0.01),
                 "p": 0.41, "p_holm": 0.41}  # fmt: skip
         scores["comparison"] = {"against": f"base {word}", "tests": [test, same]}
@@ -191,12 +193,14 @@ def test_the_page_holds_every_section_and_number(tmp_path: Path, capsys: pytest.
     for heading in ("Headline", "Comparison with base plain", "Replicates", "demo", "ham10000", "Training"):
         assert heading in page.within("h2"), heading
     for text in (
-        "closed accuracy 0.920 [0.890, 0.950] 0.420 [0.390, 0.450] 0.400 [0.370, 0.430] above permuted, above majority",
+        "closed accuracy 0.920 [0.890, 0.950] W 0.420 [0.390, 0.450] W 0.400 [0.370, 0.430] W "
+        "above permuted, above majority 180 60 2",
+        "W: a share, by Wilson's interval",
         "sensitivity (malignant) not known which classes are malignant",
-        "closed accuracy 0.920 0.810 0.110 [0.080, 0.140] <0.001 <0.001 higher McNemar 178",
-        "accuracy 0.920 0.810 −0.010 [−0.040, 0.020] 0.410 0.410 no difference shown",
+        "closed accuracy 0.920 0.810 0.110 [0.080, 0.140] E <0.001 <0.001 higher McNemar 178 59",
+        "accuracy 0.920 0.810 −0.010 [−0.040, 0.020] W 0.410 0.410 no difference shown",
         "closed accuracy 0.915 0.012 0.900 0.931 0.900, 0.914, 0.931",
-        "skin type accuracy; gap from best to worst 0.280 [0.190, 0.370]",
+        "skin type accuracy; gap from best to worst 0.280 [0.190, 0.370] W",
         "V worst 0.630",
         "VI too few cases",
         "No worst slice: fewer than two values have enough cases.",
@@ -214,7 +218,7 @@ def test_the_page_holds_every_section_and_number(tmp_path: Path, capsys: pytest.
         assert text in page.text, text
     matrix = [text.strip() for tag, text in page.texts if tag == "td" and text.strip().isdigit()]
     assert "69" in matrix  # of the confusion matrix
-    assert "BLEU-4 – – 180 2" in page.text  # what cannot be had is no zero
+    assert "BLEU-4 – – 180 60 2" in page.text  # what cannot be had is no zero
 
 
 def test_the_page_needs_nothing_else_and_may_load_nothing(tmp_path: Path) -> None:
@@ -552,7 +556,19 @@ def test_intervals_that_touch_overlap() -> None:
 
     assert report._apart(one(0.5, 0.6, 0.7), one(0.3, 0.4, 0.49), "x") == "above x"
     assert report._apart(one(0.5, 0.6, 0.7), one(0.3, 0.4, 0.5), "x") == "overlaps x"
-    assert report._apart(one(0.5, 0.6, 0.7), one(None, 0.8, None), "x") == "below x"
+    assert report._apart(one(0.5, 0.6, 0.7), one(None, 0.8, None), "x") == "not known beside x"
+    assert report._apart(one(None, 0.8, None), one(0.5, 0.6, 0.7), "x") == "not known beside x"
+
+
+def test_a_number_of_too_few_groups_says_so_in_place_of_an_interval(tmp_path: Path) -> None:
+    few = {"value": 1.0, "low": None, "high": None, "method": "too few groups (3)", "n": 9, "groups": 3, "unscored": 0}
+
+    def edit(scores: dict[str, Any]) -> None:
+        scores["sets"]["demo"]["answers"]["metrics"]["closed_accuracy"] = few
+
+    text = read(change(scored(tmp_path, full=False), edit)).text
+    assert "closed accuracy 1.000 too few groups (3) 0.400 [0.370, 0.430] W n 180, groups 60" in text
+    assert "not known beside majority 9 3 0" in text
 
 
 def test_colours_differ_enough_in_light_and_dark() -> None:

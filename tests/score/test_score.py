@@ -26,7 +26,7 @@ from skinvl.score.score import ScoreError
 from skinvl.score.stats import mcnemar
 
 ROOT = Path(__file__).parents[2]
-NUMBER = {"value", "low", "high", "n", "unscored"}
+NUMBER = {"value", "low", "high", "method", "n", "groups", "unscored"}
 BLOCK = {"rows", "unscored", "reasons", "valid", "metrics", "majority", "by", "slices", "settings"}
 CLASSES = {
     *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "valid", "outcomes", "majority"),
@@ -118,15 +118,58 @@ def test_scores_have_their_layout_and_repeat_byte_for_byte(tmp_path: Path, capsy
     assert block["by"]["kind"]["sign"]["closed_accuracy"]["n"] == 0
     assert block["slices"]["sex"]["metric"] == "closed_accuracy"
     assert len(block["metrics"]) >= 12
+    assert len(list(numbers(found))) > 50
     for number in numbers(found):
         if number["low"] is not None:
             assert number["low"] <= number["high"]
+            assert number["method"] in ("Wilson", "expanded percentile")
+        elif number["value"] is not None:
+            assert number["method"] in ("groups alike", f"too few groups ({number['groups']})")
     assert block["metrics"]["closed_accuracy"]["value"] == pytest.approx(20 / 30)
     other = scored(path, "--seed", "1")
-    changed = other["sets"]["s-test"]["answers"]["metrics"]["closed_accuracy"]
-    assert changed["value"] == block["metrics"]["closed_accuracy"]["value"]
-    assert changed != block["metrics"]["closed_accuracy"]
+    changed = other["sets"]["s-test"]["answers"]["metrics"]
+    assert changed["closed_accuracy"] == block["metrics"]["closed_accuracy"]  # no resample is in it
+    assert changed["bleu-4"]["value"] == block["metrics"]["bleu-4"]["value"]
+    assert changed["bleu-4"] != block["metrics"]["bleu-4"]
     assert "sensitivity" in capsys.readouterr().out
+
+
+def test_shares_have_wilsons_interval_and_other_numbers_expanded_percentiles(tmp_path: Path) -> None:
+    path = run(tmp_path, answers(), classified())
+    sets = scored(path)["sets"]
+    block, classes = sets["s-test"]["answers"], sets["lesions"]["classes"]
+    shares = {name for name, number in block["metrics"].items() if number["method"] == "Wilson"}
+    assert {"closed_accuracy", "exact_match", "token_f1", "rouge-l"} <= shares
+    assert not shares & {"bleu-1", "bleu-4"}
+    assert (block["valid"]["method"], block["majority"]["method"]) == ("Wilson", "Wilson")
+    methods = {name: number["method"] for name, number in classes["variants"]["sum"].items()}
+    of_rows = {"accuracy", "sensitivity", "specificity"}
+    assert {name for name, method in methods.items() if method == "Wilson"} == of_rows
+    per_class = {name: number["method"] for name, number in classes["per_class"]["benign"].items()}
+    expanded = "expanded percentile"
+    assert per_class == {"precision": "Wilson", "recall": "Wilson", "f1": expanded, "auroc": expanded}
+    assert classes["slices"]["sex"]["gap"]["method"] == expanded
+
+    # A side of malignancy is of its own rows, and a number's groups are those of its rows.
+    sides = [classes["variants"]["sum"][name] for name in ("accuracy", "sensitivity", "specificity")]
+    assert [(side["n"], side["groups"]) for side in sides] == [(60, 30), (12, 12), (48, 30)]
+    table = (path / "scores.md").read_text()
+    assert table.count("| metric | value | majority | n | groups | unscored |") == 2
+    assert "W | – | 12 | 12 | 0 |" in table
+
+
+@pytest.mark.parametrize(("rows", "closed", "bleu"), [(8, "too few groups (4)", "too few groups (4)"),
+                                                      (10, "Wilson", "too few groups (5)"),
+                                                      (18, "Wilson", "too few groups (9)"),
+                                                      (20, "Wilson", "expanded percentile")])  # fmt: skip
+def test_few_groups_have_no_interval_and_say_so(tmp_path: Path, rows: int, closed: str, bleu: str) -> None:
+    path = run(tmp_path, answers(rows))
+    metrics = scored(path)["sets"]["s-test"]["answers"]["metrics"]
+    assert (metrics["closed_accuracy"]["method"], metrics["bleu-4"]["method"]) == (closed, bleu)
+    for number in (metrics["closed_accuracy"], metrics["bleu-4"]):
+        assert (number["low"] is None) == number["method"].startswith("too few")
+        assert number["groups"] == rows // 2
+    assert (f"{metrics['bleu-4']['value']:.3f} {bleu} |" in (path / "scores.md").read_text()) == (rows < 20)
 
 
 def test_what_failed_is_counted_with_its_reason_and_changes_no_number(tmp_path: Path) -> None:
@@ -235,7 +278,7 @@ def test_two_runs_are_tested_row_by_row(tmp_path: Path) -> None:
     assert found["against"] == "theirs"
     tests = {(one["what"], one["metric"], one["test"]): one for one in found["tests"]}
     closed = tests["answers", "closed_accuracy", "McNemar"]
-    assert closed["n"] == 30
+    assert (closed["n"], closed["groups"]) == (30, 30)
     assert closed["ours"] == pytest.approx(20 / 30)
     assert closed["theirs"] == pytest.approx(6 / 30)
     assert closed["difference"]["value"] == pytest.approx(closed["ours"] - closed["theirs"])
@@ -327,7 +370,7 @@ def test_text_from_data_is_escaped_in_markdown(tmp_path: Path) -> None:
     text = (path / "scores.md").read_text()
     assert "a\\|b\\_&lt;i&gt;\\*c\\*" in text
     assert "<i>" not in text
-    assert tables.number({"value": None, "low": None}) == "–"
+    assert tables.number({"value": None, "low": None, "method": None}) == "–"
 
 
 def test_processes_change_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

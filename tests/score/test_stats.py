@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.linalg import fractional_matrix_power
 from scipy.sparse import csr_array
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from skinvl.score import curves, stats
 from skinvl.score.stats import Bootstrap, Estimate, Float, Mask
+
+
+def _benchmark() -> Any:
+    """The script that measures coverage: its settings are what the tests hold the intervals to."""
+    path = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_coverage", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+coverage = _benchmark()
 
 
 def everything(count: int) -> Mask:
@@ -59,20 +81,136 @@ def test_what_cannot_be_had_is_null() -> None:
     one = Bootstrap(["a"] * 8, 100)
     right = np.array([True] * 4 + [False] * 4)
     number = one.share(right, everything(8)).number()
-    assert number == {"value": 0.5, "low": None, "high": None, "n": 8, "unscored": 0}
+    assert number == {
+        **{"value": 0.5, "low": None, "high": None, "method": "too few groups (1)"},
+        **{"n": 8, "groups": 1, "unscored": 0},
+    }
     nothing = one.share(right, np.zeros(8, np.bool_)).number()
-    assert (nothing["value"], nothing["low"], nothing["n"]) == (None, None, 0)
-    vanishing = Estimate(np.array([0.5, np.nan, 0.4, 0.6]), 3, 2).number()
-    assert vanishing["low"] == pytest.approx(0.405)
-    assert Bootstrap(["a", "b"], 0).share(right[:2], everything(2)).number()["low"] is None
+    assert (nothing["value"], nothing["low"], nothing["method"], nothing["n"]) == (None, None, None, 0)
+    many = (np.ones(10, np.int64),)
+    vanishing = Estimate(np.array([0.5, np.nan, 0.4, 0.6]), many).number()
+    assert 0.4 < vanishing["low"] < 0.405
+    vanished = Estimate(np.array([0.5, np.nan]), many).number()
+    assert (vanished["value"], vanished["low"], vanished["method"]) == (0.5, None, None)
 
 
-def test_the_interval_is_the_percentiles_of_the_resamples() -> None:
+def test_the_interval_is_the_expanded_percentiles_of_the_resamples() -> None:
     draws = Bootstrap([row // 2 for row in range(40)], 200)
     values = np.arange(40) % 3 == 0
-    number = draws.share(values, everything(40)).number()
+    estimate = draws.share(values, everything(40))
+    number = replace(estimate, variance=None).number()
     drawn = [values[repeated(draws, column)].mean() for column in range(1, 201)]
-    assert [number["low"], number["high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]))
+    tail = 100 * norm.cdf(-np.sqrt(20 / 19) * t.ppf(0.975, 19))  # Hesterberg's, for 20 groups of equal size
+    assert 1 < tail < 2
+    assert [number["low"], number["high"]] == pytest.approx(np.percentile(drawn, [tail, 100 - tail]))
+    assert number["method"] == "expanded percentile"
+
+
+def test_the_variance_of_a_share_is_cr2_and_its_degrees_of_freedom_are_satterthwaites() -> None:
+    sizes = np.array([16, 2, 2, 3, 2, 7])
+    of = np.repeat(np.arange(6), sizes)
+    rows = np.random.default_rng(0).random(32)
+
+    # By the definition: residuals of a regression on a constant, corrected by (1 − H)^(−1/2) of each group's block.
+    hat = np.full((32, 32), 1 / 32)
+    residuals = rows - rows.mean()
+    corrections = [fractional_matrix_power(np.eye(n) - hat[:n, :n], -0.5) for n in sizes]
+    scores = [
+        np.ones(n) @ root @ residuals[of == group]
+        for group, (n, root) in enumerate(zip(sizes, corrections, strict=True))
+    ]
+    sums = np.bincount(of, rows)
+    assert stats.cr2(sums, sizes) == pytest.approx(np.square(scores).sum() / 32**2)
+    vectors = np.stack(
+        [
+            (np.eye(32) - hat)[:, of == group] @ root @ np.ones(n) / 32
+            for group, (n, root) in enumerate(zip(sizes, corrections, strict=True))
+        ]
+    )
+    moments = vectors @ vectors.T
+    assert stats.satterthwaite(sizes) == pytest.approx(np.trace(moments) ** 2 / np.square(moments).sum())
+
+    # Groups without rows change nothing, and what one group alone would be is not known.
+    more = np.append(sizes, 0)
+    assert stats.satterthwaite(more) == pytest.approx(stats.satterthwaite(sizes))
+    assert stats.cr2(np.append(sums, 0.0), more) == pytest.approx(stats.cr2(sums, sizes))
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    # One row a group is a binomial share, but for Student's quantile and n − 1 in its variance.
+    right = np.array([True] * 30 + [False] * 10)
+    number = Bootstrap(range(40), 0).share(right, everything(40)).number()
+    quantile, n, p = t.ppf(0.975, 39), 39, 0.75
+    middle = (p + quantile**2 / (2 * n)) / (1 + quantile**2 / n)
+    half = quantile * np.sqrt(p * (1 - p) / n + quantile**2 / (4 * n**2)) / (1 + quantile**2 / n)
+    assert [number["low"], number["high"]] == pytest.approx([middle - half, middle + half])
+    assert (number["method"], number["n"], number["groups"]) == ("Wilson", 40, 40)
+
+
+def test_five_patients_all_right_are_no_proof_of_perfection() -> None:
+    def number(groups: int, right: list[bool]) -> dict[str, Any]:
+        of = [row % groups for row in range(len(right))]
+        return Bootstrap(of, 200).share(np.array(right), everything(len(right))).number()
+
+    perfect = number(5, [True] * 60)
+    assert (perfect["value"], perfect["high"], perfect["method"]) == (1.0, 1.0, "Wilson")
+    quantile = t.ppf(0.975, 4) ** 2
+    assert perfect["low"] == pytest.approx(5 / (5 + quantile))  # each group is one row
+    assert number(5, [False] * 60)["high"] == pytest.approx(quantile / (5 + quantile))
+    half = number(6, [True] * 6 + [False] * 6)  # all groups are alike, and none is all right
+    assert 0.1 < half["low"] < 0.5 < half["high"] < 0.9
+    few = number(4, [True] * 60)
+    assert (few["low"], few["high"], few["method"]) == (None, None, "too few groups (4)")
+
+
+def test_resamples_that_do_not_differ_give_no_interval_of_width_zero() -> None:
+    draws = Bootstrap([row // 2 for row in range(40)], 100)
+    side = draws.share(np.arange(40) % 3 == 0, everything(40))
+    number = side.minus(side).number()
+    assert (number["value"], number["low"], number["high"], number["method"]) == (0.0, None, None, "groups alike")
+
+
+def test_a_gap_has_the_groups_of_its_smaller_side() -> None:
+    right = np.random.default_rng(0).random(60) < 0.5
+    few, many = np.arange(60) < 14, np.arange(60) >= 14
+
+    def gap(rows_of_a_group: int, first: Mask) -> dict[str, Any]:
+        draws = Bootstrap([row // rows_of_a_group for row in range(60)], 200)
+        return draws.share(right, first).gap(draws.share(right, many)).number()
+
+    small = gap(2, few)
+    assert (small["n"], small["groups"], small["low"], small["method"]) == (60, 30, None, "too few groups (7)")
+    enough = gap(1, few)
+    assert enough["method"] == "expanded percentile"
+    assert enough["low"] < enough["value"] < enough["high"]
+    assert gap(1, everything(60))["groups"] == 60  # a group of both sides counts once
+
+
+@pytest.mark.parametrize("setting", [one for one in coverage.SETTINGS if one.must], ids=lambda one: one.name)
+def test_shares_of_few_groups_are_covered_at_their_level(setting: Any) -> None:
+    error = np.sqrt(0.93 * 0.07 / 4_000)
+    for groups in (5, 10, 20, 50):
+        assert coverage.share(setting, groups, 4_000).covered >= 0.93 - 2 * error
+
+
+def test_percentiles_of_few_groups_are_covered_too_rarely() -> None:
+    """What was: so that the simulation is one that finds it."""
+    draw, truth, found = np.random.default_rng(0), 0.9, []
+    for seed in range(300):
+        of = np.repeat(np.arange(5), [16, 2, 2, 3, 2])
+        right = draw.random(25) < draw.beta(4.5, 0.5, 5)[of]
+        values = Bootstrap(of.tolist(), 300, seed).share(right, everything(25)).values[1:]
+        low, high = np.quantile(values, [0.025, 0.975])
+        found.append(low <= truth <= high)
+    assert np.mean(found) < 0.8
+
+
+@pytest.mark.parametrize("name", coverage.NUMBERS)
+def test_every_other_number_of_the_simulation_has_its_truth(name: str) -> None:
+    """Many groups come near it, so that what the table says of few is no mistake of the simulation."""
+    generator = np.random.default_rng(3)
+    estimate, truth = coverage.NUMBERS[name](generator, 4_000, lambda of: Bootstrap(of.tolist(), 0))
+    assert estimate.value == pytest.approx(truth, abs=0.04)
 
 
 def clustered(draw: np.random.Generator, groups: int) -> tuple[NDArray[np.int64], Float]:
@@ -83,23 +221,23 @@ def clustered(draw: np.random.Generator, groups: int) -> tuple[NDArray[np.int64]
     return of, (draw.random(len(of)) < chances).astype(np.float64)
 
 
-def covered(groups: NDArray[np.int64], right: Float, truth: float, seed: int) -> bool:
-    number = Bootstrap(groups.tolist(), 1_000, seed).share(right > 0, everything(len(right))).number()
+def covered(groups: NDArray[np.int64], right: Float, truth: float) -> bool:
+    number = Bootstrap(groups.tolist(), 0).share(right > 0, everything(len(right))).number()
     return bool(number["low"] <= truth <= number["high"])
 
 
 def test_intervals_of_clustered_rows_cover_at_their_level() -> None:
     draw = np.random.default_rng(0)
-    found = [covered(*clustered(draw, 150), truth=0.5, seed=seed) for seed in range(1_500)]
+    found = [covered(*clustered(draw, 150), truth=0.5) for _ in range(1_500)]
     assert abs(np.mean(found) - 0.95) < 0.02  # 3.5 standard errors of this simulation
 
 
 def test_rows_taken_for_independent_are_covered_too_rarely() -> None:
     draw = np.random.default_rng(0)
     found = []
-    for seed in range(300):
+    for _ in range(300):
         _, right = clustered(draw, 150)
-        found.append(covered(np.arange(len(right)), right, 0.5, seed))
+        found.append(covered(np.arange(len(right)), right, 0.5))
     assert np.mean(found) < 0.9
 
 
@@ -112,7 +250,7 @@ def test_intervals_of_an_area_cover_at_their_level() -> None:
         positive = (draw.random(120) < 0.4)[of]
         scores = positive + draw.normal(size=120)[of] + draw.normal(size=len(of))
         values, _ = curves.areas(scores, positive, Bootstrap(of.tolist(), 1_000, seed), everything(len(of)))
-        number = Estimate(values, len(of), 120).number()
+        number = Estimate(values, (np.bincount(of),)).number()
         found.append(number["low"] <= truth <= number["high"])
     assert abs(np.mean(found) - 0.95) < 0.02
 
@@ -179,14 +317,11 @@ def test_areas_are_those_of_scikit_learn_in_every_resample(rows: list[tuple[int,
     roc, precise = curves.areas(scores, positive, draws, everything(len(rows)))
     for column in range(draws.size):
         places = repeated(draws, column)
-        if positive[places].any():
-            assert precise[column] == pytest.approx(average_precision_score(positive[places], scores[places]))
-        else:
-            assert np.isnan(precise[column])
         if 0 < positive[places].mean() < 1:
+            assert precise[column] == pytest.approx(average_precision_score(positive[places], scores[places]))
             assert roc[column] == pytest.approx(roc_auc_score(positive[places], scores[places]))
         else:
-            assert np.isnan(roc[column])
+            assert np.isnan([precise[column], roc[column]]).all()
 
 
 def test_areas_take_the_rows_they_are_given() -> None:

@@ -87,6 +87,23 @@ def test_the_values_of_facts_are_no_free_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("site", "answer"),
+    [
+        *(
+            ("perianal region", "It lies beside the anus."),
+            ("ala nasi", "A papule of the nose."),
+            ("concha", "An ear."),
+        ),
+        *(("clavicle", "A patch on the chest."), ("thenar eminence", "It is on the palm."), ("palate", "A mouth.")),
+        *(("achilles region", "At the ankle."), ("conjunctiva", "A lesion of the face."), ("mons pubis", "The groin.")),
+    ],
+)
+def test_the_finer_sites_of_the_archive_are_known(site: str, answer: str) -> None:
+    known = leakage.disclosed(Facts(site=site), {"site": site})
+    assert [(statement.fact, statement.disclosed) for statement in leakage.stated(answer, known)] == [("site", True)]
+
+
+@pytest.mark.parametrize(
     ("fact", "kind", "clinical", "other"),
     [
         *(("age", kind, "drop", "drop") for kind in ("overview", "diagnosis", "open", "anatomy")),

@@ -13,12 +13,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import data_prep
 from data_prep import Card, PrepError, Shard, taken
-from skinvl.data.example import Dropped, Example, read, text, words
+from skinvl.data.example import Dropped, Example, Message, read, text, words
 from skinvl.sources import prep
 from skinvl.sources.prepare import images
 from skinvl.sources.rules import RULES
@@ -134,13 +135,50 @@ def test_images_that_cannot_be_used_are_in_the_ledger_by_rule(run: Run, raw: Pat
 
 def test_optional_images_leave_text_but_no_broken_image(run: Run, raw: Path) -> None:
     (raw / "bad.png").write_bytes(b"no image")
-    fake = Fake(example("a", "gone.png", "sub/a.png"), example("b", "bad.png"), example("c", "gone.png", "bad.png"))
+    fake = Fake(example("a", "gone.png"), example("b", "bad.png"), example("c", "gone.png", "bad.png"))
     out = run(fake, "--keep", "missing-image")
     (row,) = read(out, "train")
     assert row.images == ()
     assert row.tags == ("missing-image",)
     assert [part["type"] for part in row.messages[0]["content"]] == ["text"]
     assert [row["rule"] for row in ledger(out)] == ["unreadable-image", "unreadable-image"]
+
+
+def test_a_row_of_several_images_stays_with_those_that_are_there(
+    run: Run, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw / "bad.png").write_bytes(b"no image")
+    apart = example("d", "sub/a.png", "gone.png")
+    image, *rest = apart.messages[0]["content"]
+    placed: Message = {"role": "user", "content": [image, {"type": "text", "text": "or"}, *rest]}
+    outcomes = (
+        example("a", "gone.png", "sub/a.png", "bad.png", answer="A it is."),
+        example("b", "gone.png", "bad.png"),
+        example("c", "sub/a.png"),
+        replace(apart, messages=(placed, *apart.messages[1:])),
+    )
+    for options in ((), ("--keep", "missing-image")):
+        out = run(Fake(*outcomes), *options)
+        rows = {row.id: row for row in read(out, "train")}
+        assert (rows["a"].images, rows["a"].tags) == (("images/sub/a.png",), ("fewer-images",))
+        assert [part["type"] for part in rows["a"].messages[0]["content"]] == ["image", "text"]
+        assert (rows["c"].images, rows["c"].tags) == (("images/sub/a.png",), ())
+        assert [(row["row"], row["rule"], row["detail"].partition(":")[0]) for row in lacking(out)] == [
+            ("all record 1: a", "missing-image", "gone.png"),
+            ("all record 1: a", "unreadable-image", "bad.png"),
+        ]
+        assert ledger(out)[0]["rule"] == "unreadable-image"
+        assert pq.read_table(out / "images.parquet")["path"].to_pylist() == ["images/sub/a.png"]
+        assert "images that kept rows go without: missing-image 1" in " ".join(capsys.readouterr().out.split())
+    assert "d" in rows
+    assert rows["d"].images == ()  # a row that names each of its images in its place means nothing with one of them
+    out = run(Fake(*outcomes), "--drop", "fewer-images")
+    assert [row["rule"] for row in ledger(out)] == ["unreadable-image", "unreadable-image", "missing-image"]
+    assert not (out / "lacking.jsonl").exists()
+
+
+def lacking(out: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (out / "lacking.jsonl").read_text().splitlines()]
 
 
 def test_faults_of_a_converter_are_noticed(run: Run) -> None:

@@ -272,3 +272,53 @@ def test_the_split_of_the_authors_is_kept_on_request(tmp_path: Path, monkeypatch
 
 def test_drawings_that_look_alike_stay_apart() -> None:
     assert not data_prep.load("demo").CARD.alike
+
+
+def isic_table(folder: Path, *rows: str) -> Path:
+    """The archive's metadata: isic_id, patient_id, lesion_id; each image is another."""
+    folder.mkdir(parents=True)
+    lines = [f"ISIC_{number:07},{row},melanoma,malignant" for number, row in enumerate(rows, 1)]
+    header = "isic_id,patient_id,lesion_id,diagnosis,benign_malignant"
+    (folder / "metadata.csv").write_text("\n".join([header, *lines]) + "\n")
+    for number in range(1, len(rows) + 1):
+        noise(number).save(folder / f"ISIC_{number:07}.jpg")
+    return folder
+
+
+def test_rows_that_share_any_identity_are_one_group_by_way_of_others_too(tmp_path: Path) -> None:
+    """A lesion of which one image has a patient and another has none was in train and test."""
+    rows = [f"IP_{number},IL_{number}" for number in range(30)] + [f",IL_{number}" for number in range(30)]
+    out = tmp_path / "out"
+    account = prepare("isic", isic_table(tmp_path / "raw", *rows), out)
+    assert isinstance(account, Account)
+    homes = splits(out)
+    for number in range(30):
+        assert homes[f"ISIC_{number + 1:07}"] == homes[f"ISIC_{number + 31:07}"]
+        assert homes[f"ISIC_{number + 1:07}"][0] == f"IP_{number}"
+    assert {split for _, split in homes.values()} == {"train", "test"}
+    assert (account.joined, account.largest) == (60, 2)
+    assert account.moved > 0
+    kept = {row.images[0]: row.identities for split in ("train", "test") for row in read(out, split)}
+    assert kept["images/ISIC_0000001.jpg"] == ("IP_0", "IL_0", "ISIC_0000001")
+    assert kept["images/ISIC_0000031.jpg"] == ("IL_0", "ISIC_0000031")
+
+    chain = ["IP_1,IL_1", ",IL_1", "IP_1,IL_2", "unknown,IL_2", "unknown,nan", ",unknown"]
+    prepare("isic", isic_table(tmp_path / "chain", *chain), out)
+    groups = {name: group for name, (group, _) in splits(out).items()}
+    assert [groups[f"ISIC_{number:07}"] for number in range(1, 7)] == [*["IP_1"] * 4, "ISIC_0000005", "ISIC_0000006"]
+
+
+def test_identities_join_rows_of_text_alone_and_a_name_that_prep_took_away_is_kept(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    for number, name in enumerate(("bk1_1_a", "bk1_1_b", "bk2_1")):
+        noise(number).save(raw / f"{name}.png")
+    talk = [{"from": "human", "value": "<image><image>Which?"}, {"from": "gpt", "value": "The second."}]
+    entry = {"image": ["bk1_1_a.png", "bk2_1.png"], "conversations": talk}
+    (raw / "vqa_x.json").write_text(json.dumps([entry]))
+    (raw / "MM-Skin_test.csv").write_text("image,question,answer\nbk1_1_b.png,What is it?,A nevus.\n")
+    prepare("mm_skin", raw, out, ["json", "test"])
+    made = [row for split in ("train", "test") if (out / f"{split}.parquet").exists() for row in read(out, split)]
+    assert {row.group for row in made} == {"bk1_1 + bk2_1"}
+    assert {row.identities for row in made} == {("bk1_1", "bk2_1"), ("bk1_1",)}
+    assert {row.split for row in made} == {"train"}

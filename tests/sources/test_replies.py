@@ -83,6 +83,31 @@ def test_texts_keep_their_words() -> None:
     assert pairs(json.dumps({"answer": lines}), Q) == [QAPair(Q, "first: melanoma\nsecond: nevus")]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(
+            r"5 \times 5 mm",
+            r"\beta-blockers",
+            r"\frac{1}{2}",
+            r"\nu and \rho_1",
+            r"\textbf{A} \rightarrow B",
+            r"a \neq b",
+        ),
+        *(r"\alpha \pm \upsilon", r"10\times10", r"\bar{x} \not\in", r"\theta, \tau; \nabla."),
+    ],
+)
+def test_latex_with_lone_backslashes_stays_latex(said: str) -> None:
+    for written in (said, said.replace("\\", "\\\\")):  # as many models write it, and as JSON wants it
+        assert pairs(f'{{"answer": "{written}"}}', Q) == [QAPair(Q, said)]
+
+
+def test_escapes_that_begin_no_command_stay_escapes() -> None:
+    assert pairs(r'{"answer": "a\nbad\ne. five\nu-shaped\n\ni. one\nless\tor \u00e9 \\nu"}', Q) == [
+        QAPair(Q, "a\nbad\ne. five\nu-shaped\n\ni. one\nless\tor é \\nu")
+    ]
+
+
 @given(st.text(), st.text(min_size=1).filter(lambda said: said.strip() and said.strip() not in ("…", "...")))
 def test_whatever_is_said_comes_back(before: str, said: str) -> None:
     plain = before.translate({ord(char): None for char in '{}[]`<"'})

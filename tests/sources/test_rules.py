@@ -33,6 +33,16 @@ def names(*turns: str, images: tuple[str, ...] = ("a.png",), facts: Facts | None
 
 
 BREAKING = {
+    "control-character": [
+        *(
+            (ASK, "5 \times 5 mm"),
+            (ASK, "\x08eta cells"),
+            (ASK, "\x0crac12"),
+            ("The \theta wave?", SAY),
+            (ASK, "a\x00b"),
+        ),
+        *((ASK, "a\nabla"), (ASK, "a \rightarrow b"), (ASK, "a\x85b"), (ASK, "a \textbf{b}"), (ASK, "\x1b[1mBold")),
+    ],
     "sentinel": [
         *((ASK, "nan"), (ASK, " N/A. "), (ASK, "-"), (ASK, "<NA>"), (ASK, "No definitive diagnosis"), ("NaN", SAY)),
         *((ASK, "Not applicable."), ("What is the diagnosis?", "None"), ("Where is the lesion?", "unknown")),
@@ -153,6 +163,7 @@ HONEST = [
     *((ASK, "If it grows, please consult a doctor."), (ASK, "Here is a macule."), (ASK, "They feel free of pain.")),
     *((ASK, "The picture was taken at a magnification of 40."), (ASK, "5 < 6 and <b>bold</b>")),
     *(("Is there anything else you notice?", "A scale."), ("Is there anything else I need to know?", "It may itch.")),
+    *((ASK, "A list:\ne. scale\r\n\r\nu-shaped,\na tumor:\tan ulcer\textra\nnot red\r"), (ASK, r"5 \times 5 \mu m")),
     ("A 60-year-old farmer has had a slowly growing, painless, pearly nodule on the left side of his nose for two "
      "years; it bled twice after shaving. No other findings. Which lesion is likely?",
      "Based on the information provided, a basal cell carcinoma."),
@@ -193,6 +204,17 @@ def test_a_turn_may_be_long_but_not_a_file() -> None:
     assert names(ASK, "A" * 100_000) == names(ASK, "A." * 50_000) == []
     assert broken(row(ASK, "A" * 100_001 + " caption </s>")) == [("oversized", "a turn of 100,014 characters")]
     assert names(ASK, "A" * 60_000, ASK, "B" * 60_000) == []
+
+
+def test_a_control_character_is_shown_with_its_neighbours() -> None:
+    assert broken(row(ASK, "A macule of 5 \times 5 mm.")) == [
+        ("control-character", r"answer: 'A macule of 5 \times 5 mm.'")
+    ]
+    system = text("system", "Be brief.\x07")
+    example = row(ASK, SAY)
+    assert broken(dataclasses.replace(example, messages=(system, *example.messages))) == [
+        ("control-character", r"system: 'Be brief.\x07'")
+    ]
 
 
 def test_every_pair_of_turns_is_judged() -> None:
@@ -397,7 +419,8 @@ def test_odd_texts_are_judged() -> None:
         names("\ud800 x", ASK)
     odd = ("\0", "\u202e\u0130", "\x85", "\u4e00", " ", "???", "\ufeff")
     for words_ in odd:
-        assert [name for name in names(words_, words_) if name != "sentinel"] == []
+        controls = ["control-character"] if words_ in ("\0", "\x85") else []
+        assert [name for name in names(words_, words_) if name != "sentinel"] == controls
     assert names(ASK, "???") == ["sentinel"]
     assert judge(Example("1", "s", (), (), "g", "train", "l")) == ([], 0)
 

@@ -256,7 +256,7 @@ def test_a_loss_that_is_no_number_names_its_conversations(tmp_path: Path, monkey
 
     monkeypatch.setattr(Trainer, "training_step", poisoned)
     with pytest.raises(
-        TrainingError, match=r"step 4: the loss is not a finite number, in the batch of train-\d"
+        TrainingError, match=r"step 4: the loss is not a finite number, in the batch of drawn/train-\d"
     ) as error:
         sft.train(one)
     assert str(error.value).count("train-") == 4

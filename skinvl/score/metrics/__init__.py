@@ -6,7 +6,9 @@ A module has
 - `statistics(answer, row) -> Sequence[float]`, k numbers of one row, spread over processes; or
   `table(rows, argument) -> float[n, k]` of all rows at once, where a model must be loaded;
 - `value(sums: float[..., k]) -> float[..., len(NAMES)]`, the numbers from the sums over any rows;
-- `counts(row) -> bool`, if it is not for every row.
+- `counts(row) -> bool`, if it is not for every row;
+- `unread(row) -> bool`, if there are rows that it would be for, had what they ask been read: they are not scored;
+- `ROW_MEANS = True`, if its numbers are the means of its first statistics though `value` is more than `means`.
 
 A row that was not answered has no statistics. An empty answer is an answer, and scores zero.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skinvl.data.normal import APOSTROPHES, spaced, unmarked
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float, ratio
 
@@ -36,7 +39,6 @@ class _Characters(dict[int, str]):
         return self[code]
 
 
-_APOSTROPHES = dict.fromkeys(map(ord, "'’`´ʼ"))  # before NFKC, which takes some of them apart
 _CHARACTERS = _Characters()
 
 
@@ -54,6 +56,8 @@ class Metric:
     table: Callable[[Sequence[Answer]], Float]
     value: Callable[[Float], Float]
     counts: Callable[[Answer], bool]
+    unread: Callable[[Answer], bool]
+    row_means: bool  # whether its numbers are means over rows, of numbers from 0 to 1
     by_row: bool  # whether rows may be spread over processes
 
 
@@ -83,7 +87,9 @@ def load(name: str) -> Metric:
         return np.array([module.statistics(row.answer, row) for row in rows], np.float64)
 
     counts = getattr(module, "counts", lambda row: True)
-    return Metric(name, module.NAMES, argument or None, table, module.value, counts, by_row)
+    unread = getattr(module, "unread", lambda row: False)
+    row_means = module.value is means or getattr(module, "ROW_MEANS", False)
+    return Metric(name, module.NAMES, argument or None, table, module.value, counts, unread, row_means, by_row)
 
 
 def names() -> list[str]:
@@ -95,15 +101,16 @@ def names() -> list[str]:
 def words(text: str) -> tuple[str, ...]:
     """The normalised words of a text, which answer and reference are compared by.
 
-    Compatibility forms are unified (NFKC) and case is folded; apostrophes vanish, and every other punctuation mark
-    separates, so that 2.5 is not 25 and non-tumor is not one word with tumor in it. Signs such as < and + stay, and so
-    do articles: a reference may be the letter A.
+    Compatibility forms are unified, accents left off and case is folded; apostrophes vanish, and every other
+    punctuation mark separates, so that 2.5 is not 25 and non-tumor is not one word with tumor in it. Signs such as <
+    and + stay, and so do articles: a reference may be the letter A. Of scripts that write no blanks, each letter is a
+    word.
 
-    >>> words("The patient’s Non-tumor, ≥2.5 ＭＭ.")
-    ('the', 'patients', 'non', 'tumor', '≥2', '5', 'mm')
+    >>> words("The patient’s Non-tumor, ≥2.5 ＭＭ: Behçet 痣")
+    ('the', 'patients', 'non', 'tumor', '≥2', '5', 'mm', 'behcet', '痣')
     """
-    plain = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
-    return tuple(plain.translate(_CHARACTERS).split())
+    plain = unmarked(text.translate(APOSTROPHES)).casefold()
+    return tuple(spaced(plain.translate(_CHARACTERS)).split())
 
 
 def means(sums: Float) -> Float:

@@ -1,7 +1,8 @@
 """Corpus BLEU with n-grams up to 1, 2, 3 and 4, from 0 to 1: sacrebleu's numbers divided by 100.
 
 Papineni et al. 2002, doi:10.3115/1073083.1073135, as Post 2018, arXiv:1804.08771, settled it: tokenizer 13a, case kept,
-equal weights 1/n, exponential smoothing of orders without a match.
+equal weights 1/n, exponential smoothing of orders without a match. Texts are compared without accents, and with blanks
+around each letter of scripts that write none, as sacrebleu's own tokenizer for Chinese has them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
+from skinvl.data.normal import spaced, unmarked
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float
 
@@ -26,12 +28,16 @@ def _scorer() -> BLEU:
 
 def statistics(answer: str, row: Answer) -> tuple[float, ...]:
     """Tokens of the answer and of the reference, then matched and all n-grams of the answer for n = 1 to 4."""
-    score = _scorer().sentence_score(answer, [row.reference])
+    score = _scorer().sentence_score(spaced(unmarked(answer)), [spaced(unmarked(row.reference))])
     return score.sys_len, score.ref_len, *score.counts, *score.totals
 
 
 def value(sums: Float) -> Float:
-    """float[..., 4]: BLEU-1 to 4 of corpora with these sums, float[..., 10]; NaN where there is no reference."""
+    """float[..., 4]: BLEU-1 to 4 of corpora with these sums, float[..., 10]; NaN where there is no reference.
+
+    NaN also from the order on of which the answers have no n-gram, though they have words: a precision of nothing. An
+    answer without words is not as good as that; where all are, everything is 0.
+    """
     answer_length, reference_length = sums[..., 0], sums[..., 1]
     matched, total = sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
     # An order without a match counts half a match, the next such a quarter, and so on.
@@ -46,4 +52,5 @@ def value(sums: Float) -> Float:
     shortfall = np.divide(reference_length, answer_length, out=np.ones_like(reference_length), where=answer_length > 0)
     brevity = np.exp(np.minimum(0.0, 1 - shortfall))
     scores = np.where(np.logical_and.accumulate(usable, axis=-1), brevity[..., None] * means, 0.0)
-    return np.where(reference_length[..., None] > 0, scores, np.nan)
+    is_defined = (reference_length[..., None] > 0) & ((total > 0) | (answer_length[..., None] == 0))
+    return np.where(is_defined, scores, np.nan)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from skinvl.data.normal import UNSPACED
 from skinvl.score.metrics import means as value
-from skinvl.score.metrics import words
-from skinvl.score.metrics.multiple_choice import options
+from skinvl.score.metrics import multiple_choice, words
 from skinvl.score.predictions import Answer
 
 __all__ = ["NAMES", "counts", "statistics", "value"]
 
 NAMES = ("closed_accuracy",)
-WORDS = 3  # of a reference, at most
+WORDS = 3.0  # of a reference, at most
+LETTER = 0.5  # of a word, for each letter of a script without blanks: a word has about two
 
 
 def counts(row: Answer) -> bool:
-    """Whether the reference has one to three words after normalisation, and is no option of multiple choice."""
-    return 0 < len(words(row.reference)) <= WORDS and not options(row.question)
+    """Whether the reference has one to three words after normalisation, and the question is not of multiple choice."""
+    length = sum(LETTER if UNSPACED.match(word) else 1.0 for word in words(row.reference))
+    return 0 < length <= WORDS and not multiple_choice.counts(row) and not multiple_choice.unread(row)
 
 
 def statistics(answer: str, row: Answer) -> tuple[float, float]:

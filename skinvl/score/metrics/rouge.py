@@ -1,25 +1,43 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L: the means over rows of rouge-score's F measure, with Porter's stemmer.
 
-Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries. The words are rouge-score's: letters and digits of
-English alone. The counts are made here, since its table for ROUGE-L takes longer than all other metrics together.
+Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries. The words of English are rouge-score's, letters and
+digits without accents; it knows none of any other script, which have theirs here. The counts are made here too, since
+its table for ROUGE-L takes longer than all other metrics together.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
 
-from skinvl.score.metrics import means as value
+from skinvl.data.normal import spaced, unmarked
+from skinvl.score.metrics import means
 from skinvl.score.predictions import Answer
+from skinvl.score.stats import Float
 
-__all__ = ["NAMES", "statistics", "value"]
+__all__ = ["NAMES", "ROW_MEANS", "statistics", "value"]
 
 NAMES = ("rouge-1", "rouge-2", "rouge-l")
+ROW_MEANS = True
+
+
+class _Letters(dict[int, str]):
+    """What becomes of a character: a letter, digit or mark itself, formatting nothing, anything else a space."""
+
+    def __missing__(self, code: int) -> str:
+        kind = unicodedata.category(chr(code))
+        self[code] = chr(code) if kind[0] in "LNM" else "" if kind == "Cf" else " "
+        return self[code]
+
+
+_LETTERS = _Letters()
 
 
 class _Stemmer:
@@ -28,16 +46,39 @@ class _Stemmer:
     stem = staticmethod(lru_cache(maxsize=1 << 17)(PorterStemmer().stem))
 
 
-def statistics(answer: str, row: Answer) -> tuple[float, float, float, float]:
-    """The three F measures of one row; and 1, the row."""
-    ours, theirs = tokenize(answer, _Stemmer), tokenize(row.reference, _Stemmer)
+def statistics(answer: str, row: Answer) -> tuple[float, float, float, float, float, float]:
+    """The three F measures of one row; whether it has words, and pairs of words, to be compared; and 1, the row.
+
+    It has them where the answer or the reference has; an answer without words can be compared, and is 0.
+    """
+    ours, theirs = _tokens(answer), _tokens(row.reference)
     pairs = Counter(pairwise(ours)) & Counter(pairwise(theirs))
     return (
         _f((Counter(ours) & Counter(theirs)).total(), len(ours), len(theirs)),
         _f(pairs.total(), len(ours) - 1, len(theirs) - 1),
         _f(longest(ours, theirs), len(ours), len(theirs)),
+        float(bool(ours or theirs)),
+        float((bool(theirs) and not ours) or max(len(ours), len(theirs)) > 1),
         1.0,
     )
+
+
+def value(sums: Float) -> Float:
+    """float[..., 3]: the means of the F measures; NaN where no row has what one compares, as two words for ROUGE-2."""
+    averages = means(sums)
+    has_words, has_pairs = averages[..., 3:4] > 0, averages[..., 4:5] > 0
+    return np.where(np.concatenate([has_words, has_pairs, has_words], axis=-1), averages[..., :3], np.nan)
+
+
+def _tokens(text: str) -> list[str]:
+    plain = unmarked(text)
+    if plain.isascii():
+        english: list[str] = tokenize(plain, _Stemmer)
+        return english
+    tokens: list[str] = []
+    for word in spaced(plain.casefold().translate(_LETTERS)).split():
+        tokens += tokenize(word, _Stemmer) if word.isascii() else [word]
+    return tokens
 
 
 def longest(one: Sequence[str], other: Sequence[str]) -> int:

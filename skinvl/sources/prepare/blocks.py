@@ -30,8 +30,10 @@ KEYS = pa.schema(
         ("key", pa.uint64()),  # of the id
         ("cluster", pa.uint64()),  # of the group
         ("same", pa.uint64()),  # of what the row asks and says about which images: see rules.judge
+        ("names", pa.list_(pa.uint64())),  # of its identities
     ]
 )
+RowKeys = tuple[int, int, int, tuple[int, ...]]  # all but the first of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class PrepJob:
     parts: tuple[str, ...]
     official: bool  # keep the split of the authors though it leaks
     drops: Mapping[str, bool]  # rule → whether a row that breaks it is dropped, or kept with a tag
+    images: str = ""  # the folder of RAW, relative to it, in which images are found by name; empty is all of RAW
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,8 @@ def convert(job: PrepJob, part: str, folder: Path, index: int, count: int) -> It
     """
     converter = data_prep.load(job.name)
     judge = Judge(job, part, converter.CARD)
-    shard = Shard(index, count, done={block.number for block in complete(folder, part)})
+    done = {block.number for block in complete(folder, part)}
+    shard = Shard(index, count, done=done, images=job.images)
     outcomes = converter.convert(job.raw, part, shard)
     numbered = ((shard.record, outcome) for outcome in outcomes)
     for number, rows in groupby(numbered, key=lambda row: row[0] // shard.block):
@@ -121,8 +125,8 @@ class Judge:
     part: str
     card: Card
 
-    def __call__(self, record: int, example: Example) -> tuple[Example, tuple[int, int, int]] | Dropped:
-        """The Example with its split and tags, and the last three of KEYS; or the rule that drops it.
+    def __call__(self, record: int, example: Example) -> tuple[Example, RowKeys] | Dropped:
+        """The Example with its split and tags, and the last four of KEYS; or the rule that drops it.
 
         Raises:
             PrepError: a split that the card does not name.
@@ -138,9 +142,12 @@ class Judge:
         try:
             validate(example)
             broken, same = rules.judge(example)
-            keys = _key(example.id), _key(example.group), same
+            names = tuple(map(_key, example.identities)) if example.identities else ()
+            keys = _key(example.id), _key(example.group), same, names
         except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
             return Dropped(self._row(record, example), "malformed", str(error))
+        if example.tags:  # by the converter, of what is shown
+            broken = [*((rule, f"it shows {', '.join(example.images):.100}") for rule in example.tags), *broken]
         tags = []
         for rule, detail in broken:
             if self.job.drops[rule]:
@@ -148,7 +155,7 @@ class Judge:
             tags.append(rule)
         again = self.card.released == "leaky" and not self.job.official
         split = split_of(example.group) if again else example.split
-        changed = tags or split != example.split
+        changed = tags or example.tags or split != example.split
         return (replace(example, split=split, tags=tuple(tags)) if changed else example), keys
 
     def _row(self, record: int, example: Example) -> str:
@@ -161,7 +168,7 @@ def _key(name: str) -> int:
 
 def _write(judge: Judge, path: Path, rows: Iterable[tuple[int, Example | Dropped]]) -> int:
     kept: list[Example] = []
-    keys: list[tuple[int, int, int, int]] = []
+    keys: list[tuple[int, int, int, int, tuple[int, ...]]] = []
     ledger: list[str] = []
     for record, outcome in rows:
         result = judge(record, outcome) if isinstance(outcome, Example) else outcome

@@ -91,7 +91,7 @@ def recorded(out: Path, stamp: str) -> Account | None:
 def stamp_of(job: PrepJob) -> str:
     """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()))).encode())
+    digest.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()), job.images)).encode())
 
     package = Path(__file__).parents[2]
     code = [path for name in MODULES for path in package.glob(f"{name}.py")]

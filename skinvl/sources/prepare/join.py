@@ -1,4 +1,4 @@
-"""What repeats among the rows of a source, which of them share an image, and the split that a shared image leads to."""
+"""What repeats among the rows of a source, which share an image or an identity, and the split that this leads to."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ class BlockRows:
             keys[start:end] = block.read()[name].to_numpy()
         return keys
 
+    def names(self) -> Keys:
+        """uint64[P, 2]: the keys of a group and of an identity that a row of it has, each pair once."""
+        pairs = [np.empty((0, 2), np.uint64)]
+        for block in self.blocks:
+            rows = block.read()
+            names = rows["names"].combine_chunks()
+            if len(names.flatten()):
+                group = rows["cluster"].to_numpy()[pc.list_parent_indices(names).to_numpy()]
+                pairs.append(np.unique(np.stack([group, names.flatten().to_numpy()], axis=1), axis=0))
+        return np.unique(np.concatenate(pairs), axis=0)
+
     def any(self, images: Mask) -> Mask:
         """bool[N]: whether a row shows one of the images."""
         shows = np.zeros(len(self.rank), bool)
@@ -56,11 +67,12 @@ class Fates:
 
     duplicate: Mask  # an earlier row has the same id
     broken: Mask  # an image of it cannot be used
+    fewer: Mask  # of its images some cannot be used, and it stays with the others
     alone: Mask  # its images are missing, and it stays without them
     near: Mask  # an earlier row asks and says nearly the same about the same images
     rank: Ints  # index of the split in SPLITS
     leader: Ints  # the row whose group it joins; itself where its group is joined with none
-    joined: int  # groups that share an image with another
+    joined: int  # groups that share an image or an identity with another
     largest: int  # groups that became one
 
     @property
@@ -91,11 +103,12 @@ def read(blocks: Sequence[Block], images: pa.Table) -> BlockRows:
     return BlockRows(blocks, starts, rank, np.concatenate(row), np.concatenate(image))
 
 
-def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, official: bool) -> Fates:
+def decide(rows: BlockRows, images: pa.Table, *, fewer: bool, alone: bool, alike: bool, official: bool) -> Fates:
     """What becomes of each row.
 
     Args:
         images: table of IMAGES.
+        fewer: rows of several images that stand together stay with those that can be used.
         alone: rows whose images are missing stay without them.
         alike: images that look the same are the same.
         official: every row keeps its split.
@@ -105,7 +118,8 @@ def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, offic
     absent = pc.fill_null(pc.equal(rules, "missing-image"), False).to_numpy(zero_copy_only=False)
     faulty = rules.is_valid().to_numpy(zero_copy_only=False)
     duplicate = _repeats(rows.keys("key"), np.ones(len(rows.rank), bool))
-    broken = rows.any(faulty & ~absent if alone else faulty) & ~duplicate
+    stays = _fewer(rows, faulty) & ~duplicate if fewer else np.zeros(len(duplicate), bool)
+    broken = rows.any(faulty & ~absent if alone else faulty) & ~duplicate & ~stays
     kept = ~(duplicate | broken)
 
     # Among the others, some say again what an earlier one said.
@@ -114,12 +128,14 @@ def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, offic
         same += rows.rank.astype(np.uint64)
     near = _repeats(same, kept)
 
-    # Groups that share an image are joined under the first of them, and go to the lowest split that one of them has.
+    # Groups that share an image or an identity are joined under the first of them, and go to the lowest split that one
+    # of them has.
     rank, leader = rows.rank, np.arange(len(kept), dtype=np.int32)
     joined = largest = 0
-    if kept[rows.row].any() or len(np.unique(rank[kept])) > 1:
+    names = rows.names()
+    if len(names) or kept[rows.row].any() or len(np.unique(rank[kept])) > 1:
         cluster = rows.keys("cluster")
-        label, joined, largest = _joined(rows, cluster, images, kept, alike)
+        label, joined, largest = _joined(rows, cluster, names, images, kept, alike)
         if joined:
             _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
             leader = np.where(cluster == cluster[first[inverse]], leader, first[inverse].astype(np.int32))
@@ -127,7 +143,27 @@ def decide(rows: BlockRows, images: pa.Table, *, alone: bool, alike: bool, offic
             lowest = np.full(int(label.max(initial=-1)) + 1, len(SPLITS), np.int8)
             np.minimum.at(lowest, label[kept], rank[kept])
             rank = np.where(kept, lowest[label], rank)
-    return Fates(duplicate, broken, rows.any(absent) & kept, near, rank, leader, joined, largest)
+    lone = rows.any(absent) & kept & ~stays
+    return Fates(duplicate, broken, stays, lone, near, rank, leader, joined, largest)
+
+
+def _fewer(rows: BlockRows, faulty: Mask) -> Mask:
+    """bool[N]: whether a row shows faulty images and others, together before the words of one turn.
+
+    A row that names each of them in its place, as "compare <image> with <image>", means nothing without one of them.
+    """
+    fewer = np.zeros(len(rows.rank), bool)
+    if not faulty.any():
+        return fewer
+    count, bad = (np.bincount(shown, minlength=len(fewer)) for shown in (rows.row, rows.row[faulty[rows.image]]))
+    mixed = np.flatnonzero((bad > 0) & (bad < count))
+    for block, (start, end) in zip(rows.blocks, pairwise(rows.starts.tolist()), strict=True):
+        inside = mixed[(mixed >= start) & (mixed < end)]
+        messages = block.read()["messages"].take(inside - start).to_pylist() if len(inside) else []
+        for index, turns in zip(inside.tolist(), messages, strict=True):
+            kinds = [[part["type"] for part in turn["content"]] for turn in turns]
+            fewer[index] = any(turn[: count[index]] == ["image"] * int(count[index]) for turn in kinds)
+    return fewer
 
 
 def _repeats(keys: Keys, among: Mask) -> Mask:
@@ -146,15 +182,23 @@ def _repeats(keys: Keys, among: Mask) -> Mask:
     return repeats
 
 
-def _joined(rows: BlockRows, cluster: Keys, images: pa.Table, kept: Mask, alike: bool) -> tuple[Ints, int, int]:
-    """The joined group of every row, how many groups share an image with another, and the most that became one."""
+def _joined(
+    rows: BlockRows, cluster: Keys, names: Keys, images: pa.Table, kept: Mask, alike: bool
+) -> tuple[Ints, int, int]:
+    """The joined group of every row, how many groups share something with another, and the most that became one."""
     groups, group = np.unique(cluster, return_inverse=True)
     shown = kept[rows.row]
-    if not shown.any():
+    if not shown.any() and not len(names):
         return group, 0, 0
-    links = fingerprints.links(images, alike=alike)
-    shows = np.stack([group[rows.row[shown]], rows.image[shown] + len(groups)], axis=1)
-    label = fingerprints.clusters(len(groups) + len(images), np.concatenate([shows, links + len(groups)]))
-    sizes = np.bincount(label[: len(groups)])
+
+    # A graph of names and images. What a row says of itself holds whether it is kept or not.
+    known = np.union1d(groups, names[:, 1])
+    place = np.searchsorted(known, groups)
+    named = np.searchsorted(known, names)
+    shows = np.stack([place[group[rows.row[shown]]], rows.image[shown] + len(known)], axis=1)
+    links = fingerprints.links(images, alike=alike) + len(known)
+    label = fingerprints.clusters(len(known) + len(images), np.concatenate([named, shows, links]))[place]
+
+    sizes = np.bincount(label)
     joined = sizes[sizes > 1]
     return label[group], int(joined.sum()), int(joined.max(initial=0))

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 import data_prep
 from data_prep import BLOCK, Card, PrepError
+from skinvl.data.example import inside
 from skinvl.data.workers import Workers
 from skinvl.recipe.files import partial_folder, replace_folder, whole_file, write_json
 from skinvl.sources.prepare import blocks, join, writer
@@ -42,6 +43,7 @@ def prepare(
     keep: Sequence[str] = (),
     drop: Sequence[str] = (),
     official: bool = False,
+    images: str = "",
     shard: tuple[int, int] | None = None,
     workers: int = 1,
 ) -> Account | None:
@@ -51,6 +53,7 @@ def prepare(
         parts: names of the card's parts; None is the first.
         keep, drop: rules whose default is changed.
         official: keep the authors' split though it leaks.
+        images: the folder of RAW, relative to it, in which images are found by name; empty is all of RAW.
         shard: (index, count) of the share of the work that is done here.
         workers: processes.
 
@@ -58,13 +61,15 @@ def prepare(
         PrepError: raw files, output folder or converter do not allow it; an older OUT is as it was before.
     """
     card = data_prep.load(name).CARD
-    job = PrepJob(name, raw, tuple(dict.fromkeys(parts or card.parts[:1])), official, _drops(keep, drop))
+    job = PrepJob(name, raw, tuple(dict.fromkeys(parts or card.parts[:1])), official, _drops(keep, drop), images)
     if unknown := [part for part in job.parts if part not in card.parts]:
         raise PrepError(f"{name} has no part {', '.join(unknown)}; its parts are {', '.join(card.parts)}")
     if official and card.released == "none":
         raise PrepError(f"{name}: its authors give no split to keep; leave out --split official")
     if not raw.exists() and not card.drawn:
         raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
+    if images:
+        _refuse_images(name, card, raw, images)
     refuse_out(raw, out)
     out = out.absolute()
     work = partial_folder(out)
@@ -97,6 +102,19 @@ def _drops(keep: Sequence[str], drop: Sequence[str]) -> dict[str, bool]:
             "another rule hold no conversation or image that could be kept"
         )
     return {name: name in drop or (rule.drops and name not in keep) for name, rule in RULES.items()}
+
+
+def _refuse_images(name: str, card: Card, raw: Path, images: str) -> None:
+    """Refuses a folder of images that means nothing.
+
+    Raises:
+        PrepError: the dataset gives its images by their paths, or RAW has no such folder.
+    """
+    if not card.by_name:
+        raise PrepError(f"--images {images}: {name} says where its images lie, and none is looked for; leave it out")
+    root = raw.parent if raw.is_file() else raw
+    if not inside(images) or not (root / images).is_dir():
+        raise PrepError(f"--images {images}: no such folder in {root}; expected one as {root} has it, such as photos")
 
 
 def _convert(job: PrepJob, totals: Mapping[str, int], work: Path, index: int, count: int, workers: int) -> None:
@@ -192,8 +210,14 @@ def _join(
 ) -> Account:
     # What becomes of each row is known once all blocks and images are there.
     rows = join.read(made, images)
-    alone = not job.drops["missing-image"]
-    fates = join.decide(rows, images, alone=alone, alike=card.alike, official=job.official)
+    keeps = {name: not drops for name, drops in job.drops.items()}
+    fates = join.decide(
+        *(rows, images),
+        fewer=keeps["fewer-images"],
+        alone=keeps["missing-image"],
+        alike=card.alike,
+        official=job.official,
+    )
     account = writer.write(rows, fates, images, job.drops, work / "source")
     if account.rows != sum(totals.values()):
         raise PrepError(

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skinvl.data.example import SCHEMA, Dropped, Message, examples, table
+from skinvl.data.example import SCHEMA, Dropped, Message, examples, table, write_jsonl
 from skinvl.data.source import IMAGES_SCHEMA
 from skinvl.sources.prepare.blocks import Block
 from skinvl.sources.prepare.join import SPLITS, BlockRows, Fates, Mask
 
 T = TypeVar("T")
+IDENTITIES = SCHEMA.field("identities").type
 # Columns of few different values; a dictionary of the others would cost time and save nothing.
 WORDS = [
     *("source", "split", "licence", "messages.list.element.role", "messages.list.element.content.list.element.type"),
@@ -38,10 +39,11 @@ class Account:
     examples: Counter[str] = field(default_factory=Counter)  # by split
     ledger: Counter[str] = field(default_factory=Counter)  # by rule
     tags: Counter[str] = field(default_factory=Counter)  # rule → Examples that break it and were kept
+    lacking: Counter[str] = field(default_factory=Counter)  # rule → images that kept rows go without, once a row
     images: int = 0
-    joined: int = 0  # groups that share an image with another
+    joined: int = 0  # groups that share an image or an identity with another
     largest: int = 0  # groups that became one
-    moved: int = 0  # conversations that a shared image took to a split nearer to training
+    moved: int = 0  # conversations that this took to a split nearer to training
 
     @property
     def rows(self) -> int:
@@ -64,7 +66,10 @@ class Account:
 
 
 def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, bool], out: Path) -> Account:
-    """What became of the rows; OUT then holds `<split>.parquet`, `images.parquet` and `ledger.jsonl`."""
+    """What became of the rows; OUT then holds `<split>.parquet`, `images.parquet` and `ledger.jsonl`.
+
+    Where rows stay without some of their images, `lacking.jsonl` names each of these.
+    """
     kept = fates.kept & ~fates.near if drops["near-duplicate"] else fates.kept
     moved = kept & (fates.rank != rows.rank)
     account = Account(joined=fates.joined, largest=fates.largest, moved=int(moved.sum()))
@@ -93,10 +98,14 @@ def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, b
                 writers[split].write_table(in_split)
                 account.examples[split] += len(in_split)
             account.tags.update(pc.list_flatten(kept_rows["tags"]).to_pylist())
+    if lacking := [row for view in views for row in view.lacking()]:
+        write_jsonl(out / "lacking.jsonl", lacking)
+        account.lacking.update(row["rule"] for row in lacking)
 
     # Only images that a kept row shows belong to the source.
     shown = np.zeros(len(images), bool)
     shown[rows.image[(kept & ~fates.alone)[rows.row]]] = True
+    shown &= images["rule"].combine_chunks().is_null().to_numpy(zero_copy_only=False)
     used = images.filter(pa.array(shown)).select(IMAGES_SCHEMA.names)
     pq.write_table(used, out / "images.parquet")
     account.images = len(used)
@@ -128,6 +137,16 @@ class _View:
             numbered.append((row["record"], asdict(Dropped(name, rule, detail))))
         return [row for _, row in sorted(numbered, key=itemgetter(0))]
 
+    def lacking(self) -> list[dict[str, str]]:
+        """The images that kept rows of the block go without, in the form of the ledger."""
+        here = np.flatnonzero(self.kept[slice(*self.range)] & self.fates.fewer[slice(*self.range)])
+        rows = self.block.read().select(["record", "id"]).take(here).to_pylist() if len(here) else []
+        return [
+            asdict(Dropped(f"{self.block.part} record {row['record'] + 1}: {row['id']}", rule, detail))
+            for index, row in zip(here.tolist(), rows, strict=True)
+            for rule, detail in self._faults(self.range[0] + index)
+        ]
+
     def made(self, names: Mapping[int, str]) -> pa.Table:
         """The Examples of the block that are kept, with their images, groups and splits."""
         here = slice(*self.range)
@@ -145,17 +164,19 @@ class _View:
             ends = np.cumsum(pc.list_value_length(rows["images"]).to_numpy())
             columns["images"] = pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pictures)
 
-        # Rows of a joined group bear the name of the one that leads it.
+        # Rows of a joined group bear the name of the one that leads it; their own stays among their identities.
         leader = self.fates.leader[here][kept]
         if (joins := leader != np.arange(*self.range)[kept]).any():
-            groups = rows["group"].to_pylist()
+            groups, identities = rows["group"].to_pylist(), rows["identities"].to_pylist()
             for index in np.flatnonzero(joins):
+                identities[index] = identities[index] or [groups[index]]
                 groups[index] = names[int(leader[index])]
-            columns["group"] = pa.array(groups, pa.string())
+            columns |= {"group": pa.array(groups, pa.string()), "identities": pa.array(identities, IDENTITIES)}
 
         for name, column in columns.items():
             rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
-        tags = {"missing-image": self.fates.alone[here][kept], "near-duplicate": self.fates.near[here][kept]}
+        tags = {"missing-image": self.fates.alone[here][kept], "fewer-images": self.fates.fewer[here][kept]}
+        tags["near-duplicate"] = self.fates.near[here][kept]
         return _tagged(rows.cast(SCHEMA), tags)
 
     def _fault(self, index: int) -> tuple[str, str]:
@@ -163,10 +184,13 @@ class _View:
             return "duplicate", "an earlier row has this id: it says the same"
         if not self.fates.broken[index]:
             return "near-duplicate", "an earlier row asks and says the same of the same images, but for form"
+        return max(self._faults(index), key=lambda fault: fault[0] != "missing-image")  # which alone may be allowed
+
+    def _faults(self, index: int) -> list[tuple[str, str]]:
+        """(rule, detail) of the images of a row that cannot be used."""
         first, last = np.searchsorted(self.rows.row, [index, index + 1])
         faults = self.images.select(["rule", "detail"]).take(pa.array(self.rows.image[first:last])).to_pylist()
-        broken = [(fault["rule"], fault["detail"]) for fault in faults if fault["rule"]]
-        return max(broken, key=lambda fault: fault[0] != "missing-image")  # a missing one alone may be allowed
+        return [(fault["rule"], fault["detail"]) for fault in faults if fault["rule"]]
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[_View], T], views: Iterable[_View]) -> Iterator[T]:
@@ -181,7 +205,7 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[_View], T], views: Iter
 
 
 def _tagged(rows: pa.Table, tags: Mapping[str, Mask]) -> pa.Table:
-    """The rows with more tags; those without their images lose the image parts as well."""
+    """The rows with more tags; those without some or all of their images lose the image parts as well."""
     touched = np.logical_or.reduce(list(tags.values()))
     if not touched.any():
         return rows
@@ -191,6 +215,10 @@ def _tagged(rows: pa.Table, tags: Mapping[str, Mask]) -> pa.Table:
         more = tuple(name for name, mask in tags.items() if mask[index])
         if "missing-image" in more:
             example = replace(example, images=(), messages=tuple(map(_text_alone, example.messages)))
+        elif "fewer-images" in more:
+            images = tuple(filter(None, example.images))  # an image that cannot be used was placed nowhere
+            lost = len(example.images) - len(images)
+            example = replace(example, images=images, messages=tuple(_without(lost, turn) for turn in example.messages))
         changed.append(replace(example, tags=(*example.tags, *more)))
     whole = pa.concat_tables([rows.filter(pa.array(~touched)), table(changed)])
     return whole.take(np.argsort(np.concatenate([np.flatnonzero(~touched), indices])))
@@ -198,6 +226,12 @@ def _tagged(rows: pa.Table, tags: Mapping[str, Mask]) -> pa.Table:
 
 def _text_alone(message: Message) -> Message:
     return {"role": message["role"], "content": [part for part in message["content"] if part["type"] == "text"]}
+
+
+def _without(images: int, message: Message) -> Message:
+    """The message with so many image parts less; they stand together before its words, or it has none."""
+    shows = message["content"][0]["type"] == "image"
+    return {"role": message["role"], "content": message["content"][images:]} if shows else message
 
 
 def _group_names(rows: BlockRows, fates: Fates, kept: Mask) -> dict[int, str]:

@@ -1,21 +1,15 @@
-"""The questions and answers in what a model replied: JSON, also where it is fenced, framed by talk or a bit broken."""
+"""The questions and answers in what a model replied as JSON, in any of the forms that models give it."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FAILURES = 500  # brackets that open no JSON, after which a reply is given up: each costs a look at all before it
-_THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"```[a-zA-Z]*\s*(.*?)```", re.DOTALL)
-_OPENING = re.compile(r"[{\[]")
-_STRING_OR_COMMA = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])', re.DOTALL)
-_BAD_ESCAPE = re.compile(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|)')
+from skinvl.data import reply_json
+
 _NUMBERED = re.compile(r"(question|answer)_?(\d+)")
 _FORM = ("…", "...")
-_DECODER = json.JSONDecoder(strict=False)  # models leave line breaks in strings
 _ASKED, _ANSWERED = ("question", "instruction", "task"), ("answer", "output", "solution", "response")
 
 
@@ -40,7 +34,7 @@ def pairs(text: str, question: str | None) -> list[QAPair] | None:
     ([], None)
     """
     qa_pairs: list[QAPair] | None = None
-    for value in _objects(text):
+    for value in reply_json.values(text):
         read = _read(value)
         if read is not None:
             qa_pairs = [*(qa_pairs or []), *read]
@@ -55,36 +49,7 @@ def pairs(text: str, question: str | None) -> list[QAPair] | None:
 
 def verdict(text: str) -> Mapping[str, Any] | None:
     """The last JSON object of a reply; None where there is none."""
-    objects = [value for value in _objects(text) if isinstance(value, dict)]
-    return objects[-1] if objects else None
-
-
-def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects and lists of a reply: those in fences where there are any, else all, in order."""
-    bare = _THOUGHT.sub("", text)
-    fenced = [value for part in _FENCED.findall(bare) for value in _decoded(part)]
-    yield from fenced or _decoded(bare)
-
-
-def _decoded(text: str) -> Iterator[Any]:
-    opening = _OPENING.search(text)
-    mended = _mended(text[opening.start() :]) if opening else ""
-    position = failed = 0
-    while failed < FAILURES and (opening := _OPENING.search(mended, position)):
-        try:
-            value, position = _DECODER.raw_decode(mended, opening.start())
-        except ValueError:
-            position, failed = opening.end(), failed + 1
-            continue
-        except RecursionError:
-            return
-        yield value
-
-
-def _mended(text: str) -> str:
-    """The text with backslashes that JSON does not know doubled, and without commas before a closing bracket."""
-    escaped = _BAD_ESCAPE.sub(lambda match: match[0] if match[1] else "\\\\", text)
-    return _STRING_OR_COMMA.sub(lambda match: match[0] if match[0] != "," else "", escaped)
+    return reply_json.last_object(text)
 
 
 def _read(decoded: Any) -> list[QAPair] | None:

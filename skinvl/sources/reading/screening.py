@@ -55,7 +55,8 @@ _LISTED = (
         None,
     ),
     Rule("no-pairs", True, "The model says, in the form that was asked for, that it has no question to offer.", None),
-    *(RULES[name] for name in ("oversized", "sentinel", "refusal", "chatter", "caption-leak", "ungrounded")),
+    *(RULES[name] for name in ("oversized", "control-character", "sentinel", "refusal", "chatter", "caption-leak")),
+    RULES["ungrounded"],
     Rule(
         "special-token",
         True,

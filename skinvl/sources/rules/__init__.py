@@ -13,7 +13,7 @@ from functools import lru_cache
 from skinvl.data.example import Example
 from skinvl.data.example import words as plain_text
 from skinvl.sources.rules import find, patterns
-from skinvl.sources.rules.find import BRACKET, COLON, FACTS, MISSING, Talk
+from skinvl.sources.rules.find import BRACKET, COLON, CONTROL, FACTS, MISSING, Talk
 from skinvl.sources.rules.find import CONTROL_TOKENS as CONTROL_TOKENS
 from skinvl.sources.rules.words import CURLY, MARK, NUMBER, WordWeights, encoded, split
 
@@ -91,6 +91,8 @@ def _weighed(turn: str) -> tuple[int, frozenset[bytes]]:
         signs.add(COLON)
     if "<" in turn:
         signs.add(BRACKET)
+    if not turn.isprintable() and patterns.CONTROL_CHARACTER.search(turn):  # the second look is dear
+        signs.add(CONTROL)
     if len(turn) <= SHORT and turn.strip(patterns.EDGES).lower() in patterns.MISSING:
         signs.add(MISSING)
     return weight % MARK, frozenset(signs)
@@ -114,6 +116,14 @@ _LISTED = (
         True,
         f"A turn has more than {LONGEST:,} characters: a whole file in one field, which no context window holds.",
         None,
+    ),
+    Rule(
+        "control-character",
+        True,
+        "A turn holds a control character other than a tab or line break, or one that an escape in LaTeX became, as "
+        "the tab in front of 'imes': whoever wrote the file read or saved it wrongly, and what stood there is unknown.",
+        find.control_character,
+        frozenset((CONTROL,)),
     ),
     Rule(
         "sentinel",
@@ -184,6 +194,21 @@ _LISTED = (
         True,
         "An image is not there. A conversation that is kept goes without its images, as text alone, which is honest "
         "only where the text does not need them.",
+        None,
+    ),
+    Rule(
+        "fewer-images",
+        False,
+        "Of several images that a row shows together some are missing or cannot be read, and it stays with the others, "
+        "since each shows the same case; lacking.jsonl names them. Images that stand apart, among the words, do not: "
+        "such a row is dropped, as all are where this is dropped, by the rule that its image breaks.",
+        None,
+    ),
+    Rule(
+        "other-ending",
+        False,
+        "No file has the name that the table gives, and the one file of that stem, which ends otherwise, stands in. "
+        "Kept, because collections are often saved anew in another format; look whether it is the same picture.",
         None,
     ),
 )

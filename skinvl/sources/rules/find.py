@@ -11,6 +11,7 @@ from skinvl.sources.rules.patterns import (
     ASKED,
     AT_TIMES,
     CAPTION,
+    CONTROL_CHARACTER,
     EARLIER,
     EDGES,
     GOES_ON,
@@ -33,8 +34,8 @@ CONTROL_TOKENS = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "<|image|>", "<image>", "<s>", "</s>"),
 )
-# Signs that are no words: a turn that may be a placeholder, a colon, a bracket, facts that are known.
-MISSING, COLON, BRACKET, FACTS = b"?", b":", b"<", b"#"
+# Signs that are no words: a turn that may be a placeholder, a colon, a bracket, a control character, known facts.
+MISSING, COLON, BRACKET, CONTROL, FACTS = b"?", b":", b"<", b"^", b"#"
 
 
 class Talk(NamedTuple):
@@ -101,6 +102,14 @@ def ungrounded(talk: Talk) -> str:
         match = UNGROUNDED.pattern.search(answer)
         if match and not (HEDGED.search(answer, 0, match.start()) or GOES_ON.search(answer, match.end())):
             return f"answer: {match[0].strip()}"
+    return ""
+
+
+def control_character(talk: Talk) -> str:
+    for message, turn in zip(talk.example.messages, talk.turns, strict=True):
+        if match := CONTROL_CHARACTER.search(turn):
+            where = {"user": "question", "assistant": "answer"}.get(message["role"], message["role"])
+            return f"{where}: {turn[max(0, match.start() - 20) : match.end() + 20]!r}"
     return ""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from skinvl.data.reply_json import COMMANDS, NE, NU
+
 
 class Look(NamedTuple):
     """A pattern, and words one of which stands in all that it finds: most texts have none and need no search."""
@@ -125,6 +127,15 @@ GOES_ON = re.compile(
     r"\b(?:however|but|although|nevertheless|nonetheless|that said)\b(?!,? (?:if|please|further|consult|seek|"
     r"you should|cannot|i(?:'m| am| recommend| suggest| advise| cannot| can't| don't| do not)\b|"
     r"it(?:'s| is) (?:always )?(?:important|best|advisable|recommended|essential|crucial)))"
+)
+
+# What no text means to hold: a character that controls a device, or the break or tab that an escape of LaTeX became, as
+# the tab in front of "imes". A rest that may be an item of a list or a word of English says nothing.
+_UNSAID = {name: name[1:] for name in COMMANDS if len(name) > 3 and name not in (NE, NU, "rangle", "rbrace")}
+_RESTS = {first: "|".join(rest for name, rest in _UNSAID.items() if name[0] == first) for first in "nrt"}
+CONTROL_CHARACTER = re.compile(  # one class of characters comes first, so that a search is quick
+    r"[\x00-\x1f\x7f-\x9f](?:(?<![\t\n\r])"
+    rf"|(?:(?<=\n)(?:{_RESTS['n']})|(?<=\r)(?:{_RESTS['r']})|(?<=\t)(?:{_RESTS['t']}))(?![a-zA-Z]))"
 )
 
 # Whole answers that stand for a missing one, whatever was asked.

@@ -31,6 +31,7 @@ from skinvl.sources.synthesis.programme import Unit
 
 BATCH = 2_000  # Examples that are written at once
 INHERITED = ("address", "citation", "obtain", "split", "released", "alike", "drawn")  # of the source's card
+BY_IMAGE = ("archive",)  # as well, where images and their names come from it
 UNSUPPORTED = "unsupported"  # the rule that drops what the second model finds wrong
 UNVERIFIED = "unverified"  # the tag of what it did not settle
 
@@ -207,7 +208,7 @@ def _example(job: SynthesisJob, unit: Unit, request: Request, checked: CheckedPa
     turns = text("user", checked.pair.question, images=len(images)), text("assistant", checked.pair.answer)
     source, licence = f"{unit.source}-{job.programme.name}", _licence(unit.licence, job.terms)
     facts = replace(unit.facts, kind=request.kind)
-    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, checked.tags)
+    return Example(name, source, images, turns, unit.group, unit.split, licence, facts, checked.tags, unit.identities)
 
 
 def _licence(source: str, terms: str | None) -> str:
@@ -221,7 +222,7 @@ def _card(job: SynthesisJob, account: RequestAccount, licences: list[str]) -> di
         "source": f"{name}-{job.programme.name}",
         "title": f"{card.get('title', name)}, asked by the programme {job.programme.name}",
         "licence": ", ".join(licences) or _licence(str(card.get("licence", "")), job.terms),
-        **{key: card[key] for key in INHERITED if key in card},
+        **{key: card[key] for key in INHERITED + BY_IMAGE * (job.programme.unit == "image") if key in card},
         "terms": " ".join(filter(None, (card.get("terms"), job.terms and f"Written by {job.model}: {job.terms}."))),
         "parts": [job.programme.name],
         "splits": sorted(account.examples),

@@ -47,6 +47,7 @@ class Unit:
     licence: str
     caption: str | None = None
     tasks: Sequence[str] = ()  # of the source, among which a programme of tasks draws examples
+    identities: tuple[str, ...] = ()  # as the Examples have them
 
 
 class Prompt(StrictModel):

@@ -54,6 +54,7 @@ class _Open:
     licences: dict[str, None]
     facts: list[str | float | None]
     captions: dict[str, None] = field(default_factory=dict)
+    identities: dict[str, None] = field(default_factory=dict)
     torn: set[int] = field(default_factory=set)  # indices of facts about which conversations disagree
 
 
@@ -115,7 +116,7 @@ def _images(programme: Programme, source: Path, names: Sequence[str], share: Sha
 
 
 def _merged(programme: Programme, source: Path, names: Sequence[str], left: dict[int, int]) -> Iterator[Unit]:
-    columns = ["id", "source", "images", "group", "split", "licence", "facts"]
+    columns = ["id", "source", "images", "group", "split", "licence", "facts", "identities"]
     columns += ["messages"] * (programme.captions is not None)
     open_images: dict[int, _Open] = {}
     for name in names:
@@ -134,6 +135,7 @@ def _merged(programme: Programme, source: Path, names: Sequence[str], left: dict
                     image = _Open(left[key], path, row["source"], row["group"], row["split"], {}, known)
                     open_images[key] = image
                 _merge(image, row["licence"], known)
+                image.identities |= dict.fromkeys(row["identities"])
                 if programme.captions is not None and row["id"].startswith(programme.captions):
                     image.captions[" ".join(words(row["messages"][-1]).split())] = None
                 image.left -= 1
@@ -157,7 +159,10 @@ def _closed(image: _Open) -> Unit:
     known = {name: None if index in image.torn else image.facts[index] for index, name in enumerate(FACTS)}
     licence = ", ".join(sorted(image.licences))
     caption = "\n".join(filter(None, image.captions)) or None
-    return Unit(image.path, image.path, image.source, Facts(**known), image.group, image.split, licence, caption)  # type: ignore[arg-type]
+    return Unit(
+        *(image.path, image.path, image.source, Facts(**known), image.group, image.split, licence, caption),  # type: ignore[arg-type]
+        identities=tuple(image.identities),
+    )
 
 
 def _tasks(programme: Programme, source: Path, names: Sequence[str], share: Share) -> Iterator[Unit]:
