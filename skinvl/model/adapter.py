@@ -61,6 +61,8 @@ def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
 def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bool = False) -> PeftModel:
     """The model with a fresh LoRA adapter, its fully trained parts copied, everything else frozen.
 
+    On the meta device it has everything but numbers: how its weights start is left out there.
+
     Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
     modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
     runs without autograd from here on, or, `cached`, takes its images' features for pixels and does not run at all.
@@ -81,7 +83,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
 
     # PEFT's own adapter, over what the plan names and nothing else.
     lora = LoraConfig(
-        **recipe.lora,
+        **(recipe.lora | {"init_lora_weights": False} if model.device.type == "meta" else recipe.lora),
         target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
         modules_to_save=[name for hit in hits.values() for name in hit.full] or None,
         task_type="CAUSAL_LM",
@@ -101,7 +103,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
 
     if recipe.init_adapter is not None:
         earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
-        continue_from(peft_model, earlier.path, family, lora)
+        continue_from(peft_model, earlier.path, family, recipe)
     if cached:
         _read_features(model, family)
     elif recipe.parts.vision.train == "frozen":
@@ -109,14 +111,14 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     return peft_model
 
 
-def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> None:
+def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) -> None:
     """Copies the weights of an earlier adapter folder, which may lack whole parts, into the model.
 
     Raises:
         AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
             made with settings under which the same weights mean something else.
     """
-    earlier = LoraConfig.from_pretrained(str(path))
+    earlier, lora = LoraConfig.from_pretrained(str(path)), LoraConfig(**recipe.lora)
     for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
         before, now = getattr(earlier, key), getattr(lora, key)
         if before != now:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from skinvl.recipe import provenance, strict
-from skinvl.recipe.files import read_json, write_text
+from skinvl.recipe.files import existing, read_json, write_text
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe, RecipeError, dump, load
 
@@ -132,8 +132,8 @@ def begin(path: Path, recipe: Recipe) -> None:
         write_text(path / RECIPE, dump(recipe))
 
 
-def claim(path: Path, resume: bool) -> None:
-    """Makes the folder of a run, unless another training is to be kept there.
+def require_free(path: Path, resume: bool) -> None:
+    """Checks that a training may begin in the folder, or go on there, and makes nothing.
 
     Raises:
         RunError: it holds an earlier run and `resume` is false, or it cannot be written to.
@@ -142,9 +142,21 @@ def claim(path: Path, resume: bool) -> None:
         raise RunError(
             f"{path}: not empty; continue that run with resume=auto, start another with run=NAME, or remove the folder"
         )
+    above = existing(path)
+    if not above.is_dir():
+        raise RunError(f"{path}: cannot be created ({above} is no folder); run from a folder you may write to")
+    if not os.access(above, os.W_OK):
+        raise RunError(f"{above}: not writable; change its permissions or start from a folder you may write to")
+
+
+def claim(path: Path, resume: bool) -> None:
+    """Makes the folder of a run, unless another training is to be kept there.
+
+    Raises:
+        RunError: it holds an earlier run and `resume` is false, or it cannot be written to.
+    """
+    require_free(path, resume)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{path}: cannot be created ({error.strerror}); run from a folder you may write to") from error
-    if not os.access(path, os.W_OK):
-        raise RunError(f"{path}: not writable; change its permissions or start from a folder you may write to")

@@ -312,7 +312,7 @@ def _require_whole(base: PretrainedConfig, family: Family, recipe: Recipe, train
     Raises:
         AdapterError: it lacks a weight.
     """
-    fresh = recipe.model_copy(update={"init_adapter": None, "lora": {**recipe.lora, "init_lora_weights": False}})
+    fresh = recipe.model_copy(update={"init_adapter": None})
     adapter.require_whole(adapter.attach(blank_model(base), family, fresh), trained)
 
 

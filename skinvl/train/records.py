@@ -14,8 +14,8 @@ from skinvl.data.mixture import Sets
 from skinvl.model import attention
 from skinvl.model.loaded import OpenBase
 from skinvl.model.precompute import Kept
+from skinvl.plan.rows import CheckedRows
 from skinvl.recipe.provenance import PrecomputedFeatures, Provenance, TrainedBase
-from skinvl.train.rows import CheckedRows
 from skinvl.train.trainer import Trainer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
