@@ -18,8 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model import families, hub
+from skinvl.model import earlier, families, hub
 from skinvl.model.families import Family
+from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe
 
 WRAPPER = "base_model.model."  # what PEFT puts before every name of the base
@@ -102,8 +103,8 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
                 module.cast_input_dtype_enabled = False
 
     if recipe.init_adapter is not None:
-        earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
-        continue_from(peft_model, earlier.path, family, recipe)
+        files = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
+        continue_from(peft_model, files.path, family, recipe)
     if cached:
         _read_features(model, family)
     elif recipe.parts.vision.train == "frozen":
@@ -118,16 +119,7 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
         AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
             made with settings under which the same weights mean something else.
     """
-    earlier, lora = LoraConfig.from_pretrained(str(path)), LoraConfig(**recipe.lora)
-    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        before, now = getattr(earlier, key), getattr(lora, key)
-        if before != now:
-            raise AdapterError(f"init_adapter {path}: made with {key}={before}, the recipe has {now}; set lora.{key}")
-    if (earlier.init_lora_weights == "pissa") != (lora.init_lora_weights == "pissa"):
-        raise AdapterError(
-            f"init_adapter {path}: made with init_lora_weights={earlier.init_lora_weights}, the recipe has "
-            f"{lora.init_lora_weights}; PiSSA changes the base, so that both or neither must have it"
-        )
+    require_same_settings(path, recipe)
 
     # Its weights are among those that train here, and of the same shapes.
     weights = load_peft_weights(str(path), device="cpu")
@@ -156,6 +148,17 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
 
     for name, value in weights.items():
         trained[name].data.copy_(value)
+
+
+def require_same_settings(path: Path, recipe: Recipe) -> None:
+    """Refuses an adapter folder whose weights would mean something else under the recipe.
+
+    Raises:
+        AdapterError: they would; the message names the setting.
+    """
+    config = read_json(path / "adapter_config.json", "save the adapter again", AdapterError)
+    if reason := earlier.difference(config, recipe.lora):
+        raise AdapterError(f"init_adapter {path}: {reason}")
 
 
 def require_whole(model: PeftModel, path: Path) -> None:

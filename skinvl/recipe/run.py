@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from pydantic import ValidationError
 
 from skinvl.recipe import provenance, strict
-from skinvl.recipe.files import existing, read_json, write_text
+from skinvl.recipe.files import digest, existing, read_json, write_text
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe, RecipeError, dump, load
 
 RECIPE = "recipe.yaml"  # in the folder of a run: the recipe, resolved
 WEIGHTS = "adapter_model.safetensors"  # in the folder of an adapter
+CONFIG = "adapter_config.json"
 
 
 class RunError(ValueError):
@@ -45,6 +48,19 @@ class Run:
         recipe = recipe or self.recipe
         base = recipe.base.model_copy(update={"revision": self.provenance.base.commit or recipe.base.revision})
         return recipe.model_copy(update={"init_adapter": str(self.adapter), "base": base})
+
+
+def adapter_digest(folder: Path) -> str:
+    """What tells an adapter from any other: 32 hexadecimal digits, xxh3, of its config and weights.
+
+    Where its base lies is left out, which differs from machine to machine.
+
+    Raises:
+        RunError: its config cannot be read.
+    """
+    config = read_json(folder / CONFIG, "put the adapter back as it was saved", RunError)
+    settings = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
+    return xxhash.xxh3_128_hexdigest(f"{json.dumps(settings, sort_keys=True)} {digest(folder / WEIGHTS)}".encode())
 
 
 def begun(path: Path) -> Run:

@@ -16,7 +16,7 @@ from skinvl.recipe import provenance, recipe
 from skinvl.recipe.files import digest, read_json, read_json_lines
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Base, Recipe
-from skinvl.recipe.run import Run, begun, finished
+from skinvl.recipe.run import Run, adapter_digest, begun, finished
 from skinvl.release import licences
 from skinvl.release.licences import Terms
 
@@ -57,7 +57,7 @@ class Record:
     sources: tuple[Source, ...]
     unknown: dict[str, Terms]  # of an adapter that it went on from and of which no run is at hand
     base: Terms
-    adapter: str  # digest of its weights
+    adapter: str  # digest of its config and weights
 
     @property
     def terms(self) -> dict[str, Terms]:
@@ -79,7 +79,7 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
     trained = finished(run)
     sources, unknown = _lineage(trained, given)
     base = terms_of(trained.recipe.base, trained.provenance.base.model_type, given)
-    adapter = digest(trained.weights)
+    adapter = adapter_digest(trained.adapter)
     found = Record(
         path=run,
         recipe=trained.recipe,

@@ -28,9 +28,9 @@ from skinvl.model import families
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
-from skinvl.recipe.files import digest, read_json, whole_folder, write_json
+from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Recipe
-from skinvl.recipe.run import Run, finished
+from skinvl.recipe.run import Run, adapter_digest, finished
 
 Engine = Literal["vllm", "transformers"]
 IMAGES = 8  # the most that a request may show
@@ -132,7 +132,7 @@ def _fresh(run: Run, merged: Path) -> None:
             f"{merged}: no merge.json, so that nobody knows what was merged; remove the folder and {again}"
         )
     then = read_json(record, again, ServeError, ["adapter"])["adapter"]
-    if then != (now := digest(run.weights)):
+    if then != (now := adapter_digest(run.adapter)):
         raise ServeError(f"{merged}: made of another adapter ({then}) than {run.adapter} is now ({now}); {again}")
 
 

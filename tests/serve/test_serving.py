@@ -18,9 +18,9 @@ from helpers import provenances, runs, tiny
 from skinvl.data.example import Example, Message, text
 from skinvl.model import families
 from skinvl.model.chat import Chat
-from skinvl.recipe.files import digest, write_text
+from skinvl.recipe.files import write_text
 from skinvl.recipe.recipe import Generation, Recipe, dump
-from skinvl.recipe.run import RunError
+from skinvl.recipe.run import RunError, adapter_digest
 from skinvl.serve import serving
 from skinvl.serve.serving import ServedModel, ServeError
 
@@ -154,7 +154,7 @@ def finished(tmp_path: Path, family: str = "qwen2_vl", merged: bool = False, **c
     provenances.made(base={"model": one.base.location, "model_type": family}).write(path)
     if merged:
         shutil.copytree(tiny.base(family), path / "merged")
-        record = {"adapter": digest(adapter / "adapter_model.safetensors")}
+        record = {"adapter": adapter_digest(adapter)}
         (path / "merged" / "merge.json").write_text(json.dumps(record))
     return path
 
