@@ -36,6 +36,7 @@ class Hits:
 
     patterns: dict[str, int]
     full: tuple[str, ...]
+    layers: tuple[str, ...] = ()  # those that the patterns hit
 
 
 def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
@@ -55,7 +56,9 @@ def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
             if isinstance(module, nn.Linear) and module not in frozen and family.part_of(name) == part
         ]
         full = _whole_modules(model, family, part) if mode == "full" else ()
-        hits[part] = Hits(_patterns(linear, modules) if mode == "lora" else {}, tuple(full))
+        hits[part] = Hits(
+            _patterns(linear, modules) if mode == "lora" else {}, tuple(full), tuple(linear) if mode == "lora" else ()
+        )
     return hits
 
 

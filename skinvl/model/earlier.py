@@ -26,7 +26,7 @@ def difference(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         config: what its adapter_config.json holds.
         recipe: its section `lora`.
     """
-    defaults, ours = LoraConfig().to_dict(), LoraConfig(**recipe)
+    defaults, ours = vars(LoraConfig()), LoraConfig(**recipe)
     if (kind := config.get("peft_type")) != "LORA":
         return f"its peft_type is {kind}, and skinvl knows LORA alone"
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from skinvl.data import mixture
 from skinvl.data.mixture import Sets
 from skinvl.data.source import source_folder
-from skinvl.model import adapter
+from skinvl.model import adapter, ways_out
 from skinvl.model.base import attention_kernel, blank_model, count_parameters, read_config
 from skinvl.model.families import PARTS
 from skinvl.model.precompute import require_room
@@ -49,6 +49,7 @@ def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     blank = blank_model(config)
     total = count_parameters(blank)
     hits = adapter.plan(blank, family, recipe)
+    ahead = ways_out.ahead(blank, family, recipe)
     peft_model = adapter.attach(blank, family, recipe)
     counts = adapter.check(peft_model, family, recipe)
     table = Table("part", "train", "trainable", "of")
@@ -59,6 +60,8 @@ def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     for part, hit in hits.items():
         for what in [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full):
             say.print(f"{part}: {what}", markup=False, highlight=False, soft_wrap=True)
+    for line in ahead:
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
     say.print(f"parameters of {recipe.base.name}: {total:,}")
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from huggingface_hub import get_token, try_to_load_from_cache
 from rich.console import Console
 
-from skinvl.data import metadata
+from skinvl.data import licences, metadata
+from skinvl.data.licences import Licence
 from skinvl.recipe import recipe as recipes
 from skinvl.recipe import strict
 from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Base
-from skinvl.release import card, licences, record, upload, vetting
-from skinvl.release.licences import Licence
+from skinvl.release import card, record, upload, vetting
 from skinvl.release.record import Record
 from skinvl.release.vetting import Finding, neutral
 from skinvl.score import tables
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     merge = record.merged(given.run, found) if given.merged else None
     base = _base(found, given.base)
     if base is not None and not found.base.known:  # of a local copy nothing is known but what it is a copy of
-        found = replace(found, base=record.terms_of(base, found.provenance.base.model_type))
+        found = replace(found, base=licences.of_base(base, found.provenance.base.model_type))
     licences.refuse_name(found.base, given.repo)
     licence = licences.chosen(found.base, found.terms, given.license)
     _refuse_public(found, licence, given)

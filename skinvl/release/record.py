@@ -8,19 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from skinvl.data import licences
 from skinvl.data.example import splits
+from skinvl.data.licences import Terms
 from skinvl.data.source import read_card, source_folder
-from skinvl.recipe import provenance, recipe
+from skinvl.recipe import provenance
 from skinvl.recipe.files import digest, read_json, read_json_lines
 from skinvl.recipe.provenance import Provenance
-from skinvl.recipe.recipe import Base, Recipe
+from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.run import Run, adapter_digest, begun, finished
-from skinvl.release import licences
-from skinvl.release.licences import Terms
-
-BASE = "base"  # what the base is called where its rights are stated
 
 
 class RecordError(ValueError):
@@ -78,7 +74,7 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
     given = dict(rights or {})
     trained = finished(run)
     sources, unknown = _lineage(trained, given)
-    base = terms_of(trained.recipe.base, trained.provenance.base.model_type, given)
+    base = licences.of_base(trained.recipe.base, trained.provenance.base.model_type, given)
     adapter = adapter_digest(trained.adapter)
     found = Record(
         path=run,
@@ -94,9 +90,10 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         adapter=adapter,
     )
     if given:
+        unknown_terms = [name for name, terms in {licences.BASE: base, **found.terms}.items() if not terms.known]
         raise RecordError(
             f"--rights {next(iter(given))}: neither base nor a source whose terms are not known; those are "
-            f"{', '.join(name for name, one in {BASE: base, **found.terms}.items() if not one.known) or 'none'}"
+            f"{', '.join(unknown_terms) or 'none'}"
         )
     return found
 
@@ -135,10 +132,7 @@ def source(place: str, trained: Mapping[str, str] | None = None, rights: dict[st
             "or run this from the folder in which the training began"
         )
     there = [root / f"{split}.parquet" for split in splits(root)]
-    stated = {
-        word for file in there for word in pq.read_table(file, columns=["licence"])["licence"].unique().to_pylist()
-    }
-    found = licences.read(", ".join(sorted(stated)) or card.get("licence"))
+    found = licences.of_source(root)
     if not found.known and rights and root.name in rights:
         found = licences.read(rights.pop(root.name))
     return Source(
@@ -153,20 +147,6 @@ def source(place: str, trained: Mapping[str, str] | None = None, rights: dict[st
         anew=any(trained[str(file)] != digest(file) for file in there if trained and str(file) in trained),
         converter=card.get("source", ""),
     )
-
-
-def terms_of(base: Base, model_type: str, rights: dict[str, str] | None = None) -> Terms:
-    """The terms of a base: those its YAML states, here or under its shipped name."""
-    stated = base.licence
-    if stated is None and base.model is not None:
-        shipped = [recipe.load_base(name) for name in recipe.bases()]
-        stated = next((one.licence for one in shipped if one.model == base.model), None)
-    found = licences.read(stated)
-    if not found.known and rights and BASE in rights:
-        found = licences.read(rights.pop(BASE))
-    if model_type == "mllama" and base.random is None and found.id not in licences.LLAMA:
-        return licences.read("Llama 3.2 Community License")  # all of this architecture descend from it
-    return found
 
 
 def _lineage(run: Run, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:

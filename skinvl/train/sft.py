@@ -19,8 +19,8 @@ from trl import SFTConfig
 from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
 from skinvl.data.mixture import digests
-from skinvl.model import adapter, precompute
-from skinvl.model.base import load_base
+from skinvl.model import adapter, precompute, ways_out
+from skinvl.model.base import blank_model, load_base
 from skinvl.model.loaded import OpenBase, open_base
 from skinvl.model.pack import Collator
 from skinvl.model.precompute import Kept
@@ -130,6 +130,9 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
     # Base: config, tokenizer and template; the weights wait until all else is known to be right.
     with args.main_process_first():  # one process of a machine downloads or builds
         base = open_base(recipe)
+
+    for line in ways_out.ahead(blank_model(base.config), base.family, recipe):
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
 
     # Preflight: every row is laid out once, by its text and its images' sizes alone.
     rows = checked(base.chat, sets, say)

@@ -15,10 +15,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from PIL import Image
 
 from helpers import finished, pictures
+from skinvl.data import licences
 from skinvl.data.pixels import size, upright
 from skinvl.recipe.recipe import Base
 from skinvl.recipe.run import RunError
-from skinvl.release import card, licences, record
+from skinvl.release import card, record
 from skinvl.release.record import Record, RecordError
 
 REPO = "ada/skin"

@@ -19,9 +19,9 @@ from PIL import Image
 from helpers import finished, hubserver
 from helpers.hubserver import TOKEN, Fault, Hub, Repo
 from skinvl.data import metadata
+from skinvl.data.licences import LicenceError
 from skinvl.recipe.run import RunError
 from skinvl.release import publish, vetting
-from skinvl.release.licences import LicenceError
 from skinvl.release.publish import PublishError
 from skinvl.release.upload import UploadError
 
@@ -297,9 +297,10 @@ def execute(folder: Path, repo: str, base: Path, image: Path, question: str) -> 
 def test_the_card_loads_what_was_trained(
     family: str, repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub
 ) -> None:
-    from helpers import runs  # these load torch, which nothing else here needs
-
-    from helpers import tiny
+    from helpers import (
+        runs,  # these load torch, which nothing else here needs
+        tiny,
+    )
     from skinvl import __main__
     from skinvl.evaluate import generate
     from skinvl.recipe import run
