@@ -29,6 +29,7 @@ from helpers import runs, tiny
 from skinvl import __main__
 from skinvl.evaluate import parity
 from skinvl.evaluate.parity import Own
+from skinvl.model import ways_out
 from skinvl.model.row import encode_prompt
 from skinvl.recipe import run as skinvl_run
 from skinvl.release import merge
@@ -257,7 +258,7 @@ def test_print_shows_what_would_start_and_starts_nothing(
 def test_vllm_is_left_where_it_cannot_serve_the_run(
     run: Path, vllm: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "NOT_IN_VLLM", ("qwen2_vl",))
+    monkeypatch.setattr(ways_out, "NOT_IN_VLLM", ("qwen2_vl",))
     assert serve.main([str(run), "--print"]) == 0
     assert "merged, by transformers" in capsys.readouterr().out
     shutil.rmtree(run / "merged")

@@ -187,7 +187,7 @@ def test_an_adapter_is_served_by_vllm_on_its_base(tmp_path: Path) -> None:
     ("engine", "changes", "reason"),
     [
         ("transformers", FROZEN, "transformers serve takes one folder of whole weights"),
-        ("vllm", {}, r"parts\.projector was trained too"),
+        ("vllm", {}, r"parts\.projector is trained too"),
         (
             "vllm",
             {**FROZEN, "parts__language": {"train": "full"}, "parts__vision": {"train": "lora"}},
@@ -195,7 +195,7 @@ def test_an_adapter_is_served_by_vllm_on_its_base(tmp_path: Path) -> None:
         ),
         ("vllm", {**FROZEN, "lora__r": 1024}, r"lora\.r=1024, and vLLM takes at most 512"),
         ("vllm", {**FROZEN, "lora__use_dora": True}, r"lora\.use_dora=true, which vLLM does not take"),
-        ("vllm", {**FROZEN, "quantization": {"load_in_4bit": True}, "train__bf16": True}, "trained in 4 bits"),
+        ("vllm", {**FROZEN, "quantization": {"load_in_4bit": True}, "train__bf16": True}, "is trained in 4 bits"),
     ],
 )
 def test_what_cannot_be_served_says_how_to_merge_it(
