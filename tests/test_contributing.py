@@ -25,7 +25,7 @@ print(metrics.measure(rows, [metrics.load("first_word")]))
 """
 BASE = """
 from skinvl.recipe import recipe
-from skinvl.release import licences
+from skinvl.data import licences
 base = recipe.load("tiny", ["base=qwen2.5-vl-3b"]).base
 assert "qwen2.5-vl-3b" in recipe.bases()
 print(base.name, base.model, licences.read(base.licence).known)

@@ -27,6 +27,8 @@ from skinvl.recipe.recipe import Generation, Recipe
 
 CHECKED = 5  # examples that a server is asked before anyone else asks it
 CHECKED_TOKENS = 64  # of each of their answers
+HOT = 100.0  # a temperature at which nearly every token is as likely as any other
+HOT_TOKENS = 8  # of an answer at it
 PATIENCE = 600.0  # seconds for one answer: the first compiles
 # The lead over another token, in nats, that rounding can turn: another order of the same sums. At half a nat the other
 # is still .6 as likely.
@@ -191,7 +193,15 @@ def _address(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
-def ask(address: str, name: str, question: Question, recipe: Recipe, key: str | None, tells: bool) -> ServedAnswer:
+def ask(
+    address: str,
+    name: str,
+    question: Question,
+    recipe: Recipe,
+    key: str | None,
+    tells: bool,
+    temperature: float | None = None,
+) -> ServedAnswer:
     """What the server at an address says to a question.
 
     A request says nothing of how to choose tokens where the evaluation is greedy: the server is to know.
@@ -199,6 +209,7 @@ def ask(address: str, name: str, question: Question, recipe: Recipe, key: str | 
     Args:
         address: without the /v1.
         tells: whether it has vLLM's /tokenize.
+        temperature: to draw HOT_TOKENS at, in place of the likeliest answer.
 
     Raises:
         openai.OpenAIError: it did not answer, or refused.
@@ -207,9 +218,11 @@ def ask(address: str, name: str, question: Question, recipe: Recipe, key: str | 
 
     conversation: Any = messages(question)
     settings: dict[str, Any] = {"temperature": 0.0} if recipe.evaluate.generation.do_sample else {}
+    longest = greedy(recipe).max_new_tokens
+    if temperature is not None:
+        settings, longest = {"temperature": temperature}, min(HOT_TOKENS, longest)
     with openai.DefaultHttpxClient(trust_env=False, timeout=PATIENCE) as http:  # no proxy stands before this machine
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", max_retries=0, http_client=http)
-        longest = greedy(recipe).max_new_tokens
         completion = client.chat.completions.create(model=name, messages=conversation, max_tokens=longest, **settings)
         ids = None
         if tells:

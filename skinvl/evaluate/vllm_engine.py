@@ -14,10 +14,9 @@ from skinvl.model.chat import Chat, ChatError, Encoded
 from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
 from skinvl.model.row import encode_prompt
+from skinvl.model.ways_out import RANKS, not_in_vllm
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.predictions import Answer
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as max_lora_rank
 
 
 class EngineError(ValueError):
@@ -40,25 +39,12 @@ class Vllm:
                 f"evaluate.engine=vllm: it cannot be imported ({error}); install it with pip install 'skinvl[vllm]', "
                 "or use evaluate.engine=transformers"
             ) from error
-        if recipe.quantization is not None:
-            raise EngineError(
-                "evaluate.engine=vllm: the base was trained in 4 bits, which vLLM quantises otherwise; use "
-                "evaluate.engine=transformers"
-            )
         base = open_with_adapter(recipe)
-        more = [part for part in ("projector", "vision") if getattr(recipe.parts, part).train != "frozen"]
-        if base.adapter is not None and (more or recipe.parts.language.train != "lora"):
-            raise EngineError(
-                f"evaluate.engine=vllm: parts.{(more or ['language'])[0]} was trained too, and vLLM serves LoRA on the "
-                "language model alone; use evaluate.engine=transformers"
-            )
+        if reason := not_in_vllm(base.family.model_type, recipe, alone=base.adapter is None):
+            raise EngineError(f"evaluate.engine=vllm: {reason}; use evaluate.engine=transformers")
         self.chat, self.generation = base.chat, recipe.evaluate.generation
         self.ends = sorted(stop_tokens_in(base.path, base.chat, EngineError))
         lora_rank = LoraConfig.from_pretrained(str(base.adapter)).r if base.adapter else 16
-        if lora_rank > RANKS[-1]:
-            raise EngineError(
-                f"lora.r={lora_rank}, and vLLM takes at most {RANKS[-1]}; use evaluate.engine=transformers"
-            )
         self.lora = LoRARequest("run", 1, str(base.adapter)) if base.adapter else None
         self.facts = {**base.facts, "vllm": importlib.metadata.version("vllm")}
         self.params = vllm.SamplingParams

@@ -18,8 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model import families, hub
+from skinvl.model import earlier, families, hub
 from skinvl.model.families import Family
+from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe
 
 WRAPPER = "base_model.model."  # what PEFT puts before every name of the base
@@ -35,6 +36,7 @@ class Hits:
 
     patterns: dict[str, int]
     full: tuple[str, ...]
+    layers: tuple[str, ...] = ()  # those that the patterns hit
 
 
 def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
@@ -54,12 +56,16 @@ def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
             if isinstance(module, nn.Linear) and module not in frozen and family.part_of(name) == part
         ]
         full = _whole_modules(model, family, part) if mode == "full" else ()
-        hits[part] = Hits(_patterns(linear, modules) if mode == "lora" else {}, tuple(full))
+        hits[part] = Hits(
+            _patterns(linear, modules) if mode == "lora" else {}, tuple(full), tuple(linear) if mode == "lora" else ()
+        )
     return hits
 
 
 def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bool = False) -> PeftModel:
     """The model with a fresh LoRA adapter, its fully trained parts copied, everything else frozen.
+
+    On the meta device it has everything but numbers: how its weights start is left out there.
 
     Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
     modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
@@ -81,7 +87,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
 
     # PEFT's own adapter, over what the plan names and nothing else.
     lora = LoraConfig(
-        **recipe.lora,
+        **(recipe.lora | {"init_lora_weights": False} if model.device.type == "meta" else recipe.lora),
         target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
         modules_to_save=[name for hit in hits.values() for name in hit.full] or None,
         task_type="CAUSAL_LM",
@@ -100,8 +106,8 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
                 module.cast_input_dtype_enabled = False
 
     if recipe.init_adapter is not None:
-        earlier = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
-        continue_from(peft_model, earlier.path, family, lora)
+        files = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
+        continue_from(peft_model, files.path, family, recipe)
     if cached:
         _read_features(model, family)
     elif recipe.parts.vision.train == "frozen":
@@ -109,23 +115,14 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     return peft_model
 
 
-def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig) -> None:
+def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) -> None:
     """Copies the weights of an earlier adapter folder, which may lack whole parts, into the model.
 
     Raises:
         AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
             made with settings under which the same weights mean something else.
     """
-    earlier = LoraConfig.from_pretrained(str(path))
-    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        before, now = getattr(earlier, key), getattr(lora, key)
-        if before != now:
-            raise AdapterError(f"init_adapter {path}: made with {key}={before}, the recipe has {now}; set lora.{key}")
-    if (earlier.init_lora_weights == "pissa") != (lora.init_lora_weights == "pissa"):
-        raise AdapterError(
-            f"init_adapter {path}: made with init_lora_weights={earlier.init_lora_weights}, the recipe has "
-            f"{lora.init_lora_weights}; PiSSA changes the base, so that both or neither must have it"
-        )
+    require_same_settings(path, recipe)
 
     # Its weights are among those that train here, and of the same shapes.
     weights = load_peft_weights(str(path), device="cpu")
@@ -154,6 +151,17 @@ def continue_from(model: PeftModel, path: Path, family: Family, lora: LoraConfig
 
     for name, value in weights.items():
         trained[name].data.copy_(value)
+
+
+def require_same_settings(path: Path, recipe: Recipe) -> None:
+    """Refuses an adapter folder whose weights would mean something else under the recipe.
+
+    Raises:
+        AdapterError: they would; the message names the setting.
+    """
+    config = read_json(path / "adapter_config.json", "save the adapter again", AdapterError)
+    if reason := earlier.difference(config, recipe.lora):
+        raise AdapterError(f"init_adapter {path}: {reason}")
 
 
 def require_whole(model: PeftModel, path: Path) -> None:

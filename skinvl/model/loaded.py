@@ -17,8 +17,8 @@ from skinvl.model.chat import Chat
 from skinvl.model.families import Family
 from skinvl.model.hub import Snapshot
 from skinvl.model.pack import Collator
-from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.run import adapter_digest
 
 LIBRARIES = ("skinvl", "torch", "transformers", "peft")  # that decide what a model answers
 
@@ -46,7 +46,7 @@ class OpenBase:
         recipe = self.recipe
         return {
             "base": {"model": recipe.base.location, "commit": self.files.commit, "model_type": self.config.model_type},
-            "adapter": digest(self.adapter / "adapter_model.safetensors") if self.adapter else None,
+            "adapter": adapter_digest(self.adapter) if self.adapter else None,
             "quantization": recipe.quantization,
             "precision": "bf16" if recipe.bf16 else "fp32",
             "template": xxhash.xxh3_128_hexdigest(self.chat.template.encode()),
@@ -72,12 +72,14 @@ def open_with_adapter(recipe: Recipe) -> OpenBase:
     """The base of a recipe with its `init_adapter`, if it names one, and the template that this was trained with.
 
     Raises:
+        AdapterError: the adapter's weights would mean something else under the recipe.
         BaseError: base or adapter cannot be had.
     """
     if recipe.init_adapter is None:
         return open_base(recipe)
     files = snapshot(recipe)
     trained = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path
+    adapter.require_same_settings(trained, recipe)
     saved = any((trained / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = AutoProcessor.from_pretrained(trained if saved else files.path)
     return replace(read_base(recipe, files, processor), adapter=trained)

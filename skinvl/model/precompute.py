@@ -62,15 +62,9 @@ def once(base: OpenBase, rows: Sequence[Row], passes: float, say: Console) -> Ke
         return None
 
     # What of it there would be, and whether it is worth keeping.
-    pictures = {
-        row.root / name: chat.picture(size)
-        for row in rows
-        for name, size in zip(row.example.images, sizes(row.root, row.example), strict=True)
-    }
+    pictures, size = _pictures(base, rows)
     if not pictures:
         return None
-    numbers = sum(math.prod(chat.family.features(config, picture)) for picture in pictures.values())
-    size = numbers * base_dtype(recipe).itemsize
     what = f"vision features of {len(pictures):,} images: {_bytes(size)}"
     if why := refusal(recipe, chat.family, size, passes):
         say.print(f"{what}; {why}, so that the tower runs in every step")
@@ -88,7 +82,7 @@ def once(base: OpenBase, rows: Sequence[Row], passes: float, say: Console) -> Ke
         )
         return None
     if size > room:
-        raise CacheError(f"{what}; {ROOT} has room for {_bytes(room)}. Make some, or link cache/ to another disk")
+        raise _no_room(len(pictures), size, room)
     say.print(f"{what}, each computed once and kept in {cache.folder}")
     if PartialState().is_main_process:
         cache.folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +98,42 @@ def once(base: OpenBase, rows: Sequence[Row], passes: float, say: Console) -> Ke
         f"{computed:,} of them computed now, in {seconds:,.1f} s; the tower is not loaded, which saves {_bytes(saved)}"
     )
     return Kept(cache, computed, seconds)
+
+
+def require_room(base: OpenBase, rows: Sequence[Row]) -> None:
+    """Checks that the features that a recipe asks for fit on the disk.
+
+    Which of them are kept already is not known without the tower's weights: all that is kept is taken for theirs.
+
+    Raises:
+        CacheError: they do not.
+    """
+    recipe = base.recipe
+    if recipe.parts.vision.train != "frozen" or not recipe.cache_gb:
+        return
+    pictures, size = _pictures(base, rows)
+    room = shutil.disk_usage(existing(ROOT)).free + sum(path.stat().st_size for path in ROOT.glob("*/*/*.safetensors"))
+    if room < size <= recipe.cache_gb * GB:
+        raise _no_room(len(pictures), size, room)
+
+
+def _pictures(base: OpenBase, rows: Sequence[Row]) -> tuple[dict[Path, Picture], int]:
+    """Each image of the rows as the tower gets it, and the bytes of all their features."""
+    chat = base.chat
+    pictures = {
+        row.root / name: chat.picture(size)
+        for row in rows
+        for name, size in zip(row.example.images, sizes(row.root, row.example), strict=True)
+    }
+    numbers = sum(math.prod(chat.family.features(base.config, picture)) for picture in pictures.values())
+    return pictures, numbers * base_dtype(base.recipe).itemsize
+
+
+def _no_room(images: int, size: int, room: int) -> CacheError:
+    return CacheError(
+        f"vision features of {images:,} images: {_bytes(size)}; {ROOT} has room for {_bytes(room)}. Make some, or link "
+        "cache/ to another disk"
+    )
 
 
 def tower_size(config: PretrainedConfig, family: Family) -> int:

@@ -1,4 +1,7 @@
-"""What a recipe would do on its base, without the base's weights: the model is built on the meta device."""
+"""What a recipe would do on its base, without the base's weights: the model is built on the meta device.
+
+What a training refuses and needs no weights is refused here too, by the same functions.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data import mixture
+from skinvl.data.mixture import Sets
 from skinvl.data.source import source_folder
-from skinvl.model import adapter
-from skinvl.model.base import blank_model, count_parameters, read_config
-from skinvl.model.chat import Chat
+from skinvl.model import adapter, ways_out
+from skinvl.model.base import attention_kernel, blank_model, count_parameters, read_config
 from skinvl.model.families import PARTS
-from skinvl.model.lengths import preflight
+from skinvl.model.precompute import require_room
 from skinvl.plan.configs import files, open_folder
-from skinvl.recipe.recipe import Recipe, dump
+from skinvl.plan.rows import checked
+from skinvl.recipe.recipe import Recipe, SourceSpec, dump
 
 
 def show(recipe: Recipe, configs: Path | None) -> None:
@@ -31,20 +35,22 @@ def show(recipe: Recipe, configs: Path | None) -> None:
     with TemporaryDirectory() as folder:
         path = files(recipe, configs, Path(folder))
         _parts(say, recipe, path)
-        if (path / "tokenizer.json").is_file():
-            _lengths(say, recipe, open_folder(recipe, path, Path(folder)).chat)
-        else:
+        sets = _prepared(say, recipe)
+        if not (path / "tokenizer.json").is_file():
             say.print(f"token statistics: none, {path} holds no tokenizer.json")
+        elif sets is not None:
+            base = open_folder(recipe, path, Path(folder))
+            require_room(base, checked(base.chat, sets, say).all)
 
 
 def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     config, family = read_config(path)
+    attention_kernel(recipe.attention, family)
     blank = blank_model(config)
     total = count_parameters(blank)
     hits = adapter.plan(blank, family, recipe)
-    # PiSSA would decompose weights that are not there.
-    lora = {key: value for key, value in recipe.lora.items() if key != "init_lora_weights"}
-    peft_model = adapter.attach(blank, family, recipe.model_copy(update={"lora": lora, "init_adapter": None}))
+    ahead = ways_out.ahead(blank, family, recipe)
+    peft_model = adapter.attach(blank, family, recipe)
     counts = adapter.check(peft_model, family, recipe)
     table = Table("part", "train", "trainable", "of")
     for part in PARTS:
@@ -54,15 +60,24 @@ def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     for part, hit in hits.items():
         for what in [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full):
             say.print(f"{part}: {what}", markup=False, highlight=False, soft_wrap=True)
+    for line in ahead:
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
     say.print(f"parameters of {recipe.base.name}: {total:,}")
 
 
-def _lengths(say: Console, recipe: Recipe, chat: Chat) -> None:
-    for spec in [*recipe.data.train, *recipe.data.eval]:
-        root = source_folder(spec.source)
-        if not (root / f"{spec.split}.parquet").is_file():
-            say.print(f"{spec.source} ({spec.split}): not prepared, skipped; skinvl prep --list says how to obtain it")
-            continue
-        rows = mixture.rows(spec)
-        report = preflight(chat, [(row.example, row.root) for row in rows])
-        say.print(report.table(f"{spec.source} ({spec.split})"))
+def _prepared(say: Console, recipe: Recipe) -> Sets | None:
+    """The sets of the sources that are prepared, apart in training and evaluation; None where none is to train on.
+
+    Raises:
+        FileNotFoundError, LeakError, ValueError: as `mixture.load`.
+    """
+    prepared: dict[str, list[SourceSpec]] = {"train": [], "eval": []}
+    for purpose, specs in prepared.items():
+        for spec in getattr(recipe.data, purpose):
+            if (source_folder(spec.source) / f"{spec.split}.parquet").is_file():
+                specs.append(spec)
+            else:
+                say.print(
+                    f"{spec.source} ({spec.split}): not prepared, skipped; skinvl prep --list says how to obtain it"
+                )
+    return mixture.load(recipe.data.model_copy(update=prepared)) if prepared["train"] else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from transformers import Trainer
 
 from skinvl.model.adapter import WRAPPER
 from skinvl.model.base import base_dtype
@@ -17,16 +18,21 @@ from skinvl.recipe.recipe import Recipe, deepspeed_config
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit types
 NESTED = 256  # scales that share one in turn, with double quantisation
 CONTEXT = 0.75 * 2**30  # of the CUDA context and its libraries' workspaces: an assumption, the usual order
-# Bytes of state for each trained parameter. An 8-bit one has two scales (fp32) for every 256.
+# Moments that an optimizer keeps of each trained number, and their bits.
 STATES = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "paged_adamw_32bit", "paged_adamw"), 8.0),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 2 + 8 / 256),
-    **dict.fromkeys(("lion_32bit", "paged_lion_32bit", "rmsprop", "adagrad"), 4.0),
-    **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), 1 + 4 / 256),
-    "sgd": 0.0,
+    **dict.fromkeys(
+        ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "paged_adamw_32bit", "paged_adamw"), (2, 32)
+    ),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), (2, 8)),
+    **dict.fromkeys(("lion_32bit", "paged_lion_32bit", "rmsprop", "adagrad"), (1, 32)),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit"), (1, 8)),
+    "sgd": (0, 32),
 }
 OPTIMIZER = "adamw_torch_fused"  # transformers' own default
 FP32 = 4
+LEAST_8BIT = 4096  # numbers of a tensor; bitsandbytes keeps the moments of a smaller one in 32 bits
+SCALED = 256  # 8-bit moments that share a scale
+ALIGNED = 2  # numbers; DeepSpeed pads each rank's share of a group to a multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,15 @@ class ParameterBytes:
 
     plain: int  # bytes of frozen unquantised weights and buffers
     quantised: int  # bytes of 4-bit weights with their scales
-    trained: int  # parameters that train
+    groups: tuple[tuple[int, ...], ...]  # numbers of each tensor that trains, by the group of the optimizer it is in
     adapter: int  # bytes of what a checkpoint's adapter holds
     dequantised: int  # bytes of the largest 4-bit weight as it is multiplied
     layer: int  # bytes of the largest repeated layer
+
+    @property
+    def trained(self) -> int:
+        """Parameters that train."""
+        return sum(map(sum, self.groups))
 
 
 @dataclass(slots=True)
@@ -70,11 +81,9 @@ def weights(stage: MetaStep) -> ParameterBytes:
     recipe, peft_model = stage.recipe, stage.model()
     four = _four_bit(peft_model, stage) if recipe.quantization is not None else {}
     plain, layers = 0, Counter[str]()
-    trained = 0
     for name, parameter in peft_model.named_parameters():
         size = parameter.nbytes
         if parameter.requires_grad:
-            trained += parameter.numel()
             continue
         size = four.get(name, size)
         plain += 0 if name in four else size
@@ -84,7 +93,8 @@ def weights(stage: MetaStep) -> ParameterBytes:
     plain += sum(buffer.nbytes for buffer in peft_model.buffers())
     largest = max((peft_model.get_parameter(name).nbytes for name in four), default=0)
     layer = max(layers.values(), default=0)
-    return ParameterBytes(plain, sum(four.values()), trained, trained * FP32, largest, layer)
+    groups = _groups(peft_model, stage)
+    return ParameterBytes(plain, sum(four.values()), groups, sum(map(sum, groups)) * FP32, largest, layer)
 
 
 def quantised(numbers: int, settings: dict[str, Any]) -> int:
@@ -112,8 +122,8 @@ def zero(recipe: Recipe) -> Zero:
     )
 
 
-def state(recipe: Recipe) -> float:
-    """Bytes of optimizer state for each trained parameter.
+def state(recipe: Recipe, numbers: int) -> int:
+    """Bytes of what the optimizer keeps of one tensor of so many numbers.
 
     Raises:
         ValueError: an optimizer whose state is not known here.
@@ -121,7 +131,24 @@ def state(recipe: Recipe) -> float:
     name = recipe.train.get("optim", OPTIMIZER)
     if name not in STATES:
         raise ValueError(f"train.optim: found {name}; plan knows the state of {', '.join(STATES)}")
-    return STATES[name]
+    moments, bits = STATES[name]
+    if bits == 8 and numbers >= LEAST_8BIT:
+        return moments * (numbers + -(-numbers // SCALED) * FP32)
+    return moments * numbers * FP32
+
+
+def states(recipe: Recipe, held: ParameterBytes, ranks: int = 1) -> int:
+    """Bytes of what the optimizer keeps on each rank.
+
+    DeepSpeed gives it one flat tensor for each of its groups, of which a rank holds its share: of the whole group
+    (stages 1 and 2) or of each parameter (stage 3), rounded up.
+    """
+    stage = zero(recipe).stage
+    if stage == 0:
+        return sum(state(recipe, numbers) for group in held.groups for numbers in group)
+    if stage == 3:
+        return sum(state(recipe, sum(-(-numbers // ranks) for numbers in group)) for group in held.groups)
+    return sum(state(recipe, -(-sum(group) // (ALIGNED * ranks)) * ALIGNED) for group in held.groups)
 
 
 def needed(recipe: Recipe, held: ParameterBytes, trace: Trace, ranks: int = 1, *, overhead: float = CONTEXT) -> Memory:
@@ -135,7 +162,7 @@ def needed(recipe: Recipe, held: ParameterBytes, trace: Trace, ranks: int = 1, *
         overhead: bytes that the process takes on a GPU before anything is loaded.
     """
     shard = zero(recipe)
-    masters, states = held.trained * FP32, held.trained * state(recipe)
+    masters, moments = held.trained * FP32, float(states(recipe, held, ranks))
     gradients = float(masters)
     gpu, host = Memory().items, Memory().host
     frozen = {"frozen weights, unquantised": float(held.plain), "frozen weights, 4-bit": float(held.quantised)}
@@ -145,7 +172,7 @@ def needed(recipe: Recipe, held: ParameterBytes, trace: Trace, ranks: int = 1, *
         ratio = base_dtype(recipe).itemsize
         gpu["gathered weights (ZeRO)"] = held.layer + 2 * shard.prefetch * ratio
     if shard.stage > 0:
-        states = (states + held.trained * FP32) / ranks
+        moments += held.trained * FP32 / ranks
         gpu["buckets (ZeRO)"] = min(shard.bucket, held.trained) * FP32
     if shard.stage > 1:
         gradients /= ranks
@@ -154,7 +181,7 @@ def needed(recipe: Recipe, held: ParameterBytes, trace: Trace, ranks: int = 1, *
     gpu |= frozen
     gpu["adapter and full parts, fp32"] = masters
     gpu["gradients, fp32"] = gradients
-    gpu["optimizer"] = states
+    gpu["optimizer"] = moments
     if shard.optimizer:
         host["optimizer"] = gpu.pop("optimizer")
     if shard.parameters:
@@ -171,9 +198,20 @@ def needed(recipe: Recipe, held: ParameterBytes, trace: Trace, ranks: int = 1, *
     )
 
 
-def checkpoint(recipe: Recipe, held: ParameterBytes) -> float:
-    """Bytes of one checkpoint on disk: the adapter, and what its optimizer knows."""
-    return held.adapter + held.trained * state(recipe)
+def checkpoint(recipe: Recipe, held: ParameterBytes, ranks: int = 1) -> int:
+    """Bytes of one checkpoint on disk: the adapter, and what the optimizer keeps on all ranks."""
+    return held.adapter + states(recipe, held, ranks) * (ranks if zero(recipe).stage else 1)
+
+
+def _groups(peft_model: Any, stage: MetaStep) -> tuple[tuple[int, ...], ...]:
+    """The numbers of each tensor that trains, by part and weight decay, as the Trainer groups them."""
+    decayed = set(Trainer.get_decay_parameter_names(cast(Any, None), peft_model))  # it asks nothing of its instance
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for name, parameter in peft_model.named_parameters():
+        if parameter.requires_grad:
+            part = stage.family.part_of(name.removeprefix(WRAPPER))
+            groups.setdefault((part, name in decayed), []).append(parameter.numel())
+    return tuple(map(tuple, groups.values()))
 
 
 def _four_bit(peft_model: Any, stage: MetaStep) -> dict[str, int]:

@@ -72,9 +72,7 @@ class MetaStep:
         language.layers = language.layers[:layers]
         blank.config.get_text_config()._attn_implementation = KERNEL
         self.family.prepare(blank)
-        # PiSSA would decompose weights that are not there.
-        lora = {key: value for key, value in self.recipe.lora.items() if key != "init_lora_weights"}
-        recipe = self.recipe.model_copy(update={"lora": lora, "init_adapter": None})
+        recipe = self.recipe.model_copy(update={"init_adapter": None})
         return adapter.attach(blank, self.family, recipe, cached=self.cached)
 
     def step(self, batch: Batch, *, whole: bool = False) -> Trace:

@@ -180,5 +180,5 @@ def _disk(say: Console, requirements: Requirements) -> None:
     disk = requirements.disk
     if disk.kept:
         say.print(f"on disk: vision features of {disk.images:,} images, {disk.size / 1e9:,.1f} GB")
-    size = memory.checkpoint(requirements.recipe, memory.weights(requirements.real))
+    size = memory.checkpoint(requirements.recipe, memory.weights(requirements.real), requirements.ranks)
     say.print(f"on disk: each checkpoint {size / 1e9:,.2f} GB")

@@ -54,6 +54,8 @@ class Provenance(StrictModel):
     """The words after `skinvl`."""
     base: TrainedBase
     """What the adapter was trained on."""
+    init_adapter: str | None = None
+    """Digest of the config and weights of the adapter that it went on from; null where it began anew."""
     attention: str
     """The attention kernel that ran."""
     shared: str

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from pydantic import ValidationError
 
 from skinvl.recipe import provenance, strict
-from skinvl.recipe.files import read_json, write_text
+from skinvl.recipe.files import digest, existing, read_json, write_text
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe, RecipeError, dump, load
 
 RECIPE = "recipe.yaml"  # in the folder of a run: the recipe, resolved
 WEIGHTS = "adapter_model.safetensors"  # in the folder of an adapter
+CONFIG = "adapter_config.json"
 
 
 class RunError(ValueError):
@@ -45,6 +48,19 @@ class Run:
         recipe = recipe or self.recipe
         base = recipe.base.model_copy(update={"revision": self.provenance.base.commit or recipe.base.revision})
         return recipe.model_copy(update={"init_adapter": str(self.adapter), "base": base})
+
+
+def adapter_digest(folder: Path) -> str:
+    """What tells an adapter from any other: 32 hexadecimal digits, xxh3, of its config and weights.
+
+    Where its base lies is left out, which differs from machine to machine.
+
+    Raises:
+        RunError: its config cannot be read.
+    """
+    config = read_json(folder / CONFIG, "put the adapter back as it was saved", RunError)
+    settings = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
+    return xxhash.xxh3_128_hexdigest(f"{json.dumps(settings, sort_keys=True)} {digest(folder / WEIGHTS)}".encode())
 
 
 def begun(path: Path) -> Run:
@@ -132,8 +148,8 @@ def begin(path: Path, recipe: Recipe) -> None:
         write_text(path / RECIPE, dump(recipe))
 
 
-def claim(path: Path, resume: bool) -> None:
-    """Makes the folder of a run, unless another training is to be kept there.
+def require_free(path: Path, resume: bool) -> None:
+    """Checks that a training may begin in the folder, or go on there, and makes nothing.
 
     Raises:
         RunError: it holds an earlier run and `resume` is false, or it cannot be written to.
@@ -142,9 +158,21 @@ def claim(path: Path, resume: bool) -> None:
         raise RunError(
             f"{path}: not empty; continue that run with resume=auto, start another with run=NAME, or remove the folder"
         )
+    above = existing(path)
+    if not above.is_dir():
+        raise RunError(f"{path}: cannot be created ({above} is no folder); run from a folder you may write to")
+    if not os.access(above, os.W_OK):
+        raise RunError(f"{above}: not writable; change its permissions or start from a folder you may write to")
+
+
+def claim(path: Path, resume: bool) -> None:
+    """Makes the folder of a run, unless another training is to be kept there.
+
+    Raises:
+        RunError: it holds an earlier run and `resume` is false, or it cannot be written to.
+    """
+    require_free(path, resume)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{path}: cannot be created ({error.strerror}); run from a folder you may write to") from error
-    if not os.access(path, os.W_OK):
-        raise RunError(f"{path}: not writable; change its permissions or start from a folder you may write to")

@@ -11,10 +11,10 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from skinvl.data import licences
+from skinvl.data.licences import Licence
 from skinvl.data.source import source_folder
 from skinvl.recipe.recipe import Base
-from skinvl.release import licences
-from skinvl.release.licences import Licence
 from skinvl.release.record import Record, Source
 from skinvl.release.record import source as read_source
 from skinvl.release.vetting import neutral

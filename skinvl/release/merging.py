@@ -22,7 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from skinvl.model import adapter
+from skinvl.model import adapter, ways_out
 from skinvl.model.base import base_dtype, blank_model, quantization, read_config
 from skinvl.model.families import Family
 from skinvl.recipe.files import read_json, write_json
@@ -84,6 +84,9 @@ class Merging:
         self.stored = stored(base, blank)
         self.quantised = _quantised(config, self.family, recipe)
         self.modules = {name: module for name, module in blank.named_modules() if isinstance(module, nn.Linear)}
+
+        if reason := ways_out.unmergeable(blank, self.family, recipe):
+            raise MergingError(f"{trained}: {reason}; use the adapter as it is, or train without lora_bias")
 
         # The adapter: every key of it has a place there, and none that the recipe trains is missing.
         self.layers, self.full = self._keys(blank)
@@ -163,11 +166,6 @@ class Merging:
             expected = ((self.lora.r, module.in_features), (module.out_features, self.lora.r))
             if pair != expected:
                 raise MergingError(f"{self.trained}: {layer} has lora_A and lora_B {pair}; expected {expected}")
-            if "lora_B.bias" in keys and f"{layer}.bias" not in parameters:
-                raise MergingError(
-                    f"{self.trained}: {layer} was trained with lora_bias, but its layer in the base has no bias that "
-                    "this one could go into; use the adapter as it is, or train without lora_bias"
-                )
         return dict(layers), full
 
     def _merged(self, shard: Any, stored: Stored, onto: Onto) -> torch.Tensor:
@@ -312,7 +310,7 @@ def _require_whole(base: PretrainedConfig, family: Family, recipe: Recipe, train
     Raises:
         AdapterError: it lacks a weight.
     """
-    fresh = recipe.model_copy(update={"init_adapter": None, "lora": {**recipe.lora, "init_lora_weights": False}})
+    fresh = recipe.model_copy(update={"init_adapter": None})
     adapter.require_whole(adapter.attach(blank_model(base), family, fresh), trained)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 from huggingface_hub import get_token, try_to_load_from_cache
 from rich.console import Console
 
-from skinvl.data import metadata
+from skinvl.data import licences, metadata
+from skinvl.data.licences import Licence
 from skinvl.recipe import recipe as recipes
 from skinvl.recipe import strict
 from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Base
-from skinvl.release import card, licences, upload, vetting
+from skinvl.release import card, upload, vetting
 from skinvl.release import record as records
-from skinvl.release.licences import Licence
 from skinvl.release.record import Record
 from skinvl.release.vetting import Finding, neutral
 from skinvl.score import tables
@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
     merge = records.merged(args.run, record) if args.merged else None
     base = _base(record, args.base)
     if base is not None and not record.base.known:  # of a local copy nothing is known but what it is a copy of
-        record = replace(record, base=records.terms_of(base, record.provenance.base.model_type))
+        record = replace(record, base=licences.of_base(base, record.provenance.base.model_type))
 
     # What may not be: a name or a public model that a licence forbids, or a folder with something else in it.
     licences.refuse_name(record.base, args.repo)

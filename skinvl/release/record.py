@@ -8,19 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from skinvl.data import licences
 from skinvl.data.example import splits
+from skinvl.data.licences import Terms
 from skinvl.data.source import read_card, source_folder
-from skinvl.recipe import provenance, recipe
+from skinvl.recipe import provenance
 from skinvl.recipe.files import digest, read_json, read_json_lines
 from skinvl.recipe.provenance import Provenance
-from skinvl.recipe.recipe import Base, Recipe
-from skinvl.recipe.run import Run, begun, finished
-from skinvl.release import licences
-from skinvl.release.licences import Terms
-
-BASE = "base"  # what the base is called where its rights are stated
+from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.run import Run, adapter_digest, begun, finished
 
 
 class RecordError(ValueError):
@@ -57,7 +53,7 @@ class Record:
     sources: tuple[Source, ...]
     unknown: dict[str, Terms]  # of an adapter that it went on from and of which no run is at hand
     base: Terms
-    adapter: str  # digest of its weights
+    adapter: str  # digest of its config and weights
 
     @property
     def terms(self) -> dict[str, Terms]:
@@ -78,8 +74,8 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
     unused = dict(rights or {})  # each is taken out where it is used
     trained = finished(run)
     sources, unknown = _lineage(trained, unused)
-    base = terms_of(trained.recipe.base, trained.provenance.base.model_type, unused)
-    adapter = digest(trained.weights)
+    base = licences.of_base(trained.recipe.base, trained.provenance.base.model_type, unused)
+    adapter = adapter_digest(trained.adapter)
     record = Record(
         path=run,
         recipe=trained.recipe,
@@ -94,9 +90,10 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         adapter=adapter,
     )
     if unused:
+        unknown_terms = [name for name, terms in {licences.BASE: base, **record.terms}.items() if not terms.known]
         raise RecordError(
             f"--rights {next(iter(unused))}: neither base nor a source whose terms are not known; those are "
-            f"{', '.join(name for name, terms in {BASE: base, **record.terms}.items() if not terms.known) or 'none'}"
+            f"{', '.join(unknown_terms) or 'none'}"
         )
     return record
 
@@ -134,16 +131,10 @@ def source(location: str, trained: Mapping[str, str] | None = None, rights: dict
             f"{root / 'card.json'}: no such file, and with it the licence of what was trained on; put the source back, "
             "or run this from the folder in which the training began"
         )
-
-    # The licence of the conversations, which may name several; else that of the card.
     files = [root / f"{split}.parquet" for split in splits(root)]
-    stated = {
-        word for file in files for word in pq.read_table(file, columns=["licence"])["licence"].unique().to_pylist()
-    }
-    terms = licences.read(", ".join(sorted(stated)) or card.get("licence"))
+    terms = licences.of_source(root)
     if not terms.known and rights and root.name in rights:
         terms = licences.read(rights.pop(root.name))
-
     return Source(
         name=root.name,
         title=card.get("title", root.name),
@@ -156,20 +147,6 @@ def source(location: str, trained: Mapping[str, str] | None = None, rights: dict
         anew=any(trained[str(file)] != digest(file) for file in files if trained and str(file) in trained),
         converter=card.get("source", ""),
     )
-
-
-def terms_of(base: Base, model_type: str, rights: dict[str, str] | None = None) -> Terms:
-    """The terms of a base: those its YAML states, here or under its shipped name."""
-    stated = base.licence
-    if stated is None and base.model is not None:
-        shipped = [recipe.load_base(name) for name in recipe.bases()]
-        stated = next((known.licence for known in shipped if known.model == base.model), None)
-    terms = licences.read(stated)
-    if not terms.known and rights and BASE in rights:
-        terms = licences.read(rights.pop(BASE))
-    if model_type == "mllama" and base.random is None and terms.id not in licences.LLAMA:
-        return licences.read("Llama 3.2 Community License")  # all of this architecture descend from it
-    return terms
 
 
 def _lineage(run: Run, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:

@@ -21,6 +21,7 @@ from typing import Any, Self, get_args
 from rich.console import Console
 
 from skinvl.evaluate import parity
+from skinvl.evaluate.engine import Question
 from skinvl.serve import serving
 from skinvl.serve.serving import Command, Engine, ServedModel, ServeError
 
@@ -74,6 +75,8 @@ def main(words: Sequence[str]) -> int:
     # What can be refused is refused before weights are read: by us for our own answers, then by the engine.
     serving.require(engine)
     _warn(args.host, engine)
+    for limit in serving.LIMITS[engine]:
+        say.print(f"{engine}: {limit}")
     _free(args.host, args.port)
     questions, origin = parity.examples(served.recipe, served.chat, out)
     say.print(f"check: {origin}, and a conversation with a system turn; our own answers first")
@@ -100,19 +103,20 @@ def check(served: ServedModel, engine: Engine, address: str, ours: Sequence[pari
     """Checks that the server at the address answers as we do.
 
     Raises:
-        ServeError: it reads other prompts, or gives other answers than rounding explains.
+        ServeError: it reads other prompts, gives other answers than rounding explains, or draws none where asked.
     """
     import openai
 
     ends = serving.ends(served)
     key = os.environ.get("VLLM_API_KEY")
-    verdicts = []
-    for own in ours:
+
+    def answer(question: Question, temperature: float | None = None) -> parity.ServedAnswer:
         try:
-            theirs = parity.ask(address, served.name, own.question, served.recipe, key, tells=engine == "vllm")
+            return parity.ask(address, served.name, question, served.recipe, key, engine == "vllm", temperature)
         except openai.OpenAIError as error:
-            raise ServeError(f"{own.question.key}: {address} did not answer it ({error})") from error
-        verdicts.append((own.question.key, parity.judge(own, theirs, served.chat, ends)))
+            raise ServeError(f"{question.key}: {address} did not answer it ({error})") from error
+
+    verdicts = [(own.question.key, parity.judge(own, answer(own.question), served.chat, ends)) for own in ours]
 
     # Two tokens near a tie may part the answers now and then; more often than not they do not.
     counts = Counter(verdict.outcome for _, verdict in verdicts)
@@ -124,6 +128,14 @@ def check(served: ServedModel, engine: Engine, address: str, ours: Sequence[pari
             f"{address} serves something else than was trained: of {len(ours)} questions {counts['prompt']} reach the "
             f"model as another prompt, {counts['answer']} get another answer, {counts['rounding']} one that rounding "
             "explains. What was said after -- may change template, images or weights; serve.log in the run has more"
+        )
+    # At such a temperature every token is as likely as any: whoever draws gives another answer than the likeliest.
+    longest = max(ours, key=lambda own: len(own.ids))
+    likeliest, drawn = longest.text.strip(), answer(longest.question, parity.HOT).text.strip()
+    if drawn == likeliest or (drawn and likeliest.startswith(drawn)):
+        raise ServeError(
+            f"{longest.question.key}: {address} says {drawn!r} at a temperature of {parity.HOT:g} too, so that it "
+            "draws no answer where one is asked for; what was said after -- may change this"
         )
     turned = f", {counts['rounding']} part where two tokens were near a tie" if counts["rounding"] else ""
     say.print(f"checked: all {len(ours)} prompts are as trained, {counts['same']} answers equal ours{turned}")

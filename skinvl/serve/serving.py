@@ -23,19 +23,29 @@ from transformers.utils.import_utils import is_serve_available
 
 from skinvl.data.example import text
 from skinvl.evaluate.parity import drawn
-from skinvl.evaluate.vllm_engine import RANKS
-from skinvl.model import families
+from skinvl.model import families, ways_out
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
-from skinvl.recipe.files import digest, read_json, whole_folder, write_json
+from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Recipe
-from skinvl.recipe.run import Run, finished
+from skinvl.recipe.run import Run, adapter_digest, finished
 
 Engine = Literal["vllm", "transformers"]
 IMAGES = 8  # the most that a request may show
-# vLLM 0.11 dropped the cross-attention to images with its first engine (vllm-project/vllm#24907).
-NOT_IN_VLLM = ("mllama",)
+# What a user of the API may expect and an engine does not do, by running it (transformers 5.23).
+LIMITS: dict[Engine, tuple[str, ...]] = {
+    "vllm": ("top_p without a temperature changes nothing",),
+    "transformers": (
+        "top_p without a temperature changes nothing",
+        "n is ignored: a request gets one answer",
+        "stop is answered with error 500",
+        "seed repeats an answer only while no other request comes",
+        "logprobs, response_format, presence_penalty and user are ignored",
+        "frequency_penalty p sets the repetition penalty to 1 + p",
+        "16-bit grey images come out white, clear parts in the colour under them: send 8-bit RGB",
+    ),
+}
 WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 CODE = "processing_served.py"
 # The template gets a system turn as it got it in training, as a string: some engines make every turn a list of parts,
@@ -114,11 +124,11 @@ def served_model(path: Path, engine: Engine) -> ServedModel:
         _fresh(run, merged)
         base = recipe.base.model_copy(update={"model": str(merged), "random": None, "revision": None})
         recipe = recipe.model_copy(update={"base": base, "init_adapter": None, "quantization": None})
-    elif reason := _unfit(recipe, run.adapter, engine):
+    elif reason := _unfit(run, engine):
         raise ServeError(f"{path}: {reason}; make RUN/merged first with: skinvl merge {shlex.quote(str(path))}")
 
     opened = open_with_adapter(recipe)
-    if engine == "vllm" and opened.family.model_type in NOT_IN_VLLM:
+    if engine == "vllm" and opened.family.model_type in ways_out.NOT_IN_VLLM:
         raise ServeError(f"{path}: vLLM serves no {opened.family.model_type} since 0.11; use --engine transformers")
     name = re.sub(r"[^\w.-]", "-", path.resolve().name)
     return ServedModel(name, recipe, opened.chat, opened.path, opened.adapter)
@@ -132,26 +142,16 @@ def _fresh(run: Run, merged: Path) -> None:
             f"{merged}: no merge.json, so that nobody knows what was merged; remove the folder and {again}"
         )
     then = read_json(record, again, ServeError, ["adapter"])["adapter"]
-    if then != (now := digest(run.weights)):
+    if then != (now := adapter_digest(run.adapter)):
         raise ServeError(f"{merged}: made of another adapter ({then}) than {run.adapter} is now ({now}); {again}")
 
 
-def _unfit(recipe: Recipe, adapter: Path, engine: Engine) -> str:
+def _unfit(run: Run, engine: Engine) -> str:
     """Why an engine cannot serve the adapter as it is; empty if it can."""
     if engine == "transformers":
         return "transformers serve takes one folder of whole weights, and there is no merged/"
-    if recipe.quantization is not None:
-        return "the base was trained in 4 bits, which vLLM quantises otherwise"
-    if recipe.parts.language.train != "lora":
-        return f"parts.language={recipe.parts.language.train}, and vLLM takes an adapter of LoRA alone"
-    trained = [part for part in ("projector", "vision") if getattr(recipe.parts, part).train != "frozen"]
-    if trained:
-        return f"parts.{trained[0]} was trained too, and vLLM takes LoRA on the language model alone"
-    if LoraConfig.from_pretrained(str(adapter)).use_dora:
-        return "lora.use_dora=true, which vLLM does not take"
-    if (rank := _rank(adapter)) > RANKS[-1]:
-        return f"lora.r={rank}, and vLLM takes at most {RANKS[-1]}"
-    return ""
+    model_type = run.provenance.base.model_type
+    return "" if model_type in ways_out.NOT_IN_VLLM else ways_out.not_in_vllm(model_type, run.recipe)
 
 
 def _rank(adapter: Path) -> int:
@@ -264,6 +264,7 @@ def _generation(served: ServedModel) -> GenerationConfig:
     """What a request that says nothing gets: answers as in the evaluation, ended where they ended in training."""
     ours = served.recipe.evaluate.generation
     drawing = ours.model_dump(include={"temperature", "top_p"}, exclude_none=True) if ours.do_sample else {}
+    drawing |= {"top_k": 0} if ours.do_sample else {}  # of all tokens; transformers' default is the likeliest 50
     return GenerationConfig(
         do_sample=ours.do_sample, eos_token_id=ends(served), pad_token_id=served.chat.pad_id, **drawing
     )
@@ -285,7 +286,8 @@ def command(served: ServedModel, engine: Engine, folder: Path, host: str, port: 
             "budget, so that vLLM cannot; use --engine transformers"
         )
     # A name without a slash in the folder above it: what the engine is given is then what requests call it.
-    words = [program(engine) or engine, "serve", folder.name, "--host", host, "--port", str(port)]
+    start = [program(engine) or engine] if engine == "vllm" else [sys.executable, "-P", "-m", "skinvl.serve.drawing"]
+    words = [*start, "serve", folder.name, "--host", host, "--port", str(port)]
     words += ["--dtype", "bfloat16" if served.recipe.bf16 else "float32"]
     words += _vllm(served, folder.name) if engine == "vllm" else []
     words += ["--trust-remote-code"] if coded else []  # the few lines of CODE
@@ -313,6 +315,6 @@ def _vllm(served: ServedModel, folder: str) -> list[str]:
     words += ["--allowed-media-domains", "none.invalid"]  # images come with a request, and are not fetched for it
     if served.adapter is None:
         return [*words, "--served-model-name", served.name]
-    rank = next(rank for rank in RANKS if rank >= _rank(served.adapter))
+    rank = next(rank for rank in ways_out.RANKS if rank >= _rank(served.adapter))
     words += ["--served-model-name", f"{served.name}--base", "--enable-lora", "--max-lora-rank", str(rank)]
     return [*words, "--lora-modules", f"{served.name}={served.adapter.resolve()}"]

@@ -122,8 +122,11 @@ def sizes(checkpoint: Path) -> dict[str, int]:
     return counts
 
 
-def same(path: Path, recipe: Recipe, data: Mapping[str, str], ranks: int) -> None:
+def same(path: Path, recipe: Recipe, data: Mapping[str, str], ranks: int | None) -> None:
     """Checks that the run in the folder was begun with this recipe, these data (their digests) and as many ranks.
+
+    Args:
+        ranks: None where their number is not known yet.
 
     Raises:
         CheckpointError: it was begun otherwise; the message names what differs.
@@ -137,7 +140,7 @@ def same(path: Path, recipe: Recipe, data: Mapping[str, str], ranks: int) -> Non
     differences = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed]
     before = begun.provenance
     differences += [f"{name} is another file" for name, digest in before.data.items() if data.get(name) != digest]
-    if before.ranks != ranks:
+    if ranks is not None and before.ranks != ranks:
         differences.append(f"ranks were {before.ranks} and are {ranks}, which would draw other batches")
     if differences:
         raise CheckpointError(

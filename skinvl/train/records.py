@@ -11,11 +11,12 @@ from collections.abc import Mapping
 import torch
 
 from skinvl.data.mixture import Sets
-from skinvl.model import attention
+from skinvl.model import attention, hub
 from skinvl.model.loaded import OpenBase
 from skinvl.model.precompute import Kept
+from skinvl.plan.rows import CheckedRows
 from skinvl.recipe.provenance import PrecomputedFeatures, Provenance, TrainedBase
-from skinvl.train.rows import CheckedRows
+from skinvl.recipe.run import adapter_digest
 from skinvl.train.trainer import Trainer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
@@ -40,6 +41,9 @@ def provenance(
             fingerprint=base.files.fingerprint(),
             model_type=base.config.model_type,
         ),
+        init_adapter=adapter_digest(hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path)
+        if recipe.init_adapter
+        else None,
         attention=attention.kernel_of(trainer.model.get_base_model()),
         shared="once a batch" if sharing else f"for each{'' if base.family.shares else ', as the family needs'}",
         features=PrecomputedFeatures(

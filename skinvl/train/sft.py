@@ -19,12 +19,13 @@ from trl import SFTConfig
 from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
 from skinvl.data.mixture import digests
-from skinvl.model import adapter, precompute
-from skinvl.model.base import load_base
+from skinvl.model import adapter, precompute, ways_out
+from skinvl.model.base import blank_model, load_base
 from skinvl.model.loaded import OpenBase, open_base
 from skinvl.model.pack import Collator
 from skinvl.model.precompute import Kept
 from skinvl.plan import dry
+from skinvl.plan.rows import checked
 from skinvl.recipe import run
 from skinvl.recipe.files import appear, partial_folder, read_json, write_json, write_text
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
@@ -34,7 +35,6 @@ from skinvl.train import checkpoint, summary
 from skinvl.train.control import image_control
 from skinvl.train.log import mean_loss, plot_losses, rewind
 from skinvl.train.records import provenance
-from skinvl.train.rows import checked
 from skinvl.train.trainer import Trainer
 
 
@@ -48,6 +48,7 @@ def main(words: Sequence[str]) -> int:
         parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
     recipe = load(given.recipe, given.overrides)
     if given.dry_run:
+        require_startable(recipe)
         dry.show(recipe, given.configs)
     else:
         train(recipe)
@@ -75,6 +76,24 @@ def train(recipe: Recipe) -> None:
     else:
         finish(trainer, path, minutes, say)
     trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
+
+
+def require_startable(recipe: Recipe) -> None:
+    """Checks what a training of this recipe checks before it has a base, without beginning one.
+
+    How it will be launched is not known here: neither the number of ranks nor a process group is asked for.
+
+    Raises:
+        CheckpointError, RunError: as `claimed`.
+        ValueError: as `arguments`.
+    """
+    path = run.folder(recipe)
+    arguments(recipe, path, launched=False)
+    run.require_free(path, recipe.resume is not None)
+    if recipe.resume:
+        checkpoint.same(path, recipe, digests(recipe.data), None)
+        if resume := checkpoint.last(path / "checkpoints"):
+            checkpoint.verify(resume)
 
 
 def claimed(recipe: Recipe, args: SFTConfig, path: Path, data: Mapping[str, str]) -> Path | None:
@@ -107,11 +126,13 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
     """
     # Rows: of no patient, lesion or image may some be trained on and some evaluated.
     sets = mixture.load(recipe.data)
-    summary.shared(say, sets)
 
     # Base: config, tokenizer and template; the weights wait until all else is known to be right.
     with args.main_process_first():  # one process of a machine downloads or builds
         base = open_base(recipe)
+
+    for line in ways_out.ahead(blank_model(base.config), base.family, recipe):
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
 
     # Preflight: every row is laid out once, by its text and its images' sizes alone.
     rows = checked(base.chat, sets, say)
@@ -221,15 +242,25 @@ def save_adapter(trainer: Trainer, path: Path) -> None:
             appear(partial, path)
 
 
-def arguments(recipe: Recipe, path: Path) -> SFTConfig:
+def arguments(recipe: Recipe, path: Path, *, launched: bool = True) -> SFTConfig:
     """The SFTConfig of a recipe, with the few fields that skinvl decides.
+
+    Args:
+        launched: whether this process trains; else sharding is checked, and left out.
 
     Raises:
         ValueError: sharding that cannot do what else the recipe asks for, or a best model by what no run computes.
     """
     train = dict(recipe.train)
     if "deepspeed" in train:
-        train["deepspeed"] = _sharding(recipe)
+        train["deepspeed"] = str(_sharding(recipe))
+        if not launched:
+            del train["deepspeed"]
+        elif "LOCAL_RANK" not in os.environ:
+            raise ValueError(
+                "train.deepspeed: DeepSpeed needs a process group, even on one GPU; start with make sft DEEPSPEED=…, "
+                "or with torchrun --nproc-per-node GPUS -m skinvl sft …"
+            )
     if train.get("metric_for_best_model") is not None:
         _require_computed(train["metric_for_best_model"], recipe)
         train.setdefault("load_best_model_at_end", True)
@@ -250,11 +281,11 @@ def arguments(recipe: Recipe, path: Path) -> SFTConfig:
     )
 
 
-def _sharding(recipe: Recipe) -> str:
+def _sharding(recipe: Recipe) -> Path:
     """The file of a recipe's DeepSpeed config.
 
     Raises:
-        ValueError: it cannot do what else the recipe asks for, or no process group is there to shard among.
+        ValueError: it cannot do what else the recipe asks for.
     """
     file = deepspeed_config(recipe.train["deepspeed"])
     stage = read_json(file, "mend it or name another").get("zero_optimization", {}).get("stage")
@@ -268,12 +299,7 @@ def _sharding(recipe: Recipe) -> str:
             f"evaluate.during: {file.name} shards the weights (ZeRO-3), so that every rank would wait for the "
             "others at every token that one of them generates; use zero2, or 0 and skinvl eval after it"
         )
-    if "LOCAL_RANK" not in os.environ:
-        raise ValueError(
-            "train.deepspeed: DeepSpeed needs a process group, even on one GPU; start with make sft DEEPSPEED=…, "
-            "or with torchrun --nproc-per-node GPUS -m skinvl sft …"
-        )
-    return str(file)
+    return file
 
 
 def _require_computed(metric: str, recipe: Recipe) -> None:

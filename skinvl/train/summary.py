@@ -1,8 +1,7 @@
-"""What `skinvl sft` prints: what is shared, what trains, what came of it."""
+"""What `skinvl sft` prints: what trains, what came of it."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from skinvl.data.mixture import Sets
 from skinvl.model.adapter import Trained
 from skinvl.recipe.printing import entry
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe
 from skinvl.train.callbacks import Speed
 from skinvl.train.control import Control
-
-
-def shared(say: Console, sets: Sets) -> None:
-    """Prints how many eval conversations share a group or an image with the train set, and what came of it."""
-    for rule, count in Counter(row.rule for row in sets.moved).items():
-        what = "moved to the train set" if rule == "moved-to-train" else "left out"
-        say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
-    if sets.leaking:
-        say.print(
-            f"allow_leak: {sets.leaking:,} eval conversations share a group or an image with the train set; "
-            "what is measured on them says nothing about new patients",
-            style="red",
-        )
 
 
 def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], made: Provenance) -> None:

@@ -132,7 +132,7 @@ def test_an_adapter_of_the_language_model_is_served_and_any_other_refused(
     assert calls[1]["lora"] == ("run", 1, str(path / "adapter"))
     full, _ = run.evaluated(str(path), ["evaluate.engine=vllm"])
     parts = full.parts.model_copy(update={"projector": full.parts.projector.model_copy(update={"train": "full"})})
-    with pytest.raises(vllm_engine.EngineError, match=r"parts\.projector was trained too"):
+    with pytest.raises(vllm_engine.EngineError, match=r"parts\.projector is trained too"):
         vllm_engine.Vllm(full.model_copy(update={"parts": parts}))
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from helpers import pictures, provenances
 from skinvl.data.example import Example, text, write
 from skinvl.recipe.files import digest
+from skinvl.recipe.run import adapter_digest
 from skinvl.score.stats import LEVEL
 
 CARD = {
@@ -136,7 +137,7 @@ def run(
     (path / "adapter" / "complete.json").write_text("{}")
     (path / "adapter" / "README.md").write_text("PEFT's own")
     if scored:
-        found = scores(digest(path / "adapter" / "adapter_model.safetensors"))
+        found = scores(adapter_digest(path / "adapter"))
         (path / "scores.json").write_text(json.dumps(found))
     return path
 
@@ -152,7 +153,7 @@ def merged(path: Path) -> Path:
     check = {"max": 3e-6, "mean": 4e-7, "argmax_agreement": 0.998, "examples": 17, "tolerance": 1e-3, "positions": 90}
     facts = {
         "base": {"model": "/home/ada/bases/qwen", "commit": None, "fingerprint": "f"},
-        "adapter": digest(path / "adapter" / "adapter_model.safetensors"),
+        "adapter": adapter_digest(path / "adapter"),
         "onto": "bf16",
         "check": check,
         "drift": {},

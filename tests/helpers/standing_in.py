@@ -1,7 +1,8 @@
 """`vllm serve NAME --host … --port …`, as far as skinvl asks it: answers from the table in $STANDING_IN, JSON.
 
 The table: `answers`, for each user's last words the `text`, the `tokens` read and their `ids`; `start`, seconds until
-it listens; `die`, the exit code with which it ends in place of that; `key`, without which it answers nothing.
+it listens; `die`, the exit code with which it ends in place of that; `key`, without which it answers nothing;
+`greedy`, whether it draws nowhere. Where it draws it says "drawn".
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(500, {"error": "it broke"})
         if self.path == "/tokenize":
             return self._send(200, {"count": len(found["ids"]), "max_model_len": 99, "tokens": found["ids"]})
-        message = {"role": "assistant", "content": found["text"]}
+        text = "drawn" if given.get("temperature") and not TABLE.get("greedy") else found["text"]
+        message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": found["tokens"], "completion_tokens": 1, "total_tokens": found["tokens"] + 1}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         told = {"id": "1", "object": "chat.completion", "created": 1, "model": NAME, "choices": [choice]}

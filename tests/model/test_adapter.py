@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from skinvl.model import adapter, families
 from skinvl.model.adapter import AdapterError
 from skinvl.model.base import blank_model, count_parameters, load_base
 from skinvl.model.hub import BaseError
+from skinvl.recipe.run import adapter_digest
 from skinvl.train.trainer import token_losses
 
 PARTS = [(part, mode) for part in families.PARTS for mode in ("lora", "full", "frozen")]
@@ -181,6 +184,57 @@ def test_an_earlier_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None
     refused({"parts__projector": {"train": "frozen"}}, "are not trained by this recipe")
     with pytest.raises(BaseError, match=r"init_adapter .*the folder has no adapter_config\.json"):
         runs.attached(recipe.model_copy(update={"init_adapter": str(tmp_path)}))
+
+
+ELSEWHERE: list[dict[str, Any]] = [
+    {"alpha_pattern": {"q_proj": 64}},
+    {"rank_pattern": {"q_proj": 2}},
+    {"init_lora_weights": "olora"},
+    {"init_lora_weights": "pissa_niter_4"},
+    {"init_lora_weights": "loftq"},
+    {"alora_invocation_tokens": [1, 2]},
+    {"use_qalora": True},
+    {"bias": "all"},
+    {"lora_bias": True},
+    {"layer_replication": [[0, 2]]},
+    {"fan_in_fan_out": True},
+    {"a_field_of_tomorrow": False},
+    {"peft_type": "LOHA"},
+]
+
+
+def test_an_earlier_adapter_of_settings_that_no_recipe_has_is_refused_by_their_name(tmp_path: Path) -> None:
+    recipe = runs.make(tmp_path, "qwen2_vl")
+    saved = tmp_path / "adapter"
+    runs.attached(recipe).save_pretrained(saved)
+    config = json.loads((saved / "adapter_config.json").read_text())
+    for changes in ELSEWHERE:
+        (saved / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(AdapterError, match=rf"init_adapter {re.escape(str(saved))}: .*{next(iter(changes))}"):
+            adapter.require_same_settings(saved, recipe)
+
+    # What changes how it was trained or found, and not what it computes.
+    same = {"lora_dropout": 0.3, "task_type": None, "peft_version": "0.9.0", "revision": "main", "of_tomorrow": None}
+    for start in (False, "gaussian", "orthogonal", "eva"):
+        (saved / "adapter_config.json").write_text(json.dumps({**config, **same, "init_lora_weights": start}))
+        adapter.require_same_settings(saved, recipe)
+
+
+def test_adapters_of_one_digest_are_one_adapter(tmp_path: Path) -> None:
+    recipe = runs.make(tmp_path, "qwen2_vl")
+    saved = tmp_path / "adapter"
+    runs.attached(recipe).save_pretrained(saved)
+    before = adapter_digest(saved)
+    config = json.loads((saved / "adapter_config.json").read_text())
+
+    def changed(**changes: Any) -> str:
+        (saved / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+        return adapter_digest(saved)
+
+    assert changed(base_model_name_or_path="/elsewhere", revision="main") == before  # where its base lies
+    assert len({before, changed(lora_alpha=16), changed(alpha_pattern={"q_proj": 64}), changed(use_rslora=True)}) == 4
+    (saved / "adapter_model.safetensors").write_bytes(b"others")
+    assert changed() != before
 
 
 def test_an_adapter_of_the_language_part_alone_leaves_the_projector_as_it_is(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoProcessor
 
 from helpers import runs, tiny
+from skinvl.model.adapter import AdapterError
 from skinvl.model.hub import BaseError
 from skinvl.model.loaded import open_base, open_with_adapter
 
@@ -18,7 +19,7 @@ TEMPLATE = "{# of the adapter #}{% for message in messages %}{{ message['role'] 
 def adapter(folder: Path, template: str | None) -> Path:
     """The folder of an adapter as far as it is read before the weights, with a template of its own if one is given."""
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     if template is not None:
         processor = AutoProcessor.from_pretrained(tiny.base("qwen2_vl"))
@@ -46,6 +47,14 @@ def test_an_adapter_brings_the_template_that_it_was_trained_with(tmp_path: Path)
     bare = open_with_adapter(one.model_copy(update={"init_adapter": str(adapter(tmp_path / "bare", None))}))
     assert bare.chat.template == open_base(one).chat.template != TEMPLATE
     assert bare.facts["template"] != base.facts["template"]
+    assert bare.facts["adapter"] == base.facts["adapter"]
+
+
+def test_an_adapter_of_other_settings_is_not_asked(tmp_path: Path) -> None:
+    own = adapter(tmp_path / "own", None)
+    one = runs.make(tmp_path, "qwen2_vl", init_adapter=str(own), lora__lora_alpha=64)
+    with pytest.raises(AdapterError, match="made with lora_alpha=8, the recipe has 64"):
+        open_with_adapter(one)
 
 
 def test_training_opens_a_base_as_it_was_published(tmp_path: Path) -> None:

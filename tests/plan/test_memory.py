@@ -8,18 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from helpers import runs
+from skinvl.data import mixture
 from skinvl.model import adapter
 from skinvl.model.base import load_base, read_config
+from skinvl.model.pack import Collator
 from skinvl.plan import memory
 from skinvl.plan.memory import ParameterBytes
 from skinvl.plan.meta_step import MetaStep, Trace
 from skinvl.recipe import recipe
 from skinvl.recipe.recipe import Recipe
+from skinvl.train import sft
+from skinvl.train.trainer import Trainer
 
 TRACE = Trace((5e6, 50e6, 1e6), {})
-HELD = ParameterBytes(plain=10**9, quantised=0, trained=10**6, adapter=4 * 10**6, dequantised=0, layer=3 * 10**7)
+GROUPS = ((8 * 10**5, 10**5), (10**5,))
+HELD = ParameterBytes(plain=10**9, quantised=0, groups=GROUPS, adapter=4 * 10**6, dequantised=0, layer=3 * 10**7)
 
 
 def stage(one: Recipe) -> MetaStep:
@@ -121,12 +128,62 @@ def test_what_is_offloaded_lies_with_the_host(tmp_path: Path) -> None:
     assert not set(three.host) & set(three.items)
 
 
-def test_optimizers_keep_what_they_keep(tmp_path: Path) -> None:
-    sizes = [memory.state(training(tmp_path, optim=name)) for name in ("adamw_torch", "adamw_8bit", "sgd")]
-    assert sizes == [8, 2 + 8 / 256, 0]
-    assert memory.state(training(tmp_path)) == 8
+@pytest.mark.parametrize("numbers", [100, 3_584, 4_095, 4_096, 5_000])
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "lion_8bit", "lion_32bit", "adamw_torch", "sgd"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_optimizers_keep_what_they_keep(tmp_path: Path, name: str, numbers: int) -> None:
+    tensor = torch.nn.Parameter(torch.ones(numbers))
+    tensor.grad = torch.ones(numbers)
+    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(
+        transformers.TrainingArguments(str(tmp_path), optim=name, use_cpu=True)
+    )
+    optimizer = kind([tensor], **settings)
+    optimizer.step()
+    assert memory.state(training(tmp_path, optim=name), numbers) == kept(optimizer)
+
+
+def kept(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what an optimizer keeps of its tensors; its steps and its one table of codes are no moments."""
+    moments = ("state1", "state2", "absmax1", "absmax2", "exp_avg", "exp_avg_sq")
+    return sum(state[key].nbytes for state in optimizer.state.values() for key in moments if key in state)
+
+
+def test_an_optimizer_of_unknown_state_is_refused(tmp_path: Path) -> None:
+    assert memory.state(training(tmp_path), 10) == 80
     with pytest.raises(ValueError, match=r"train\.optim: found adafactor; plan knows the state of adamw_torch"):
-        memory.state(training(tmp_path, optim="adafactor"))
+        memory.state(training(tmp_path, optim="adafactor"), 10)
+
+
+def test_8_bit_states_are_counted_tensor_by_tensor(tmp_path: Path) -> None:
+    """The adapter's tensors of under 4,096 numbers keep 32-bit states, of which most adapters of rank 1 are made."""
+    one = training(tmp_path, optim="adamw_8bit")
+    held = memory.weights(stage(one))
+    assert min(map(min, held.groups)) < memory.LEAST_8BIT <= max(map(max, held.groups))
+    args, log = sft.arguments(one, tmp_path / "run"), tmp_path / "log.jsonl"
+    rows = mixture.load(one.data).train
+    trainer = Trainer(runs.attached(one), args, one, runs.family_of(one), rows, {}, Collator(runs.chat(one)), log)
+    optimizer = trainer.create_optimizer()
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    groups = [[tensor.numel() for tensor in group["params"]] for group in optimizer.param_groups]
+    assert groups == [list(group) for group in held.groups]
+    assert memory.needed(one, held, TRACE).items["optimizer"] == kept(optimizer)
+    assert memory.needed(one, held, TRACE, 2).items["optimizer"] == kept(optimizer)  # each rank keeps them all
+    assert memory.checkpoint(one, held, 2) == held.adapter + kept(optimizer)
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_sharded_8_bit_states_are_those_of_each_ranks_flat_share(tmp_path: Path, name: str) -> None:
+    """DeepSpeed's optimizer sees one tensor a group and rank: of one group 4,000 or 4,200 numbers, of the other 50."""
+    one = training(tmp_path, optim="adamw_8bit", deepspeed=name)
+    small = replace(HELD, groups=((3_000, 4_000, 500, 500), (99,)))
+    large = replace(HELD, groups=((3_000, 4_000, 700, 700), (99,)))
+    for held, share in ((small, 8 * 4_000 + 8 * 50), (large, 2 * (4_200 + 17 * 4) + 8 * 50)):
+        assert memory.states(one, held, 2) == share
+        assert memory.needed(one, held, TRACE, 2).items["optimizer"] == share + held.trained * 4 / 2
+        assert memory.checkpoint(one, held, 2) == held.adapter + 2 * share
 
 
 def test_a_checkpoint_holds_adapter_and_optimizer(tmp_path: Path) -> None:

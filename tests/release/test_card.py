@@ -8,14 +8,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from PIL import Image
 
-from helpers import finished
+from helpers import finished, pictures
+from skinvl.data import licences
+from skinvl.data.pixels import size, upright
 from skinvl.recipe.recipe import Base
 from skinvl.recipe.run import RunError
-from skinvl.release import card, licences, record
+from skinvl.release import card, record
 from skinvl.release.record import Record, RecordError
 
 REPO = "ada/skin"
@@ -256,6 +260,56 @@ def test_a_base_in_4_bits_is_loaded_so(tmp_path: Path) -> None:
     compile(code, "card", "exec")
     for words in ('bnb_4bit_quant_type="nf4",', "load_in_4bit=True,", "['model.visual', 'lm_head']", "=quantization"):
         assert words in code
+
+
+def odd_images() -> dict[str, bytes]:
+    """Files that a plain `Image.open(path).convert("RGB")` reads otherwise than we do."""
+    noise, saved, exif = pictures.NOISE, pictures.saved, pictures.exif
+    clear = Image.merge("RGBA", [*noise.split(), Image.linear_gradient("L").resize(noise.size)])
+    deep = np.arange(24 * 40, dtype=np.uint16).reshape(24, 40) * 60
+    return {
+        **{f"turned-{turn}": saved(noise, "JPEG", quality=95, exif=exif(turn)) for turn in range(2, 9)},
+        **{f"turned-{kind}": saved(noise, kind, exif=exif(6)) for kind in ("PNG", "TIFF")},
+        "clear": saved(clear, "PNG"),
+        "clear-turned": saved(clear, "PNG", exif=exif(8)),
+        "clear-palette": saved(noise.quantize(8), "PNG", transparency=1, exif=exif(6)),
+        "clear-grey": saved(noise.convert("L"), "PNG", transparency=noise.convert("L").getpixel((3, 3))),
+        "clear-animated": saved(noise.quantize(8), "GIF", transparency=2),
+        "deep": saved(Image.fromarray(deep), "PNG"),
+        "deep-turned": saved(Image.fromarray(deep), "TIFF", exif=exif(6)),
+        "integer": saved(Image.fromarray(deep.astype(np.int32) - 500), "TIFF"),
+        "float": saved(Image.fromarray(np.where(deep > 99, deep / 7e4, np.nan).astype(np.float32)), "TIFF"),
+    }
+
+
+def test_the_cards_code_reads_images_as_training_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helpers import runs, tiny  # these load torch, which nothing else here needs
+    from skinvl.data.example import Example
+    from skinvl.data.example import text as turn
+
+    recipe = {"evaluate": {"generation": {"max_new_tokens": 1}}}
+    run = finished.run(tmp_path, recipe=recipe)
+    finished.merged(run)
+    code = made(run, merge=record.merged(run, record.read(run))).split("```python\n")[1].split("```")[0]
+    code = code.replace(REPO, str(tiny.base("qwen2_vl")))
+    chat = runs.chat(runs.make(tmp_path, "qwen2_vl", data__image_tokens=64))
+    turns = (turn("user", "What does the image show?", 1), turn("assistant", "-"))
+
+    monkeypatch.chdir(tmp_path)
+    alike = []
+    for name, data in odd_images().items():
+        path = tmp_path / "lesion.png"  # whatever it holds: files are told by their content
+        path.write_bytes(data)
+        executed: dict[str, Any] = {}
+        exec(compile(code, "card", "exec"), executed)
+        picture = upright(path)
+        assert executed["image"].mode == "RGB", name
+        assert np.array_equal(executed["image"], picture), name
+        example = Example("a", "s", ("x",), turns, "g", "none", "none")
+        assert executed["inputs"]["input_ids"].tolist() == [chat.prompt(example, [size(path)]).ids], name
+        if np.array_equal(Image.open(path).convert("RGB"), picture):
+            alike.append(name)
+    assert alike == ["turned-TIFF"]  # which Pillow itself turns
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from skinvl.evaluate.engine import Transformers, questions
 from skinvl.model.hub import Snapshot
 from skinvl.model.loaded import load_model
 from skinvl.recipe import run
-from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Base, Recipe
-from skinvl.recipe.run import RunError
+from skinvl.recipe.run import RunError, adapter_digest
 from skinvl.release import merge, merge_check
 from skinvl.release.merge_check import MergeCheckError
 from skinvl.train import sft
@@ -91,7 +90,7 @@ def test_a_run_becomes_a_model_that_plain_transformers_loads(
     facts = json.loads((out / "merge.json").read_text())
     trained = json.loads((path / "env.json").read_text())["base"]
     assert facts["base"] == {name: trained[name] for name in ("model", "commit", "fingerprint")}
-    assert facts["adapter"] == digest(path / "adapter" / "adapter_model.safetensors")
+    assert facts["adapter"] == adapter_digest(path / "adapter")
     assert facts["onto"] == "bf16"
     assert facts["check"]["max"] <= facts["check"]["tolerance"]
     assert facts["check"]["examples"] == 3
@@ -127,7 +126,7 @@ def test_merging_twice_gives_the_same_bytes_and_a_stale_merge_is_replaced(
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     assert merge.main([str(path), "--onto", "bf16", "--unchecked"]) == 0
     facts = json.loads((out / "merge.json").read_text())
-    assert (facts["adapter"], facts["check"], facts["drift"]) == (digest(file), None, {})
+    assert (facts["adapter"], facts["check"], facts["drift"]) == (adapter_digest(path / "adapter"), None, {})
     assert hidden(path) == hidden(tmp_path) == []
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from helpers import finished, hubserver
 from helpers.hubserver import TOKEN, Fault, Hub, Repo
 from skinvl.data import metadata
+from skinvl.data.licences import LicenceError
 from skinvl.recipe.run import RunError
 from skinvl.release import publish, vetting
-from skinvl.release.licences import LicenceError
 from skinvl.release.publish import PublishError
 from skinvl.release.upload import UploadError
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from helpers import runs, tiny
 from skinvl import __main__
 from skinvl.evaluate import parity
 from skinvl.evaluate.parity import Own
+from skinvl.model import ways_out
 from skinvl.model.row import encode_prompt
 from skinvl.recipe import run as skinvl_run
 from skinvl.release import merge
@@ -123,6 +124,7 @@ def test_a_server_that_says_what_we_say_is_served(
     assert f"a-run: {run}/merged, by vllm" in told
     assert "check: 5 of the run's examples, and a conversation with a system turn" in told
     assert "checked: all 3 prompts are as trained, 3 answers equal ours\n" in told
+    assert all(f"\nvllm: {limit}\n" in told for limit in serving.LIMITS["vllm"])
     log = (run / "serve.log").read_text()
     assert "'--served-model-name', 'a-run', '--seed', '3']" in log
     with socket.socket() as probe:
@@ -170,6 +172,17 @@ def test_answers_that_rounding_turns_are_shown_and_excused_unless_they_are_most(
     vllm["answers"][words[1]]["text"] = "Red."
     with pytest.raises(ServeError, match="0 get another answer, 2 one that rounding explains"):
         serve.main([str(run), "--port", port, "--check-only"])
+
+
+def test_a_server_that_draws_nothing_is_refused(run: Path, vllm: dict[str, Any]) -> None:
+    vllm["greedy"] = True
+    with pytest.raises(ServeError, match=r"says 'No\. 0' at a temperature of 100 too, so that it draws no answer"):
+        serve.main([str(run), "--port", str(free()), "--check-only"])
+
+
+def test_the_docs_name_what_each_engine_cannot_do() -> None:
+    words = " ".join((Path(__file__).parents[2] / "docs" / "release.md").read_text().split())
+    assert all(limit in words for limits in serving.LIMITS.values() for limit in limits)
 
 
 def test_a_key_in_the_environment_is_used(run: Path, vllm: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,13 +252,13 @@ def test_print_shows_what_would_start_and_starts_nothing(
     )
     assert "'{\"temperature\": 0.0}'" in line
     assert __main__.main(["serve", str(run), "--print"]) == 0  # vLLM is not installed here
-    assert "transformers serve a-run --host 127.0.0.1 --port 8000 --dtype float32" in capsys.readouterr().out
+    assert "skinvl.serve.drawing serve a-run --host 127.0.0.1 --port 8000 --dtype float32" in capsys.readouterr().out
 
 
 def test_vllm_is_left_where_it_cannot_serve_the_run(
     run: Path, vllm: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "NOT_IN_VLLM", ("qwen2_vl",))
+    monkeypatch.setattr(ways_out, "NOT_IN_VLLM", ("qwen2_vl",))
     assert serve.main([str(run), "--print"]) == 0
     assert "merged, by transformers" in capsys.readouterr().out
     shutil.rmtree(run / "merged")
@@ -332,19 +345,14 @@ def test_an_engine_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pyte
     assert child.process.returncode == -signal.SIGKILL
 
 
+DRAWING = (sys.executable, "-P", "-m", "skinvl.serve.drawing")
+
+
 @contextlib.contextmanager
-def served_at(folder: Path, address: str) -> Iterator[None]:
+def served_at(folder: Path, address: str, start: Sequence[str] = DRAWING) -> Iterator[None]:
     """transformers serve, for whatever model of a folder a request names."""
     port = address.rpartition(":")[2]
-    words = (
-        serving.program("transformers") or "",
-        "serve",
-        "--port",
-        port,
-        "--dtype",
-        "float32",
-        "--trust-remote-code",
-    )
+    words = (*start, "serve", "--port", port, "--dtype", "float32", "--trust-remote-code")
     hub = folder / ".hub"
     with serve.Child(Command(words, folder, {"HF_MODULES_CACHE": str(hub)}), folder / "serve.log") as child:
         child.wait(address, 120)
@@ -400,6 +408,45 @@ def test_transformers_serves_every_family_as_we_ask_it_and_nothing_else_passes(t
         for name, subject, told in others:
             with pytest.raises(ServeError, match=told):
                 serve.check(subject, "transformers", address, ours[name], say)
+
+
+@pytest.mark.slow
+def test_transformers_draws_where_it_is_asked_to_and_fails_where_it_is_said_to(tmp_path: Path) -> None:
+    out, port = tmp_path / "out", free()
+    address = f"http://127.0.0.1:{port}"
+    served = test_serving.subject(tmp_path, "qwen2_vl", evaluate__generation={"max_new_tokens": 12})
+    serving.view(served, out)
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+    def says(**settings: Any) -> list[str | None]:
+        question: Any = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
+        completion = client.chat.completions.create(
+            model=served.name, messages=question, max_tokens=12, extra_body=settings
+        )
+        return [choice.message.content for choice in completion.choices]
+
+    with served_at(out, address):
+        likeliest = says()
+        drawn = says(temperature=1.0, seed=3)
+        assert says(temperature=0.0) == says() == likeliest
+        assert drawn != likeliest
+        assert drawn == says(temperature=1.0, seed=3) != says(temperature=1.0, seed=4)
+        # Each line of LIMITS: one that no longer holds is to be taken out.
+        assert says(top_p=0.9) == likeliest
+        assert len(says(n=2, temperature=1.0)) == 1
+        for ignored in ({"logprobs": True}, {"response_format": {"type": "json_object"}}, {"presence_penalty": 2.0}):
+            assert says(**ignored) == likeliest
+        with pytest.raises(openai.InternalServerError):
+            says(stop=["e"])
+
+    # The engine as it is draws nothing, which the check sees.
+    questions, _ = parity.examples(served.recipe, served.chat, tmp_path)
+    ours = parity.own(served.recipe, served.chat, questions[:1])
+    with (
+        served_at(out, address, [serving.program("transformers") or ""]),
+        pytest.raises(ServeError, match=r"at a temperature of 100 too, so that it draws no answer"),
+    ):
+        serve.check(served, "transformers", address, ours, Console(file=io.StringIO()))
 
 
 @pytest.mark.slow

@@ -6,21 +6,25 @@ import base64
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from PIL import Image
 from transformers import AutoProcessor, GenerationConfig
+from transformers.image_utils import load_image
 
 from helpers import provenances, runs, tiny
 from skinvl.data.example import Example, Message, text
 from skinvl.model import families
 from skinvl.model.chat import Chat
-from skinvl.recipe.files import digest, write_text
+from skinvl.recipe.files import write_text
 from skinvl.recipe.recipe import Generation, Recipe, dump
-from skinvl.recipe.run import RunError
+from skinvl.recipe.run import RunError, adapter_digest
 from skinvl.serve import serving
 from skinvl.serve.serving import ServedModel, ServeError
 
@@ -140,6 +144,7 @@ def test_a_request_that_says_nothing_is_answered_as_in_the_evaluation(tmp_path: 
     drawn = ServedModel("name", given.recipe.model_copy(update={"evaluate": evaluate}), given.chat, weights, None)
     found = GenerationConfig.from_pretrained(serving.view(drawn, tmp_path / "out"))
     assert (found.do_sample, found.temperature, found.top_p, found.repetition_penalty) == (True, 0.7, 0.9, None)
+    assert found.top_k == 0  # as the evaluation draws: of all tokens
 
 
 def finished(tmp_path: Path, family: str = "qwen2_vl", merged: bool = False, **changes: Any) -> Path:
@@ -154,7 +159,7 @@ def finished(tmp_path: Path, family: str = "qwen2_vl", merged: bool = False, **c
     provenances.made(base={"model": one.base.location, "model_type": family}).write(path)
     if merged:
         shutil.copytree(tiny.base(family), path / "merged")
-        record = {"adapter": digest(adapter / "adapter_model.safetensors")}
+        record = {"adapter": adapter_digest(adapter)}
         (path / "merged" / "merge.json").write_text(json.dumps(record))
     return path
 
@@ -182,7 +187,7 @@ def test_an_adapter_is_served_by_vllm_on_its_base(tmp_path: Path) -> None:
     ("engine", "changes", "reason"),
     [
         ("transformers", FROZEN, "transformers serve takes one folder of whole weights"),
-        ("vllm", {}, r"parts\.projector was trained too"),
+        ("vllm", {}, r"parts\.projector is trained too"),
         (
             "vllm",
             {**FROZEN, "parts__language": {"train": "full"}, "parts__vision": {"train": "lora"}},
@@ -190,7 +195,7 @@ def test_an_adapter_is_served_by_vllm_on_its_base(tmp_path: Path) -> None:
         ),
         ("vllm", {**FROZEN, "lora__r": 1024}, r"lora\.r=1024, and vLLM takes at most 512"),
         ("vllm", {**FROZEN, "lora__use_dora": True}, r"lora\.use_dora=true, which vLLM does not take"),
-        ("vllm", {**FROZEN, "quantization": {"load_in_4bit": True}, "train__bf16": True}, "trained in 4 bits"),
+        ("vllm", {**FROZEN, "quantization": {"load_in_4bit": True}, "train__bf16": True}, "is trained in 4 bits"),
     ],
 )
 def test_what_cannot_be_served_says_how_to_merge_it(
@@ -227,11 +232,11 @@ def test_the_command_of_transformers(tmp_path: Path) -> None:
     given = subject(tmp_path, "mllama", 4)
     folder = serving.view(given, tmp_path / "my out")
     found = serving.command(given, "transformers", folder, "127.0.0.1", 8001, ["--log-level", "info"])
-    assert found.words[1:] == (
+    assert found.words == (
+        *(sys.executable, "-P", "-m", "skinvl.serve.drawing"),
         *("serve", "name", "--host", "127.0.0.1", "--port", "8001", "--dtype", "float32", "--trust-remote-code"),
         *("--log-level", "info"),
     )
-    assert Path(found.words[0]).name == "transformers"
     assert found.folder == tmp_path / "my out"
     hub = Path(found.environment["HF_HUB_CACHE"])
     assert hub.is_dir()
@@ -268,6 +273,16 @@ def test_the_command_of_vllm(tmp_path: Path) -> None:
     )
     words = serving.command(sampled, "vllm", tmp_path / "name", "127.0.0.1", 8000, ()).words
     assert words[words.index("--override-generation-config") + 1] == '{"temperature": 1.0, "top_p": 0.5}'
+
+
+def test_transformers_reads_deep_grey_and_clear_parts_as_its_limits_say() -> None:
+    deep = Image.fromarray(np.full((9, 9), 20_000, np.uint16))
+    clear = Image.new("RGBA", (9, 9), (10, 200, 30, 0))
+    for picture, colour in ((deep, (255, 255, 255)), (clear, (10, 200, 30))):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        shown = load_image(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}")
+        assert shown.getcolors() == [(81, colour)]
 
 
 @pytest.mark.parametrize(("tokens", "images"), [(1000, 8), (100, 6), (10, 1)])

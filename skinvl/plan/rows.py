@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 
@@ -33,6 +34,7 @@ def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
     Raises:
         ValueError: a set has no row left; the message gives the commonest reason.
     """
+    _shared(say, sets)
     kept: list[list[Row]] = []
     ledger: list[Dropped] = []
     for name, rows in [("train", sets.train), *sets.evaluation.items()]:
@@ -44,3 +46,16 @@ def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
             reason = f"; the first: {report.dropped[0].rule}: {report.dropped[0].detail}" if rows else ""
             raise ValueError(f"{name}: none of {len(rows)} rows can be used{reason}")
     return CheckedRows(kept[0], dict(zip(sets.evaluation, kept[1:], strict=True)), ledger)
+
+
+def _shared(say: Console, sets: Sets) -> None:
+    """Prints how many eval conversations share a group or an image with the train set, and what came of it."""
+    for rule, count in Counter(row.rule for row in sets.moved).items():
+        what = "moved to the train set" if rule == "moved-to-train" else "left out"
+        say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
+    if sets.leaking:
+        say.print(
+            f"allow_leak: {sets.leaking:,} eval conversations share a group or an image with the train set; "
+            "what is measured on them says nothing about new patients",
+            style="red",
+        )

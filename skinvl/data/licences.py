@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from skinvl.data.example import splits
+from skinvl.data.source import read_card
+from skinvl.recipe import recipe
+from skinvl.recipe.recipe import Base
+
+BASE = "base"  # its name where a licence is vouched for
 PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "unlicense", "isc")
 _CREATIVE = re.compile(r"\bCC[- ]BY(-NC)?(?:-(SA|ND))?(?:[- ](\d\.\d))?(?![\w-])", re.IGNORECASE)
 _AND = re.compile(r", +(?![^(]*\))")  # a comma that stands in no brackets
@@ -123,6 +132,33 @@ def _creative(words: str, match: re.Match[str]) -> Terms:
     version, nc, last = match[3] or "4.0", match[1] is not None, (match[2] or "").upper()
     name = f"cc-by{'-nc' * nc}{'-' + last.lower() if last else ''}-{version}"
     return Terms(words, name, commercial=not nc, derivatives=last != "ND", alike=last == "SA")
+
+
+def of_base(base: Base, model_type: str, rights: dict[str, str] | None = None) -> Terms:
+    """The terms of a base: those its YAML states, here or under its shipped name.
+
+    Args:
+        rights: licences of what states none, by name; that of "base" is taken out where it is used.
+    """
+    stated = base.licence
+    if stated is None and base.model is not None:
+        shipped = [recipe.load_base(name) for name in recipe.bases()]
+        stated = next((other.licence for other in shipped if other.model == base.model), None)
+    terms = read(stated)
+    if not terms.known and rights and BASE in rights:
+        terms = read(rights.pop(BASE))
+    if model_type == "mllama" and base.random is None and terms.id not in LLAMA:
+        return read("Llama 3.2 Community License")  # all of this architecture descend from it
+    return terms
+
+
+def of_source(root: Path) -> Terms:
+    """The terms of a prepared source: those that its conversations carry, else those of its card."""
+    files = [root / f"{split}.parquet" for split in splits(root)]
+    stated = {
+        word for file in files for word in pq.read_table(file, columns=["licence"])["licence"].unique().to_pylist()
+    }
+    return read(", ".join(sorted(stated)) or read_card(root).get("licence"))
 
 
 @dataclass(frozen=True, slots=True)

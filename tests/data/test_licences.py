@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 import data_prep
+from skinvl.data import licences
+from skinvl.data.licences import LicenceError, chosen, read
 from skinvl.recipe.shipped import shipped
-from skinvl.release import licences
-from skinvl.release.licences import LicenceError, chosen, read
 
 APACHE, LLAMA = read("Apache-2.0"), read("Llama 3.2 Community License")
 FREE, BY, NC = read("CC0-1.0"), read("CC-BY-4.0"), read("CC-BY-NC-4.0")
