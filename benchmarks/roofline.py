@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from skinvl.model import attention
-from skinvl.model.pack import Group, spans
+from skinvl.model.layout import Group, spans
 
 THREADS, HIDDEN, INNER, LAYERS, HEADS = 2, 1024, 2816, 8, 16
 PREFIX, BRANCHES, IMAGES = 160, (48, 40), 4  # tokens of a prefix and of each of its branches; images of the batch

@@ -156,9 +156,9 @@ def _own(model: torch.nn.Module, collator: Collator, recipe: Recipe, question: Q
     ids = [*prompt, *shown]
     both = replace(row.encoded, ids=ids, labels=[UNTRAINED] * len(ids))
     batch = collator.pack([replace(row, encoded=both)]).to(next(model.parameters()).device)
-    (place,) = batch.places
+    (span,) = batch.places
     where = torch.zeros_like(batch.ids, dtype=torch.bool)
-    where[place.row, place.end - len(shown) - 1 : place.end] = True
+    where[span.row, span.end - len(shown) - 1 : span.end] = True
     log_shares = logits(model, batch.inputs, where).log_softmax(-1)
 
     # Every token within a tie of the chosen one; at the end any of those that end an answer was as good.
@@ -241,10 +241,10 @@ def judge(ours: Own, served: ServedAnswer, chat: Chat, ends: Sequence[int]) -> P
     Another answer is the same model's if, where the two part, what the server took was among what rounding may prefer
     to our token. Another prompt is never excused.
     """
-    mine = _folded(ours.prompt, chat.image_id)
+    mine = _images_once(ours.prompt, chat.image_id)
     if served.tokens != len(ours.prompt):
         return ParityVerdict("prompt", f"it read {served.tokens} tokens; trained are {len(ours.prompt)}")
-    if served.ids is not None and _folded(served.ids, chat.image_id) != mine:
+    if served.ids is not None and _images_once(served.ids, chat.image_id) != mine:
         return ParityVerdict(
             "prompt", f"it read {chat.tokenizer.decode(served.ids)!r}; trained is {chat.tokenizer.decode(mine)!r}"
         )
@@ -255,8 +255,8 @@ def judge(ours: Own, served: ServedAnswer, chat: Chat, ends: Sequence[int]) -> P
     return ParityVerdict("rounding" if _turned(ours, text, chat, ends) else "answer", both)
 
 
-def _folded(ids: Sequence[int], image: int) -> list[int]:
-    """The ids with id_ for each image: /tokenize has them as the template wrote them, or as the model reads them."""
+def _images_once(ids: Sequence[int], image: int) -> list[int]:
+    """The ids, of each image one: /tokenize has them as the template wrote them, or as the model reads them."""
     return [id_ for token, same in groupby(ids) for id_ in ([token] if token == image else same)]
 
 

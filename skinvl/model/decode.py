@@ -60,8 +60,8 @@ class Decoder:
             batch: prompts that all show images, or none of which does.
         """
         batch = batch.to(self._device)
-        rows = torch.tensor([place.row for place in batch.places], device=self._device)
-        last = torch.tensor([place.end - 1 for place in batch.places], device=self._device)
+        rows = torch.tensor([span.row for span in batch.places], device=self._device)
+        last = torch.tensor([span.end - 1 for span in batch.places], device=self._device)
         where = torch.zeros_like(batch.ids, dtype=torch.bool)
         where[rows, last] = True
         row_by_row = logits(self.model, batch.inputs, where, use_cache=True, past_key_values=self.cache)
@@ -95,11 +95,11 @@ class Decoder:
         further = {name: value.expand(-1, len(ids), *value.shape[2:]) for name, value in self._further.items()}
         behind = FollowUp(torch.ones(1, kept, dtype=torch.bool, device=self._device))
         positions = positions.to(self._device)
-        found = self._forward(torch.tensor([ids], device=self._device), positions, behind, further)
+        next_logits = self._forward(torch.tensor([ids], device=self._device), positions, behind, further)
 
         self._behind = Step(torch.ones(1, kept + len(ids), dtype=torch.bool, device=self._device))
         self._positions = positions[..., -1:]
-        return found
+        return next_logits
 
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, spans: Spans | Step, further: Mapping[str, torch.Tensor]
@@ -110,15 +110,15 @@ class Decoder:
         where[:, -1] = True
         return logits(self.model, inputs, where, use_cache=True, past_key_values=self.cache)
 
-    def _branch(self, places: Sequence[Span]) -> torch.Tensor:
+    def _branch(self, spans: Sequence[Span]) -> torch.Tensor:
         """bool[B, K]: the cache then holds, for each prompt, the keys and values of its prefix and its own, at its end.
 
         Where a prompt has fewer than K of them, what stands before them is not its own.
         """
-        own = [[*range(*place.prefix), *range(place.start, place.end)] for place in places]
+        own = [[*range(*span.prefix), *range(span.start, span.end)] for span in spans]
         longest = max(map(len, own))
         index = torch.tensor([[0] * (longest - len(columns)) + columns for columns in own], device=self._device)
-        rows = torch.tensor([place.row for place in places], device=self._device)
+        rows = torch.tensor([span.row for span in spans], device=self._device)
         layers: list[Any] = self.cache.layers
         for number, layer in enumerate(layers):
             if isinstance(layer, LinearAttentionCacheLayerMixin):  # the state at the end of each row, a prompt's own

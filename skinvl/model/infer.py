@@ -39,8 +39,8 @@ def likelihoods(model: torch.nn.Module, batch: Batch) -> list[float]:
 
     # Each loss counts for the conversation in whose span it lies.
     owner = torch.full_like(batch.targets, -1)
-    for number, place in enumerate(batch.places):
-        owner[place.row, place.start : place.end] = number
+    for number, span in enumerate(batch.places):
+        owner[span.row, span.start : span.end] = number
     sums = losses.new_zeros(len(batch.places)).index_add(0, owner[supervised], losses)
     return [-loss for loss in sums.tolist()]
 

@@ -34,7 +34,7 @@ UNKNOWN = (
 )
 CELL = 18  # characters of a cell in a comparison; what is longer stands below the table
 SIDE, BUDGET = 448, 512  # px of the image that is counted, and its budget in tokens
-IMAGE = f"its tokens under a budget of {BUDGET}, of as many positions as its tower computes"
+IMAGE = f"its tokens under a budget of {BUDGET}, of as many positions as its tower\ncomputes"
 ASKED = (text("user", "What is this?", 1),)
 
 

@@ -123,6 +123,8 @@ def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
         RunError: a folder without a finished run, or an override of how it was trained.
     """
     path = Path(name)
+    if "/" in name and path.suffix != ".yaml" and not path.expanduser().exists():
+        finished(path)  # a run that is not there, and says so
     if not path.is_dir():
         recipe = load(name, overrides)
         own = folder(recipe)

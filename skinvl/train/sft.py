@@ -43,13 +43,13 @@ def main(words: Sequence[str]) -> int:
     parser = recipe_parser("sft", "Train a recipe: prepared sources and a base become an adapter.")
     parser.add_argument("--dry-run", action="store_true", help="show what would train, without any weights")
     parser.add_argument("--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder")
-    given = parser.parse_intermixed_args(words)
-    if given.configs is not None and not given.dry_run:
+    args = parser.parse_intermixed_args(words)
+    if args.configs is not None and not args.dry_run:
         parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
-    recipe = load(given.recipe, given.overrides)
-    if given.dry_run:
+    recipe = load(args.recipe, args.overrides)
+    if args.dry_run:
         require_startable(recipe)
-        dry.show(recipe, given.configs)
+        dry.show(recipe, args.configs)
     else:
         train(recipe)
     return 0

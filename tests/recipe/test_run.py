@@ -67,6 +67,13 @@ def test_a_folder_that_is_not_there_is_no_run(tmp_path: Path) -> None:
         run.finished(tmp_path / "nowhere")
 
 
+def test_a_path_that_is_not_there_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="none: no run, there is no such folder"):
+        run.evaluated(str(tmp_path / "none"), [])
+    with pytest.raises(FileNotFoundError, match=r"none.yaml: neither a name in recipes/"):
+        run.evaluated(str(tmp_path / "none.yaml"), [])
+
+
 def test_a_run_that_has_not_ended_has_begun(tmp_path: Path) -> None:
     path = made(tmp_path)
     (path / "adapter" / "adapter_model.safetensors").unlink()
