@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     kinds, close = overlap.evidence(images, options.threshold)
     shared = overlap.nearest(sets, kinds)
     matches = overlap.matches(images, overlap.once(shared), options.threshold)
-    alike = overlap.matches(images, overlap.once(overlap.nearest(sets, [close])), options.threshold)
+    alike = overlap.matches(images, overlap.once(overlap.nearest(sets, [close, kinds[-1]])), options.threshold)
     alike = [match for match in alike if "sha256" not in match.kinds]  # of equal bytes there is nothing to judge
 
     # The table, on the screen.

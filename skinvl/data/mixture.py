@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from skinvl.data import fingerprints
 from skinvl.data.example import Dropped, Example, read
-from skinvl.data.fingerprints import KINDS, Pairs
+from skinvl.data.fingerprints import KINDS
+from skinvl.data.hamming import Pairs
 from skinvl.data.source import IMAGES_SCHEMA, namespace, read_card, source_folder, source_name, used_images
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Data, SourceSpec
@@ -36,7 +37,7 @@ class Leak:
     name: str  # of the eval set
     row: Row
     twin: Row  # a train conversation of its cluster
-    kind: str  # group, sha256, archive or phash, the first that suffices; chain if no single one does
+    kind: str  # group, sha256, archive, phash or turned, the first that suffices; chain if no single one does
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list
     """The eval rows whose cluster holds a train row, in order.
 
     A cluster is what a name or an image holds together, over all rows: an image by its bytes, its archive id or its
-    perceptual hash; a name within one source, and in all sources of an archive where its card says whose ids it has.
+    perceptual hash, mirrored and turned too; a name within one source, and in all sources of an archive where its card
+    says whose ids it has.
 
     Raises:
         FileNotFoundError, ValueError: see `source.used_images`.

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skinvl.data import fingerprints
+from skinvl.data import fingerprints, hamming
 from skinvl.data.example import have, splits
-from skinvl.data.fingerprints import KINDS, Pairs
+from skinvl.data.fingerprints import KINDS
+from skinvl.data.hamming import Pairs
 from skinvl.data.source import namespace, source_folder, used_images
 
 BEYOND = 4  # bits above the threshold that are looked at, so that what was missed can be seen too
@@ -46,6 +47,7 @@ class Evidence:
     code: Ints  # [images of all sets], -1 where there is none
     near: Pairs  # [K, 2], pairs of codes
     distance: Ints  # [K], bits
+    equal: bool = True  # whether images of one code are one by this kind
 
     def nearest(self, here: Set, there: Set) -> Pairs:
         """int64[P, 2], for each image of `there` that `here` has too: the nearest of `here`, and it."""
@@ -59,9 +61,9 @@ class Evidence:
         first_image[codes_here[coded]] = coded
 
         # The nearest code that an image of `here` has: itself first, then by distance, so that the nearest comes last.
-        all_codes = np.arange(count)
+        all_codes = np.arange(count if self.equal else 0)
         code_pairs = np.concatenate([np.stack([all_codes, all_codes], axis=1), self.near, self.near[:, ::-1]])
-        bits = np.concatenate([np.zeros(count, np.int64), self.distance, self.distance])
+        bits = np.concatenate([np.zeros(len(all_codes), np.int64), self.distance, self.distance])
         useful = first_image[code_pairs[:, 0]] >= 0
         code_pairs, bits = code_pairs[useful], bits[useful]
         far_first = np.argsort(-bits, kind="stable")
@@ -77,7 +79,7 @@ class Evidence:
 class ImageMatch:
     """Two images, as rows of the table of all images, and what says that they are one."""
 
-    distance: int  # bits, 0 of equal bytes and 65 where one of the two is too flat to have a hash
+    distance: int  # bits, turned as they are nearest, 0 of equal bytes and 65 where one is too flat to have a hash
     first: int
     second: int
     kinds: tuple[str, ...]
@@ -138,20 +140,25 @@ def _splits(name: str) -> list[tuple[Path, str]]:
 
 
 def evidence(images: pa.Table, threshold: int) -> tuple[list[Evidence], Evidence]:
-    """What counts as one image by each kind, and all that looks alike up to BEYOND bits above the threshold."""
+    """What counts as one image by each kind, and all that looks alike up to BEYOND bits above the threshold.
+
+    Turned copies are looked for up to the threshold, and never beyond `fingerprints.THRESHOLD`.
+    """
     kinds = []
-    for kind in KINDS:
+    for kind in ("sha256", "archive", "phash"):
         encoded = pc.dictionary_encode(images[kind].combine_chunks())
         code = pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64)
         hashes = encoded.dictionary.to_numpy() if kind == "phash" else np.empty(0, np.uint64)
-        near = fingerprints.near(hashes, threshold + BEYOND)
+        near = hamming.near(hashes, threshold + BEYOND)
         distance = np.bitwise_count(hashes[near[:, 0]] ^ hashes[near[:, 1]]).astype(np.int64)
         kinds.append(Evidence(kind, code, near, distance))
 
-    # The hash is the last kind: what lies beyond the threshold is shown, and does not count.
+    # The hash is the last of these: what lies beyond the threshold is shown, and does not count.
     close = kinds.pop()
     within = close.distance <= threshold
-    return [*kinds, Evidence(close.kind, close.code, close.near[within], close.distance[within])], close
+    kinds.append(Evidence(close.kind, close.code, close.near[within], close.distance[within]))
+    turned = fingerprints.turned(images, threshold)
+    return [*kinds, Evidence("turned", turned.code, turned.pairs, turned.bits, equal=False)], close
 
 
 def matches(images: pa.Table, pairs: Pairs, threshold: int) -> list[ImageMatch]:
@@ -162,14 +169,18 @@ def matches(images: pa.Table, pairs: Pairs, threshold: int) -> list[ImageMatch]:
     known = hashes.is_valid().to_numpy(zero_copy_only=False)[pairs].all(axis=1)
     hashed = pc.fill_null(hashes, 0).to_numpy()
     apart = np.where(known, np.bitwise_count(hashed[left] ^ hashed[right]), 65)
+    turned = fingerprints.turned_bits(images, pairs, threshold)
     columns = [images[kind].combine_chunks() for kind in ("sha256", "archive")]
     agreeing = [pc.fill_null(pc.equal(column.take(left), column.take(right)), False).to_pylist() for column in columns]
 
     image_matches = []
-    for first, second, equal, named, bits in zip(left.tolist(), right.tolist(), *agreeing, apart.tolist(), strict=True):
-        holds = (equal, named, bits <= threshold)
+    distances = (apart.tolist(), turned.tolist())
+    for first, second, equal, named, bits, other in zip(
+        left.tolist(), right.tolist(), *agreeing, *distances, strict=True
+    ):
+        holds = (equal, named, bits <= threshold, other <= threshold)
         kinds = tuple(kind for kind, yes in zip(KINDS, holds, strict=True) if yes)
-        image_matches.append(ImageMatch(0 if equal else bits, first, second, kinds))
+        image_matches.append(ImageMatch(0 if equal else min(bits, other), first, second, kinds))
     return sorted(image_matches)
 
 

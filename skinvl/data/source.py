@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skinvl.data.fingerprints import LOOKS
 from skinvl.recipe.files import read_json
 
 # One row per image of a prepared source.
@@ -19,6 +20,8 @@ IMAGES_SCHEMA = pa.schema(
         ("path", pa.string()),  # as Example.images has it
         ("sha256", pa.string()),  # hexadecimal, of the original file
         ("phash", pa.uint64()),  # null where the picture is too flat to tell
+        ("turned", pa.list_(pa.uint64(), 7)),  # the phash of each of its other positions, mirrored or turned
+        ("signs", pa.binary(32)),  # of its 16 × 16 lowest frequencies, a longer hash
         ("archive", pa.string()),  # the ISIC archive's id, null where the name has none
         ("width", pa.int32()),  # pixels, upright
         ("height", pa.int32()),
@@ -81,7 +84,7 @@ def read_images(folder: Path) -> pa.Table:
 def used_images(source: Path, paths: pa.Array) -> tuple[pa.Table, NDArray[np.int64]]:
     """The named images of a prepared source, each once, as a table of IMAGES_SCHEMA, and int64[N], the place of each.
 
-    They have no perceptual hash where the card says that images which look alike are not the same.
+    They have no perceptual hashes where the card says that images which look alike are not the same.
 
     Raises:
         FileNotFoundError, ValueError: see `read_images`; or an image that the table does not have.
@@ -96,7 +99,7 @@ def used_images(source: Path, paths: pa.Array) -> tuple[pa.Table, NDArray[np.int
     used, inverse = np.unique(positions.to_numpy(), return_inverse=True)
     images = images.take(used)
     if not read_card(source).get("alike", True):
-        images = images.set_column(
-            IMAGES_SCHEMA.get_field_index("phash"), IMAGES_SCHEMA.field("phash"), pa.nulls(len(images), pa.uint64())
-        )
+        for name in LOOKS:
+            field = IMAGES_SCHEMA.field(name)
+            images = images.set_column(IMAGES_SCHEMA.get_field_index(name), field, pa.nulls(len(images), field.type))
     return images, np.asarray(inverse, np.int64)

@@ -1,4 +1,4 @@
-"""Perceptual hashes of real photos, the exact search among them against brute force, and the clusters of links."""
+"""Perceptual hashes of real photos, mirrored and turned ones too, and the clusters of links."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from helpers.sources import phash
 from skinvl.data import fingerprints
-from skinvl.data.fingerprints import THRESHOLD, Pairs, archive_id, clusters, links, near, phash
+from skinvl.data.fingerprints import AGREE, THRESHOLD, archive_id, clusters, links, looks
+from skinvl.data.hamming import near
 from skinvl.data.source import IMAGES_SCHEMA, read_images
 
 
@@ -71,7 +73,71 @@ def test_real_photos_of_different_lesions_are_not_near(photos: dict[str, Image.I
     """With room for 400,000 images: of the 1,770 pairs none is within twice the threshold."""
     found = hashes(list(photos.values()))
     assert len(near(found, 2 * THRESHOLD)) == 0
-    assert len(near(np.concatenate([found, found[:3]]))) == 3
+    assert len(near(np.concatenate([found, found[:3]]), THRESHOLD)) == 3
+
+
+def pictured(*pictures: Image.Image) -> pa.Table:
+    """The table of images that shows the pictures."""
+    rows = [{"path": str(n), "sha256": str(n), **looks(picture)} for n, picture in enumerate(pictures)]
+    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_mirrored_or_turned_copy_is_linked_and_no_other(photos: dict[str, Image.Image], name: str) -> None:
+    """All seven positions, of photos each in another one, compressed, resized and cropped as upright copies are."""
+    change, share = COPIES[name]
+    pictures = list(photos.values())
+    turns = list(Image.Transpose)
+    copies = [change(picture.transpose(turns[n % 7])) for n, picture in enumerate(pictures)]
+    table = pictured(*pictures, *copies)
+    pairs = {tuple(pair) for pair in fingerprints.shared(table, "turned").tolist()}
+    expected = {(n, n + len(pictures)) for n in range(len(pictures))}
+    assert pairs <= expected
+    assert len(pairs) >= (share - 0.02) * len(expected)
+    assert not len(fingerprints.shared(table.slice(0, len(pictures)), "turned"))
+    assert {tuple(pair) for pair in links(table).tolist()} >= pairs
+    assert not len(links(table, alike=False))
+
+
+def test_the_hashes_of_the_other_positions_are_those_of_the_turned_picture(photos: dict[str, Image.Image]) -> None:
+    """Bit by bit: of cells that are turned themselves nothing is lost by sampling."""
+    for picture in list(photos.values())[:20]:
+        cells = picture.resize((32, 32), Image.Resampling.LANCZOS).convert("L")
+        turned = {phash(cells.transpose(turn)) for turn in Image.Transpose}
+        assert set(looks(cells)["turned"] or []) == turned
+        assert len(turned | {phash(cells)}) == 8
+
+
+def test_a_turned_pair_needs_the_second_look(photos: dict[str, Image.Image]) -> None:
+    """And is evidence where it is not near as it stands; the signs of a mirrored copy may differ in AGREE bits."""
+    picture = next(iter(photos.values()))
+    table = pictured(picture, picture.transpose(Image.Transpose.ROTATE_90))
+    apart = fingerprints.second_look(*signs(table), np.arange(7))
+    assert (apart <= 8).sum() == 1
+    for bits, linked in ((AGREE - 8, True), (AGREE + 9, False)):
+        first, second = (bytearray(value) for value in table["signs"].to_pylist())
+        for bit in range(60, 60 + bits):
+            second[bit // 8] ^= 128 >> bit % 8
+        changed = table.set_column(table.column_names.index("signs"), "signs",
+                                   pa.array([bytes(first), bytes(second)], pa.binary(32)))  # fmt: skip
+        assert len(fingerprints.shared(changed, "turned")) == linked
+        assert (fingerprints.turned_bits(changed, np.array([[0, 1], [1, 0]])) <= THRESHOLD).tolist() == [linked] * 2
+    assert fingerprints.turned_bits(table, np.array([[0, 0]])).tolist() == [65]
+    assert not len(fingerprints.shared(pictured(picture, picture), "turned"))
+
+
+def signs(table: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The signs of the first image seven times, and those of the second."""
+    rows = [np.frombuffer(value, np.uint8) for value in table["signs"].to_pylist()]
+    return np.stack([rows[0]] * 7), np.stack([rows[1]] * 7)
+
+
+def test_equal_turned_pictures_cost_one_pair(photos: dict[str, Image.Image]) -> None:
+    picture = next(iter(photos.values()))
+    two = pictured(picture, picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+    many = pa.concat_tables([two] * 20_000)
+    assert fingerprints.shared(many, "turned").tolist() == [[0, 1]]
+    assert not clusters(len(many), links(many)).any()
 
 
 def test_the_hash_of_a_large_picture_is_that_of_its_smaller_copy(photos: dict[str, Image.Image]) -> None:
@@ -123,47 +189,16 @@ def test_a_source_without_fingerprints_says_what_to_do(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["images/a.png"]}), tmp_path / "images.parquet")
     with pytest.raises(ValueError, match=r"images\.parquet: not a table of images .*skinvl prep"):
         read_images(tmp_path)
+    before = [field for field in IMAGES_SCHEMA if field.name not in ("turned", "signs")]  # prepared without turns
+    pq.write_table(pa.schema(before).empty_table(), tmp_path / "images.parquet")
+    with pytest.raises(ValueError, match=r"\(no column turned, signs\); prepare the source again with: skinvl prep"):
+        read_images(tmp_path)
     (tmp_path / "images.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match="not a table of images"):
         read_images(tmp_path)
-    row = {"path": "images/a.png", "sha256": "a", "phash": 1, "archive": None, "width": 9, "height": 9}
-    table = pa.Table.from_pylist([row], schema=IMAGES_SCHEMA)
+    table = pictured(Image.linear_gradient("L"), Image.new("L", (9, 9)))
     pq.write_table(table, tmp_path / "images.parquet")
     assert read_images(tmp_path).equals(table)
-
-
-def brute_force(hashes: NDArray[np.uint64], threshold: int) -> Pairs:
-    lower, higher = np.nonzero(np.triu(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= threshold, 1))
-    return np.stack([lower, higher], axis=1)
-
-
-@pytest.mark.parametrize("threshold", [0, 3, 4, 9])
-def test_near_is_exact_at_the_threshold_and_over_batches(threshold: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprints, "BATCH", 64)
-    generator = np.random.default_rng(threshold)
-    codes = generator.integers(0, 2**64, 500, dtype=np.uint64)
-    planted = [codes[:40] ^ np.uint64((1 << bits) - 1) for bits in range(1, 12)]  # 1 to 11 bits away
-    codes = generator.permutation(np.concatenate([codes, *planted]))
-    pairs = near(codes, threshold)
-    assert {tuple(pair) for pair in pairs.tolist()} == {tuple(pair) for pair in brute_force(codes, threshold).tolist()}
-    assert len(pairs) == len(brute_force(codes, threshold))
-
-
-def test_equal_hashes_are_a_chain_with_the_same_clusters() -> None:
-    generator = np.random.default_rng(0)
-    codes = generator.integers(0, 2**64, 50, dtype=np.uint64)
-    codes = generator.permutation(np.concatenate([codes, codes[:20], codes[:9], codes[:30] ^ np.uint64(0b1011)]))
-    assert np.array_equal(clusters(len(codes), near(codes)), clusters(len(codes), brute_force(codes, THRESHOLD)))
-    many = np.full(100_000, codes[0])
-    pairs = near(many)
-    assert len(pairs) == len(many) - 1
-    assert not clusters(len(many), pairs).any()
-
-
-def test_nothing_is_near_nothing() -> None:
-    assert near(np.array([], np.uint64)).shape == (0, 2)
-    assert near(np.array([7], np.uint64)).shape == (0, 2)
-    assert clusters(0, np.empty((0, 2), np.int64)).shape == (0,)
 
 
 def test_a_cluster_is_named_by_its_lowest_member() -> None:

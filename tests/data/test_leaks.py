@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageEnhance
 from rich.table import Table
 
-from helpers.sources import fingerprint, photo
+from helpers.sources import fingerprint, phash, photo
 from skinvl.data import leaks
 from skinvl.data.example import Example, text, write
-from skinvl.data.fingerprints import THRESHOLD, phash
+from skinvl.data.fingerprints import THRESHOLD
 from skinvl.data.overlap import ImageMatch, Set, evidence, matches, nearest, once, read
 from skinvl.data.source import IMAGES_SCHEMA
 
@@ -144,6 +144,26 @@ def test_each_image_is_paired_with_the_nearest_of_the_other_set() -> None:
         ImageMatch(0, 3, 5, ("sha256",)),
         *(ImageMatch(one, other, 4, ("phash",)) for one, other in ((2, 1), (3, 2), (4, 0))),
     ]
+
+
+def test_a_mirrored_image_is_evidence_of_its_own(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """It is written with its distance, and on the sheet."""
+    _, other = pair
+    photo(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other / "images" / "z.png")
+    photo(0).transpose(Image.Transpose.ROTATE_90).save(other / "images" / "unused.png")
+    fingerprint(other, archive="drawn")
+    assert ["one:train", "other:test", "turned", "1 of 4", "1 of 4", "2 of 4", "1 of 6"] in counted(*pair)
+    assert leaks.main([*map(str, pair), "--out", str(tmp_path / "out")]) == 0
+    rows = list(csv.reader((tmp_path / "out" / "pairs.csv").open(encoding="utf-8", newline="")))
+    (row,) = [row for row in rows if row[4] == "turned"]
+    assert row[:4] == ["one:train", "images/d.png", "other:test", "images/z.png"]
+    assert int(row[5]) <= THRESHOLD
+    drawn = Image.open(tmp_path / "out" / "sheet.png").convert("RGB")
+    label = [drawn.getpixel((x, y)) for x in range(*(leaks.cell_corner(1)[0] + n for n in (0, 200)))
+             for y in range(leaks.cell_corner(1)[1], leaks.cell_corner(1)[1] + leaks.LINE)]  # fmt: skip
+    assert leaks.LINKED in label
+    fingerprint(other, alike=False, archive="drawn")
+    assert "turned" not in [row[2] for row in counted(*pair)]
 
 
 def test_splits_of_one_source_are_sets_and_share_what_both_show(pair: tuple[Path, Path]) -> None:

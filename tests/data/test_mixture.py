@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from helpers.sources import fingerprint, photo
+from helpers.sources import fingerprint, phash, photo
 from skinvl.data.example import Example, read, text, write
-from skinvl.data.fingerprints import phash
 from skinvl.data.mixture import LeakError, Sets, leaks, load
 from skinvl.data.source import IMAGES_SCHEMA, source_folder
 from skinvl.recipe.recipe import Data, SourceSpec
@@ -201,6 +201,22 @@ def test_images_without_fingerprints_are_an_error_and_text_needs_none(tmp_path: 
     pq.write_table(IMAGES_SCHEMA.empty_table(), one.root / "images.parquet")
     with pytest.raises(ValueError, match=r"has no row of images/1\.png.*skinvl prep"):
         load(recipe)
+
+
+def test_mirrored_and_turned_images_leak(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has("train", *(example(f"a{n}", f"g{n}", f"{n}.png") for n in range(1, 8)))
+    other = Source(tmp_path / "other")
+    for number, turn in enumerate(Image.Transpose, start=1):
+        photo(number).transpose(turn).save(other.root / "images" / f"{50 + number}.jpg", quality=60)
+    rows = [example(f"b{n}", f"h{n}", f"{50 + n}.jpg") for n in range(1, 8)]
+    other.has("test", *rows, example("none", "h", "60.png"))
+    sets = load(data([one.spec("train")], [other.spec("test")]))
+    assert ids(sets)[1] == {"other": ["none"]}
+    assert [row.detail for row in sets.moved] == [
+        f"of other: shares its cluster with one:a{n} of the train set, by turned" for n in range(1, 8)
+    ]
+    fingerprint(other.root, alike=False)
+    assert load(data([one.spec("train")], [other.spec("test")])).moved == []
 
 
 def test_only_images_that_conversations_show_join_them(tmp_path: Path) -> None:

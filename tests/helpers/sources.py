@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from skinvl.data.fingerprints import archive_id, phash
+from skinvl.data.fingerprints import archive_id, looks
 from skinvl.data.source import IMAGES_SCHEMA
 
 
@@ -22,11 +22,17 @@ def fingerprint(folder: Path, split: str = "group", alike: bool = True, archive:
         picture = Image.open(path).convert("RGB")
         name = path.relative_to(folder).as_posix()
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        values = (name, sha256, phash(picture), archive_id(name), *picture.size)
-        rows.append(dict(zip(IMAGES_SCHEMA.names, values, strict=True)))
+        width, height = picture.size
+        known = {"path": name, "sha256": sha256, "archive": archive_id(name), "width": width, "height": height}
+        rows.append({**known, **looks(picture)})
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), folder / "images.parquet")
     (folder / "card.json").write_text(json.dumps({"split": split, "alike": alike, "archive": archive}))
     return folder
+
+
+def phash(picture: Image.Image) -> int | None:
+    """The 64-bit perceptual hash of a picture as it stands."""
+    return looks(picture)["phash"]
 
 
 def photo(seed: int, side: int = 320) -> Image.Image:

@@ -19,6 +19,7 @@ from PIL import Image
 import data_prep
 from data_prep import PrepError, llava
 from skinvl.data.example import read
+from skinvl.data.source import IMAGES_SCHEMA, read_images
 from skinvl.sources.prepare import images
 from skinvl.sources.prepare import steps as module
 from skinvl.sources.prepare.folder import claimed
@@ -223,6 +224,23 @@ def test_a_shared_image_joins_groups_and_moves_them_towards_training(tmp_path: P
         "s3_1": ("s1", "train"),
         "s4_1": ("s4", "test"),
     }
+
+
+def test_a_mirrored_or_turned_image_joins_groups_too(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    noise(1).save(raw / "s1_1.jpg", quality=95)
+    noise(1, 192).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(raw / "s2_1.jpg", quality=70)
+    noise(1).transpose(Image.Transpose.ROTATE_270).save(raw / "s3_1.png")
+    noise(2).save(raw / "s4_1.jpg")
+    table(raw, {"s1_1": "Test", "s2_1": "Validation", "s3_1": "Train", "s4_1": "Test"})
+    account = prepare("patch16", raw, out)
+    assert splits(out) == {**dict.fromkeys(("s1_1", "s2_1", "s3_1"), ("s1", "train")), "s4_1": ("s4", "test")}
+    assert isinstance(account, Account)
+    assert (account.joined, account.largest) == (3, 3)
+    images = read_images(out)
+    assert images.schema.equals(IMAGES_SCHEMA)
+    assert images["turned"].null_count == images["signs"].null_count == 0
 
 
 def test_rows_that_are_added_later_only_move_others_into_training(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from skinvl.sources.prepare.writer import Account
 
 # What a prepared source depends on, beside the raw files and the converters.
 MODULES = (
-    *("data/example", "data/fingerprints", "data/labels", "data/metadata", "data/pixels", "data/questions"),
-    *("data/source", "sources/prepare/*", "sources/rules/*"),
+    *("data/example", "data/fingerprints", "data/hamming", "data/labels", "data/metadata", "data/pixels"),
+    *("data/questions", "data/source", "sources/prepare/*", "sources/rules/*"),
 )
 
 

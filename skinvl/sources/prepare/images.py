@@ -39,7 +39,9 @@ class Looked:
     rule: str | None = None
     detail: str = ""
     sha256: str = ""  # of the original file's bytes
-    phash: int | None = None
+    phash: int | None = None  # this and the next two: see fingerprints.Looks
+    turned: list[int] | None = None
+    signs: bytes | None = None
     archive: str | None = None
     width: int = 0  # pixels, upright
     height: int = 0
@@ -92,7 +94,7 @@ def look(raw: Path, path: str, out: Path) -> Looked:
         path,
         placed,
         sha256=hashlib.sha256(data).hexdigest(),
-        phash=fingerprints.phash(picture if picture.mode == "L" else picture.convert("L")),
+        **fingerprints.looks(picture if picture.mode == "L" else picture.convert("L")),
         archive=fingerprints.archive_id(path),
         width=picture.width,
         height=picture.height,
