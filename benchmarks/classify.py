@@ -46,7 +46,7 @@ QUESTIONS = (
 
 
 def each(action: Callable[[Batch], object], batches: Sequence[Batch]) -> None:
-    """Nothing; the action was done for each batch."""
+    """Does the action for each batch."""
     for batch in batches:
         action(batch)
 

@@ -176,7 +176,7 @@ def sentence(generator: random.Random, words: int) -> str:
 
 
 def draw(path: Path, generator: random.Random) -> None:
-    """Nothing; the file is a photo of ellipses on skin."""
+    """Draws a photo of ellipses on skin into a file."""
     tone, *colours = (tuple(generator.randint(low, 230) for low in (170, 140, 120)) for _ in range(9))
     picture = Image.new("RGB", (SIDE, SIDE), tone)
     for colour in colours:
@@ -373,7 +373,7 @@ def pinned(name: str) -> str:
 
 
 def show(case: Case, found: dict[str, Measured]) -> None:
-    """Nothing; prints the table, and how many times as fast as each other one skinvl was."""
+    """Prints the table, and how many times as fast as each other one skinvl was."""
     columns = "trainer", "version", "samples/s", "training, s", "peak, MiB", "last loss", "tokens", "adapter", "workers"
     table = Table(*columns)
     speeds = {name: case.count * case.epochs / one.last("train_runtime") for name, one in found.items()}

@@ -156,7 +156,7 @@ class Clock(TrainerCallback):
 
 
 def train(file: Path, threads: int) -> None:
-    """Nothing; trains in this process, and prints what it took as JSON."""
+    """Trains in this process, and prints what it took as JSON."""
     torch.set_num_threads(threads)
     one = recipe.load(str(file))
     before = _status("VmRSS")

@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def show(varies: str, rows: list[tuple[Point, Cost, Cost]]) -> None:
-    """Nothing; prints the points of one table."""
+    """Prints the points of one table."""
     columns = (
         "questions",
         "image tokens",
@@ -156,7 +156,7 @@ def show(varies: str, rows: list[tuple[Point, Cost, Cost]]) -> None:
 
 
 def draw(found: dict[str, list[tuple[Point, Cost, Cost]]], path: Path) -> None:
-    """Nothing; the PNG shows measured ratios and the ideal ones."""
+    """Draws measured ratios and the ideal ones into a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -28,7 +28,7 @@ VOCABULARY = 5_000
 
 
 def main() -> None:
-    """Nothing; prints seconds by phase, and the ratio to summing row by row."""
+    """Prints seconds by phase, and the ratio to summing row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000, help="free answers")
     parser.add_argument("--classified", type=int, default=100_000, help="classified rows")

@@ -70,7 +70,7 @@ class Stub(asyncio.Protocol):
 
 
 def stub(told: Connection) -> None:
-    """Nothing, ever: the server, which tells its port."""
+    """Runs the server, which tells its port, and never returns."""
 
     async def serve() -> None:
         server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=1024)
@@ -105,7 +105,7 @@ def requests(count: int, images: int) -> Iterator[Request]:
 
 
 async def ours(address: str, folder: Path, count: int, concurrency: int, images: int) -> None:
-    """Nothing; every request has its reply in a journal."""
+    """Asks until every request has its reply in a journal."""
     endpoint = Endpoint(address, Settings("stub"))
     with Journal(Path(tempfile.mkdtemp(dir=folder)) / "0-of-1.jsonl") as journal, Payloads(folder) as payloads:
         counts = await ask_all(
@@ -116,7 +116,7 @@ async def ours(address: str, folder: Path, count: int, concurrency: int, images:
 
 
 async def documented(address: str, count: int, concurrency: int) -> None:
-    """Nothing; the same by `client.chat.completions.create`, and nothing kept."""
+    """Asks the same by `client.chat.completions.create`, and keeps nothing."""
     client = openai.AsyncOpenAI(base_url=address, api_key="none", max_retries=0)
     rest = requests(count, 0)
 
@@ -138,7 +138,7 @@ def resident() -> float:
 
 
 def drawn(folder: Path, images: int) -> None:
-    """Nothing; the folder holds so many images, of PHOTOS different ones."""
+    """Fills the folder with so many images, of PHOTOS different ones."""
     (folder / "images").mkdir()
     for number in range(images):
         path = folder / "images" / f"{number:06}.jpg"
@@ -152,7 +152,7 @@ _told: list[tuple[int, float]] = []
 
 
 def grown(counts: Counts) -> None:
-    """Nothing; the memory is noted beside how far it is."""
+    """Notes the memory beside how far it is."""
     _told.append((counts.answered, resident()))
 
 
