@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from skinvl.data.pixels import ImageError, upright
 from skinvl.evaluate.engine import Question, answer, seed_of
+from skinvl.model.adapter import todays_keys
 from skinvl.model.chat import Chat, ChatError, Encoded
 from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
@@ -27,7 +28,9 @@ class Vllm:
     """An engine, as `engine.Engine`.
 
     Raises:
-        EngineError: vLLM is not installed, or the recipe trains more than LoRA on the language model.
+        AdapterError: the adapter does not fit the base.
+        EngineError: vLLM is not installed, the recipe trains more than LoRA on the language model, or an earlier
+            transformers named the adapter's weights.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -42,6 +45,11 @@ class Vllm:
         base = open_with_adapter(recipe)
         if reason := not_in_vllm(base.family.model_type, recipe, alone=base.adapter is None):
             raise EngineError(f"evaluate.engine=vllm: {reason}; use evaluate.engine=transformers")
+        if base.adapter and any(name != key for name, key in todays_keys(base.adapter, base.config).items()):
+            raise EngineError(  # a weight that vLLM finds no layer for would be left out without a word
+                f"evaluate.engine=vllm: the weights of {base.adapter} have names of an earlier transformers, and what "
+                "vLLM makes of those is not known; use evaluate.engine=transformers"
+            )
         self.chat, self.generation = base.chat, recipe.evaluate.generation
         self.ends = sorted(stop_tokens_in(base.path, base.chat, EngineError))
         lora_rank = LoraConfig.from_pretrained(str(base.adapter)).r if base.adapter else 16

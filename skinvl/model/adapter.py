@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from skinvl.model import earlier, families, hub
+from skinvl.model.base import blank_model, read_config
 from skinvl.model.families import Family
+from skinvl.model.names import WRAPPER, of_adapter
 from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe
-
-WRAPPER = "base_model.model."  # what PEFT puts before every name of the base
 
 
 class AdapterError(ValueError):
@@ -119,14 +120,25 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
     """Copies the weights of an earlier adapter folder, which may lack whole parts, into the model.
 
     Raises:
-        AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train, or was
-            made with settings under which the same weights mean something else.
+        AdapterError: the adapter does not cover a part whole, holds weights that the recipe would not train or that
+            the base has under no name, or was made with settings under which the same weights mean something else.
     """
     require_same_settings(path, recipe)
 
-    # Its weights are among those that train here, and of the same shapes.
+    # Each by the name that it has today.
     weights = load_peft_weights(str(path), device="cpu")
     trained = _trained_parameters(model)
+    if not weights.keys() <= trained.keys():
+        keys = todays_keys(path, _config(model))
+        if renamed := [key for name, key in keys.items() if name != key]:
+            warnings.warn(
+                f"init_adapter {path}: {len(renamed)} of its {len(keys)} weights have names of an earlier transformers "
+                f"(first: {renamed[0]}); they were renamed, and each has its place",
+                stacklevel=2,
+            )
+        weights = {name: weights[key] for name, key in keys.items()}
+
+    # They are among those that train here, and of the same shapes.
     unknown = sorted(set(weights) - set(trained))
     if unknown:
         raise AdapterError(
@@ -153,6 +165,27 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
         trained[name].data.copy_(value)
 
 
+def todays_keys(path: Path, config: PretrainedConfig) -> dict[str, str]:
+    """The keys in the file of an adapter folder, by the names that PEFT gives the same weights today.
+
+    Args:
+        path: the folder.
+        config: of the base.
+
+    Raises:
+        AdapterError: the base has no such weight, whatever an earlier transformers called it.
+    """
+    saved = _keys(path)
+    keys, nowhere = of_adapter(saved, blank_model(config))
+    if nowhere:
+        raise AdapterError(
+            f"init_adapter {path}: {len(nowhere)} of its {len(saved)} weights have names that {config.model_type} has "
+            f"in no layout known here (first: {nowhere[0]}): they are another version's of transformers, or another "
+            "base's; merge it into its base with the version that made it, and start there"
+        )
+    return keys
+
+
 def require_same_settings(path: Path, recipe: Recipe) -> None:
     """Refuses an adapter folder whose weights would mean something else under the recipe.
 
@@ -170,9 +203,10 @@ def require_whole(model: PeftModel, path: Path) -> None:
     Raises:
         AdapterError: it lacks one.
     """
-    with safe_open(path / "adapter_model.safetensors", "pt") as file:  # its names alone; attach has read the weights
-        saved = set(file.keys())
+    saved = _keys(path)  # the names alone; attach has read the weights
     trained = set(_trained_parameters(model))
+    if not trained <= saved:
+        saved = set(todays_keys(path, _config(model)))
     if missing := sorted(trained - saved):
         raise AdapterError(
             f"{path}: {len(missing)} of {len(trained)} trained weights are not in the adapter (first: {missing[0]}); "
@@ -313,6 +347,17 @@ def _recorded_again(forward: Callable[..., Any], callers: list[bool]) -> Callabl
         return forward(*args, **settings)
 
     return run
+
+
+def _config(model: PeftModel) -> PretrainedConfig:
+    # That of its folder: where features are kept, the model lacks its tower, and its own config with it.
+    base: Any = model.get_base_model()
+    return read_config(Path(base.name_or_path))[0]
+
+
+def _keys(path: Path) -> set[str]:
+    with safe_open(path / "adapter_model.safetensors", "pt") as file:
+        return set(file.keys())
 
 
 def _trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:

@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch import nn
 from transformers import Trainer
 
-from skinvl.model.adapter import WRAPPER
 from skinvl.model.base import base_dtype
+from skinvl.model.names import WRAPPER
 from skinvl.plan.meta_step import MetaStep, Trace
 from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe, deepspeed_config

@@ -18,11 +18,9 @@ from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from skinvl.model import adapter, ways_out
+from skinvl.model import adapter, names, ways_out
 from skinvl.model.base import base_dtype, blank_model, quantization, read_config
 from skinvl.model.families import Family
 from skinvl.recipe.files import read_json, write_json
@@ -144,7 +142,7 @@ class Merging:
         full = {}
         unknown = []
         for key, shape in shapes.items():
-            name = key.removeprefix(adapter.WRAPPER)
+            name = key.removeprefix(names.WRAPPER)
             role = next((role for role in _LORA if name.endswith("." + role)), None)
             layer = name.removesuffix(f".{role}")
             if role is None and name in parameters and expected_shapes[name] == shape:
@@ -265,24 +263,8 @@ def stored(base: Path, blank: PreTrainedModel) -> list[Stored]:
             f"{base}: {packed[0]} is {headers[packed[0]][1]}, quantised; give the base that it was made from"
         )
 
-    names = _parameters(list(headers), blank)
-    return [Stored(file, name, names.get(name), dtype, shape) for name, (file, dtype, shape) in headers.items()]
-
-
-def _parameters(names: list[str], blank: PreTrainedModel) -> dict[str, str]:
-    """What the tensors of a base's files are called in its model, as `from_pretrained` decides it."""
-    mapping = get_model_conversion_mapping(blank)
-    renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
-    state, prefix = blank.state_dict(), blank.base_model_prefix
-    parameters = {}
-    for name in sorted(names, key=dot_natural_key):  # some renamings depend on what they have seen
-        renamed, converted = rename_source_key(name, renamings, converters, prefix, state)
-        if renamed not in state and name in state:
-            renamed, converted = rename_source_key(name, [], [], prefix, state)
-        if renamed in state and converted is None:
-            parameters[name] = renamed
-    return parameters
+    parameters = names.of_base(headers, blank)
+    return [Stored(file, name, parameters.get(name), dtype, shape) for name, (file, dtype, shape) in headers.items()]
 
 
 def _quantised(base: PretrainedConfig, family: Family, recipe: Recipe) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from skinvl.data.progress import Progress
-from skinvl.model.adapter import WRAPPER
 from skinvl.model.families import PARTS, Family
+from skinvl.model.names import WRAPPER
 from skinvl.model.pack import Batch
 from skinvl.recipe.recipe import EarlyStopping as Patience
 from skinvl.recipe.recipe import Recipe

@@ -22,10 +22,10 @@ from trl import SFTConfig, SFTTrainer
 from skinvl.data.mixture import NOTHING, Row
 from skinvl.data.sampler import MixtureSampler, alike, together
 from skinvl.evaluate.engine import Question, Transformers, blocks, questions
-from skinvl.model.adapter import WRAPPER
 from skinvl.model.base import logits
 from skinvl.model.families import Family
 from skinvl.model.loaded import LoadedModel
+from skinvl.model.names import WRAPPER
 from skinvl.model.pack import Batch, Collator
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.metrics import load as load_metric

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers import runs, tiny
 from skinvl.evaluate import generate, vllm_engine
@@ -134,6 +135,22 @@ def test_an_adapter_of_the_language_model_is_served_and_any_other_refused(
     parts = full.parts.model_copy(update={"projector": full.parts.projector.model_copy(update={"train": "full"})})
     with pytest.raises(vllm_engine.EngineError, match=r"parts\.projector is trained too"):
         vllm_engine.Vllm(full.model_copy(update={"parts": parts}))
+
+
+def test_an_adapter_that_an_earlier_transformers_named_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = made(tmp_path, parts__projector={"train": "frozen"}, evaluate__engine="vllm")
+    saved = tmp_path / "adapter"
+    runs.attached(one).save_pretrained(saved)
+    again = one.model_copy(update={"init_adapter": str(saved)})
+    standing_in(monkeypatch, one)
+    vllm_engine.Vllm(again)
+    weights = load_file(saved / "adapter_model.safetensors")
+    earlier = {key.replace(".language_model.", "."): value for key, value in weights.items()}
+    save_file(earlier, saved / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(vllm_engine.EngineError, match=r"names of an earlier transformers, .*engine=transformers"):
+        vllm_engine.Vllm(again)
 
 
 def test_its_absence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from helpers import runs, tiny
@@ -19,6 +20,8 @@ from skinvl.model import adapter, families
 from skinvl.model.adapter import AdapterError
 from skinvl.model.base import blank_model, count_parameters, load_base
 from skinvl.model.hub import BaseError
+from skinvl.model.loaded import load_model
+from skinvl.model.names import WRAPPER
 from skinvl.recipe.run import adapter_digest
 from skinvl.train.trainer import token_losses
 
@@ -235,6 +238,111 @@ def test_adapters_of_one_digest_are_one_adapter(tmp_path: Path) -> None:
     assert len({before, changed(lora_alpha=16), changed(alpha_pattern={"q_proj": 64}), changed(use_rslora=True)}) == 4
     (saved / "adapter_model.safetensors").write_bytes(b"others")
     assert changed() != before
+
+
+QWEN = {"model.language_model": "model", "model.visual": "visual"}
+MLLAMA = {
+    "model.language_model": "language_model.model",
+    "model.vision_model": "vision_model",
+    "model.multi_modal_projector": "multi_modal_projector",
+}
+LLAVA = {**MLLAMA, "model.vision_tower": "vision_tower.vision_model"}
+# How a module's name begins today, and how it began in transformers 4.51.
+LAYOUTS = {"qwen2_vl": QWEN, "qwen2_5_vl": QWEN, "mllama": MLLAMA, "llava": LLAVA, "gemma3": LLAVA}
+EARLIER = [
+    *((family, {"parts__vision": {"train": mode}}) for family in LAYOUTS for mode in ("lora", "full")),
+    ("qwen2_vl", {"lora__use_dora": True, "quantization": NF4}),
+    ("qwen2_vl", {"lora__lora_bias": True}),
+]
+
+
+def _as_in_4_51(name: str, family: str) -> str:
+    new, old = next((new, old) for new, old in LAYOUTS[family].items() if name.startswith(new))
+    return old + name.removeprefix(new)
+
+
+def _write_as_in_4_51(saved: Path, family: str) -> int:
+    """Rewrites an adapter folder to the names of transformers 4.51, in its weights and in its config."""
+    weights = load_file(saved / "adapter_model.safetensors")
+    renamed = {WRAPPER + _as_in_4_51(key.removeprefix(WRAPPER), family): value for key, value in weights.items()}
+    assert not renamed.keys() & weights.keys()
+    save_file(renamed, saved / "adapter_model.safetensors", {"format": "pt"})
+
+    # As published ones have it, the config names the last part of each layer.
+    config = json.loads((saved / "adapter_config.json").read_text())
+    config["target_modules"] = sorted({key.split(".lora_")[0].rpartition(".")[2] for key in renamed if "lora_" in key})
+    config["modules_to_save"] = [_as_in_4_51(name, family) for name in config["modules_to_save"]]
+    (saved / "adapter_config.json").write_text(json.dumps(config))
+    return len(renamed)
+
+
+@pytest.mark.parametrize(("family", "changes"), EARLIER, ids=str)
+def test_an_adapter_of_an_earlier_transformers_acts_as_it_did(
+    tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    recipe = runs.make(tmp_path, family, **changes)
+    first, saved = runs.attached(recipe), tmp_path / "adapter"
+    torch.manual_seed(0)
+    for parameter in first.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    first.save_pretrained(saved)
+    count = _write_as_in_4_51(saved, family)
+
+    # It answers as it did, though none of its names is one that the model has.
+    again = recipe.model_copy(update={"init_adapter": str(saved)})
+    with pytest.warns(UserWarning, match=rf"{count} of its {count} weights have names of an earlier transformers"):
+        loaded = load_model(again, torch.device("cpu")).model
+    inputs = runs.batch(recipe, mixture.load(recipe.data).train[:3])
+    with torch.no_grad():
+        expected, losses = (token_losses(model.eval(), inputs)[0] for model in (first, loaded))
+        bare, _ = token_losses(runs.attached(recipe).eval(), inputs)
+    assert torch.equal(losses, expected)
+    assert not torch.allclose(bare, expected, atol=1e-2)
+
+    # One name that no layout has, and it is refused whole.
+    weights = load_file(saved / "adapter_model.safetensors")
+    key = next(iter(weights))
+    strange = key.replace("base_model.model.", "base_model.model.thinker.")
+    weights[strange] = weights.pop(key)
+    save_file(weights, saved / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        AdapterError, match=rf"1 of its {count} weights .*first: {re.escape(strange)}.*another version's"
+    ):
+        runs.attached(again)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_an_earlier_adapter_of_a_tower_that_is_not_loaded_is_refused_by_its_parts(tmp_path: Path, family: str) -> None:
+    recipe = runs.make(tmp_path, family, parts__vision={"train": "lora"})
+    saved = tmp_path / "adapter"
+    runs.attached(recipe).save_pretrained(saved)
+    recipe = runs.make(tmp_path, family, init_adapter=str(saved))
+    kind, path = runs.family_of(recipe), Path(recipe.base.location)
+    rest = kind.without_tower(AutoConfig.from_pretrained(path))
+    with pytest.raises(AdapterError, match="are not trained by this recipe"):
+        adapter.attach(load_base(path, kind, recipe, config=rest), kind, recipe, cached=True)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_a_layout_between_the_two_is_renamed_and_a_name_twice_refused(tmp_path: Path, family: str) -> None:
+    recipe = runs.make(tmp_path, family, parts__vision={"train": "lora"})
+    saved = tmp_path / "adapter"
+    runs.attached(recipe).save_pretrained(saved)
+    config = AutoConfig.from_pretrained(recipe.base.location)
+    weights = load_file(saved / "adapter_model.safetensors")
+    between = {key.replace(".vision_tower.", ".vision_tower.vision_model."): value for key, value in weights.items()}
+    assert between.keys() != weights.keys()  # as transformers 4.52 wrote it
+    save_file(between, saved / "adapter_model.safetensors", {"format": "pt"})
+    keys = adapter.todays_keys(saved, config)
+    assert keys.keys() == weights.keys()
+    assert all(torch.equal(weights[name], between[key]) for name, key in keys.items())
+
+    save_file(
+        {**between, **{key: value.clone() for key, value in weights.items()}}, saved / "adapter_model.safetensors"
+    )
+    with pytest.raises(AdapterError, match="in no layout known here"):
+        adapter.todays_keys(saved, config)
 
 
 def test_an_adapter_of_the_language_part_alone_leaves_the_projector_as_it_is(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from helpers import merges, runs, tiny
 from skinvl.model.adapter import AdapterError
 from skinvl.model.base import blank_model, load_base
+from skinvl.model.names import of_base
 from skinvl.release import merging
 from skinvl.release.merging import Merging, MergingError
 
@@ -180,7 +181,7 @@ def test_published_names_are_those_of_the_model(shared: Path) -> None:
     base = shared / "configs" / "qwen2.5-vl-7b-instruct"
     names = list(json.loads((base / merging.INDEX).read_text())["weight_map"])
     bare = blank(base)
-    parameters = merging._parameters(names, bare)
+    parameters = of_base(names, bare)
     assert parameters["visual.blocks.0.attn.qkv.weight"] == "model.visual.blocks.0.attn.qkv.weight"
     assert parameters["model.layers.3.mlp.up_proj.weight"] == "model.language_model.layers.3.mlp.up_proj.weight"
     assert len(names) == len(parameters) == len(set(parameters.values())) == 729
