@@ -13,30 +13,18 @@ FAILURES = 500  # brackets that open no JSON, after which a reply is given up: e
 # `\ni`, which is the first item of i, ii, iii.
 NE, NU = "ne(?![.):-])", "nu(?!-)"  # but no line that begins with the item "e." or with "u-shaped"
 COMMANDS = (
-    *("backslash", "bar", "because", "begin", "beta", "beth", "between", "bf", "bfseries", "big", "bigcap", "bigcup"),
-    *(
-        "bigg",
-        "biggl",
-        "biggr",
-        "bigl",
-        "bigoplus",
-        "bigotimes",
-        "bigr",
-        "bigskip",
-        "binom",
-        "bm",
-        "bmod",
-        "boldsymbol",
-    ),
-    *("bot", "bowtie", "boxed", "breve", "bullet", "bumpeq", "fbox", "flat", "footnote", "footnotesize", "forall"),
-    *("frac", "frown", "nabla", "natural", NE, "nearrow", "neg", "neq", "newline", "ngeq", "ngtr", "nleq", "noindent"),
-    *("nolimits", "nonumber", "normalsize", "not", "notin", "nsubseteq", NU, "nwarrow", "raisebox", "rangle", "rbrace"),
-    *("rbrack", "rceil", "ref", "rfloor", "rho", "right", "rightarrow", "rightharpoonup", "rightleftharpoons", "rm"),
-    *("risingdotseq", "root", "rule", "tag", "tan", "tanh", "tau", "tbinom", "text", "textbackslash", "textbf"),
-    *("textcolor", "textdegree", "textit", "textmd", "textmu", "textnormal", "textrm", "textsc", "textsf", "textstyle"),
-    *("textsubscript", "textsuperscript", "texttt", "textup", "tfrac", "therefore", "theta", "thickapprox", "thicksim"),
-    *("thinspace", "tilde", "times", "tiny", "to", "top", "triangle", "triangledown", "triangleleft", "triangleq"),
-    *("triangleright", "tt", "twoheadrightarrow"),
+    *("backslash", "bar", "because", "begin", "beta", "beth", "between", "bf", "bfseries", "big", "bigcap"),
+    *("bigcup", "bigg", "biggl", "biggr", "bigl", "bigoplus", "bigotimes", "bigr", "bigskip", "binom", "bm"),
+    *("bmod", "boldsymbol", "bot", "bowtie", "boxed", "breve", "bullet", "bumpeq", "fbox", "flat", "footnote"),
+    *("footnotesize", "forall", "frac", "frown", "nabla", "natural", NE, "nearrow", "neg", "neq", "newline"),
+    *("ngeq", "ngtr", "nleq", "noindent", "nolimits", "nonumber", "normalsize", "not", "notin", "nsubseteq"),
+    *(NU, "nwarrow", "raisebox", "rangle", "rbrace", "rbrack", "rceil", "ref", "rfloor", "rho", "right"),
+    *("rightarrow", "rightharpoonup", "rightleftharpoons", "rm", "risingdotseq", "root", "rule", "tag", "tan"),
+    *("tanh", "tau", "tbinom", "text", "textbackslash", "textbf", "textcolor", "textdegree", "textit"),
+    *("textmd", "textmu", "textnormal", "textrm", "textsc", "textsf", "textstyle", "textsubscript"),
+    *("textsuperscript", "texttt", "textup", "tfrac", "therefore", "theta", "thickapprox", "thicksim"),
+    *("thinspace", "tilde", "times", "tiny", "to", "top", "triangle", "triangledown", "triangleleft"),
+    *("triangleq", "triangleright", "tt", "twoheadrightarrow"),
 )
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"```[a-zA-Z]*\s*(.*?)```", re.DOTALL)
