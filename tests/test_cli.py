@@ -66,7 +66,9 @@ def test_exit_codes_of_the_process() -> None:
 
 
 def test_make_help_lists_the_targets_by_wing() -> None:
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", "help"]  # the tests themselves are started by make
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     wing, wings = "", dict[str, list[str]]()
     for line in shown.splitlines():
         assert len(line) <= 80, line

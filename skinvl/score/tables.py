@@ -26,6 +26,7 @@ Titled = tuple[str, Sequence[str], list[list[str]]]  # title, head and rows of a
 BESIDE = ("accuracy", "sensitivity", "specificity")
 NONE = "–"
 NOT_KNOWN = "not known which classes are malignant"
+BRIEFLY = {NOT_KNOWN: "malignant classes not known"}  # where 80 columns have no room for more
 
 
 def show(console: Console, scores: Mapping[str, Any]) -> None:
@@ -51,7 +52,7 @@ def _stacked(head: Sequence[str], rows: Iterable[Sequence[str]]) -> tuple[list[s
     kept = [column for column, name in enumerate(head) if name not in BELOW or "value" not in head]
     stacked = []
     for row in rows:
-        stacked.append([row[column] for column in kept])
+        stacked.append([BRIEFLY.get(row[column], row[column]) for column in kept])
         for column, name in enumerate(head):
             if column not in kept and row[column] != NONE:
                 stacked.append([BELOW[name], row[column], *[""] * (len(kept) - 2)])
@@ -67,11 +68,13 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
         rows = []
         for test in tests:
             _, _, metric, ours, theirs, difference, p, holm, by, n, _ = _test(test)
+            difference = difference.removesuffix(f" {METHODS[EXPANDED]}")  # as the line below says of all of them
             rows.append([metric, ours, theirs, difference, p, holm, LETTERS[by], n])
         head = ("metric", "ours", "theirs", "difference", "p", "Holm", "by", "n")
         _print(console, f"{title}: {name}, {what}", head, rows, gap=1)
     letters = ", ".join(f"{letter}: {test}" for test, letter in LETTERS.items())
-    console.print(f"p by {letters}; Holm: p corrected for all of these tests")
+    console.print(f"p by {letters}; Holm: p corrected for all of these tests", soft_wrap=True)
+    console.print(f"every difference with its interval by {METHODS[EXPANDED]}", soft_wrap=True)
 
 
 def markdown(scores: Mapping[str, Any]) -> str:

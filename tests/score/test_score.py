@@ -23,7 +23,7 @@ from skinvl.score.compare import CompareError
 from skinvl.score.metrics import MetricError
 from skinvl.score.predictions import Answer, Classified, PredictionError
 from skinvl.score.score import ScoreError
-from skinvl.score.stats import mcnemar
+from skinvl.score.stats import EXPANDED, mcnemar
 
 ROOT = Path(__file__).parents[2]
 NUMBER = {"value", "low", "high", "method", "n", "groups", "unscored"}
@@ -394,7 +394,8 @@ def test_scoring_loads_no_torch(tmp_path: Path) -> None:
 
 
 def number(value: float = -0.123, n: int = 27_000) -> dict[str, Any]:
-    return {"value": value, "low": -0.234, "high": -0.012, "n": n, "unscored": 1_203}
+    interval = {"low": -0.234, "high": -0.012, "method": EXPANDED}
+    return {"value": value, **interval, "n": n, "groups": 4_321, "unscored": 1_203}
 
 
 def test_the_printed_tables_fit_into_80_columns() -> None:
@@ -413,6 +414,7 @@ def test_the_printed_tables_fit_into_80_columns() -> None:
         "theirs": 0.123,
         "difference": number(),
         "n": 27_000,
+        "groups": 4_321,
     }
     tests = [
         common | {"metric": metric, "p": 0.0001, "p_holm": 0.0001, "test": test}
@@ -438,4 +440,5 @@ def test_the_printed_tables_fit_into_80_columns() -> None:
     assert sum(line.startswith("  always the same  0.965 [0.954, 0.976]") for line in shown) == 1 + 2
     assert "p by B: paired bootstrap, M: McNemar; Holm: p corrected for all of these tests" in shown
     both = tables.markdown(scores)
-    assert "| bleu-1 | 0.965 \\[0.954, 0.976\\] | 0.965 \\[0.954, 0.976\\] | – | 27,000 | 1,203 |" in both
+    cell = "0.965 \\[0.954, 0.976\\] E"
+    assert f"| bleu-1 | {cell} | {cell} | – | 27,000 | 4,321 | 1,203 |" in both
