@@ -14,7 +14,8 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-from trl import SFTConfig
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from trl import SFTConfig, SFTTrainer
 
 from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
@@ -269,7 +270,7 @@ def arguments(recipe: Recipe, path: Path, *, launched: bool = True) -> SFTConfig
     train.setdefault("report_to", "tensorboard")
     train.setdefault("use_cpu", not torch.cuda.is_available())
     train.setdefault("per_device_eval_batch_size", train.get("per_device_train_batch_size", 8))
-    return SFTConfig(
+    args = SFTConfig(
         **{
             **train,
             "output_dir": str(path / "checkpoints"),
@@ -279,6 +280,27 @@ def arguments(recipe: Recipe, path: Path, *, launched: bool = True) -> SFTConfig
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
     )
+    _require_libraries(args)
+    return args
+
+
+def _require_libraries(args: SFTConfig) -> None:
+    """Checks that what the Trainer reports to and its optimizer are installed, which it would find out late.
+
+    Raises:
+        ValueError: one is not.
+    """
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()  # looks for its library, and no further
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"train.report_to: {error} Install it, or report to tensorboard or none") from error
+    if args.optim.startswith(("galore", "apollo", "lomo", "adalomo")):  # these ask the model, which is not there yet
+        return
+    try:
+        SFTTrainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        raise ValueError(f"train.optim: {args.optim}: {error}. Install it, or leave train.optim out") from error
 
 
 def _sharding(recipe: Recipe) -> Path:

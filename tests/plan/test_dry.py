@@ -123,6 +123,8 @@ def test_a_dry_run_refuses_a_folder_that_is_taken_and_arguments_that_cannot_be(
             "train.load_best_model_at_end=true train.save_strategy=steps train.eval_strategy=no",
             "load_best_model_at_end",
         ),
+        ("train.report_to=wandb", r"train\.report_to: .*wandb.* Install it, or report to tensorboard or none"),
+        ("train.optim=schedule_free_adamw", r"train\.optim: .*schedule.*Install it, or leave train\.optim out"),
     ):
         with pytest.raises(ValueError, match=message):
             sft.main([*words, *setting.split()])
