@@ -32,8 +32,8 @@ from skinvl.model.loaded import LoadedModel, load_model
 from skinvl.model.pack import Batch, Collator
 from skinvl.model.row import EncodedRow, encode_last_answer, encode_prompt
 from skinvl.recipe import run
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import ClassSpec, Generation, Recipe
-from skinvl.recipe.words import recipe_parser
 from skinvl.score import predictions
 from skinvl.score.predictions import Classified, PredictionJournal, rule
 

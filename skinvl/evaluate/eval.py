@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from skinvl.evaluate.classify import classify_sets
 from skinvl.evaluate.generate import generate_sets
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.run import evaluated
-from skinvl.recipe.words import recipe_parser
 from skinvl.score import report, score
 
 

@@ -19,8 +19,8 @@ from skinvl.evaluate.distributed import predict, ranks
 from skinvl.evaluate.engine import Engine, Question, Transformers, blocks, questions
 from skinvl.model.loaded import load_model
 from skinvl.recipe import run
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import Recipe
-from skinvl.recipe.words import recipe_parser
 from skinvl.score.predictions import Answer, PredictionJournal, rule
 
 

@@ -42,8 +42,8 @@ from skinvl.model.chat import Chat, ChatError
 from skinvl.model.families import Picture
 from skinvl.model.loaded import open_base
 from skinvl.recipe import run
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import ClassSpec, Recipe
-from skinvl.recipe.words import recipe_parser
 from skinvl.score.predictions import Classified, PredictionJournal, key, rule
 
 Float = NDArray[np.float64]

@@ -12,8 +12,8 @@ from skinvl.data.pixels import ImageError
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
 from skinvl.model.lengths import sizes
 from skinvl.model.loaded import open_base
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import Recipe, load
-from skinvl.recipe.words import recipe_parser
 
 
 def main(words: Sequence[str]) -> int:

@@ -13,8 +13,8 @@ from skinvl.data import mixture
 from skinvl.model import precompute
 from skinvl.model.lengths import preflight
 from skinvl.model.loaded import open_base
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import Recipe, load
-from skinvl.recipe.words import recipe_parser
 
 
 def main(words: Sequence[str]) -> int:

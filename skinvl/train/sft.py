@@ -28,12 +28,12 @@ from skinvl.model.precompute import Kept
 from skinvl.plan import dry
 from skinvl.plan.rows import checked
 from skinvl.recipe import run
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.files import appear, partial_folder, read_json, write_json, write_text
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
-from skinvl.recipe.words import recipe_parser
 from skinvl.score import metrics
 from skinvl.train import checkpoint, summary
-from skinvl.train.control import image_control
+from skinvl.train.image_control import image_control
 from skinvl.train.log import mean_loss, plot_losses, rewind
 from skinvl.train.records import provenance
 from skinvl.train.trainer import Trainer

@@ -14,7 +14,7 @@ from skinvl.recipe.printing import entry
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe
 from skinvl.train.callbacks import Speed
-from skinvl.train.control import Control
+from skinvl.train.image_control import Control
 
 
 def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], made: Provenance) -> None:

@@ -14,7 +14,7 @@ from helpers import printed, runs
 from skinvl.model.adapter import Trained
 from skinvl.train import summary
 from skinvl.train.callbacks import Speed, Steps
-from skinvl.train.control import Control
+from skinvl.train.image_control import Control
 
 STEP = {"loss": 0.0812345, "grad_norm": 1.5, "learning_rate": 2.519e-08, "epoch": 5.0}
 SPOKEN = {"eval_drawn_loss": 0.25, "eval_other_loss": 0.5, "eval_loss": 0.3, "eval_tokens": 1592.0, "eval_runtime": 0.6}
