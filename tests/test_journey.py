@@ -65,7 +65,9 @@ def test_from_data_to_the_world(
         words += ["--rights", "base=apache-2.0"]
     skinvl(*words, "--dry-run")
     written = {path.name: path.read_bytes() for path in (run / "publish").iterdir()}
-    assert yaml.safe_load(written["README.md"].decode().split("---")[1])["model-index"]
+    head, text = written["README.md"].decode().split("---", 2)[1:]
+    assert "model-index" not in yaml.safe_load(head)  # of three lesions no number has an interval
+    assert "too few groups (3) |" in text
     assert hub.repos == {}
     skinvl(*words)
     assert hub.repos[repo].private

@@ -81,7 +81,7 @@ def outcome(record: dict[str, Any]) -> str:
 
 
 def shown(page: str) -> list[tuple[str, str]]:
-    return re.findall(r'<article class="case[^"]*" data-kind="([^"]*)" data-outcome="([^"]*)"', page)
+    return re.findall(r'<article class="card[^"]*" data-kind="([^"]*)" data-outcome="([^"]*)"', page)
 
 
 def test_every_kind_and_outcome_is_shown_and_all_are_counted(tmp_path: Path) -> None:
