@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from skinvl.model import attention, families, hub, tiny
@@ -179,9 +181,20 @@ def _no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Within, transformers shards no model that it makes: under ZeRO-3 it would ask for the ranks, before they are."""
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = config
+
+
 def blank_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a config on the meta device: every module and shape, no weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), _unsharded():
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
     return model
 
