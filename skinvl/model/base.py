@@ -182,8 +182,8 @@ def _no_report(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _unsharded() -> Iterator[None]:
-    """Within, transformers shards no model that it makes: under ZeRO-3 it would ask for the ranks, before they are."""
+def unsharded() -> Iterator[None]:
+    """Within, a model is made or loaded whole under ZeRO-3 too, for which transformers would ask all ranks."""
     config = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()
     try:
@@ -194,7 +194,7 @@ def _unsharded() -> Iterator[None]:
 
 def blank_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model of a config on the meta device: every module and shape, no weights."""
-    with torch.device("meta"), _unsharded():
+    with torch.device("meta"), unsharded():
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config)
     return model
 

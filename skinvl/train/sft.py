@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import set_seed
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
@@ -21,7 +19,7 @@ from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
 from skinvl.data.mixture import digests
 from skinvl.model import adapter, precompute, ways_out
-from skinvl.model.base import blank_model, load_base
+from skinvl.model.base import blank_model, load_base, unsharded
 from skinvl.model.loaded import OpenBase, open_base
 from skinvl.model.pack import Collator
 from skinvl.model.precompute import Kept
@@ -139,7 +137,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
     rows = checked(base.chat, sets, say)
 
     # Features: a tower that stays frozen sees each image once, and need not be loaded after that.
-    with _unsharded(args):
+    with unsharded():  # ranks that go through different images cannot share weights
         features = precompute.once(base, rows.all, _passes(args, len(rows.train)), say)
 
     # Weights and adapter.
@@ -213,17 +211,6 @@ def _passes(args: SFTConfig, rows: int) -> float:
         return float(args.num_train_epochs)
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return float(args.max_steps * step / rows)
-
-
-@contextmanager
-def _unsharded(args: SFTConfig) -> Iterator[None]:
-    """Within, a model is loaded whole under ZeRO-3 too: ranks that go through different images cannot share weights."""
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if args.deepspeed:
-            set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 def _use_autocast(args: SFTConfig) -> None:
