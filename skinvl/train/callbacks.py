@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -16,11 +16,11 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from skinvl.data.progress import Progress
-from skinvl.model.families import PARTS, Family
 from skinvl.model.names import WRAPPER
-from skinvl.model.pack import Batch
 from skinvl.recipe.recipe import EarlyStopping as Patience
-from skinvl.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from skinvl.train.loop import Loop
 
 UNSHOWN = ("tokens", "runtime")  # of an evaluation; log.jsonl has them
 
@@ -97,9 +97,9 @@ class Gradients(TrainerCallback):
     second step on, for projector and vision in the first step that shows an image.
     """
 
-    def __init__(self, trainer: Any, recipe: Recipe, family: Family) -> None:
-        self.trainer, self.family = trainer, family
-        self.left = {part for part in PARTS if getattr(recipe.parts, part).train != "frozen"}
+    def __init__(self, trainer: Loop) -> None:
+        self.trainer = trainer
+        self.left = {part for part in type(trainer.parts).model_fields if trainer.spec(part).train != "frozen"}
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.images_seen = False
@@ -120,13 +120,13 @@ class Gradients(TrainerCallback):
         alive: set[str] = set()
         for name, parameter in self.trainer.model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
-                part = self.family.part_of(name.removeprefix(WRAPPER))
+                part = self.trainer.part_of(name.removeprefix(WRAPPER))
                 if part in due - alive and parameter.grad is not None and parameter.grad.any():
                     alive.add(part)
         if due - alive:
             raise TrainingError(
-                f"parts.{min(due - alive)}: every gradient is zero in step {state.global_step + 1}; nothing reaches "
-                "this part of the base. A projector or tower without gradient belongs to a base that ignores images"
+                f"{self.trainer.section}.{min(due - alive)}: every gradient is zero in step {state.global_step + 1}; "
+                f"nothing reaches this part of the base. {self.trainer.unreached}"
             )
         self.left -= alive
 
@@ -161,9 +161,9 @@ class Speed:
 
     steps: int
     step_seconds: float  # mean, with the wait for its data
-    tokens_per_second: float  # of the conversations, each on its own
-    samples_per_second: float
-    computed: float  # positions that the language model computed for a token of a conversation
+    tokens_per_second: float  # of the conversations, or of the images' texts, each on its own
+    samples_per_second: float  # conversations, or images
+    computed: float  # positions that the language model, or the text tower, computed for such a token
     data_wait: tuple[float, ...]  # share of the time that a rank waited for its batches
     peak_memory: tuple[float, ...]  # MiB of a rank: on the GPU what torch allocated, else the resident set
 
@@ -175,13 +175,12 @@ class Throughput(TrainerCallback):
         self.steps = self.samples = self.tokens = self.positions = 0
         self.waited = self.stepped = self._begun = 0.0
 
-    def batches(self, batches: Sequence[Batch], seconds: float) -> None:
-        """Counts the batches of the next step, which took so long to come."""
+    def batches(self, samples: int, tokens: int, positions: int, seconds: float) -> None:
+        """Counts what the next step has, which took so long to come."""
         self.waited += seconds
-        for batch in batches:  # a filler does not count
-            self.samples += len(batch.names)
-            self.tokens += batch.tokens
-            self.positions += batch.ids.numel()
+        self.samples += samples
+        self.tokens += tokens
+        self.positions += positions
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._begun = time.perf_counter()

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from skinvl.recipe import provenance, run
 from skinvl.recipe.files import MANIFEST, appear, clear, file_facts, partial_folder, read_json
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.towers import PretrainRecipe
 
 # Keys of a recipe that change what is written or shown, or how fast; any other would make it another training.
 FREE = (
@@ -122,7 +123,7 @@ def sizes(checkpoint: Path) -> dict[str, int]:
     return counts
 
 
-def same(path: Path, recipe: Recipe, data: Mapping[str, str], ranks: int | None) -> None:
+def same(path: Path, recipe: Recipe | PretrainRecipe, data: Mapping[str, str], ranks: int | None) -> None:
     """Checks that the run in the folder was begun with this recipe, these data (their digests) and as many ranks.
 
     Args:

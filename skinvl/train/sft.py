@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import set_seed
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
@@ -27,12 +24,12 @@ from skinvl.plan import dry
 from skinvl.plan.rows import checked
 from skinvl.recipe import run
 from skinvl.recipe.arguments import recipe_parser
-from skinvl.recipe.files import appear, partial_folder, read_json, write_json, write_text
+from skinvl.recipe.files import read_json, write_json, write_text
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
 from skinvl.score import metrics
-from skinvl.train import checkpoint, summary
+from skinvl.train import checkpoint, start, summary
 from skinvl.train.image_control import image_control
-from skinvl.train.log import mean_loss, plot_losses, rewind
+from skinvl.train.log import mean_loss, plot_losses
 from skinvl.train.records import provenance
 from skinvl.train.trainer import Trainer
 
@@ -62,17 +59,11 @@ def train(recipe: Recipe) -> None:
 
     # The folder first: what is wrong with it shows before anything is downloaded or loaded.
     data = digests(recipe.data) if args.process_index == 0 else {}
-    resume = claimed(recipe, args, path, data)
+    resume = start.claimed(recipe, args, path, data)
 
     trainer = prepare(recipe, args, path, say, data)
-    started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    minutes = (time.monotonic() - started) / 60
-
-    if trainer.preemption.happened:
-        last = checkpoint.last(path / "checkpoints")
-        say.print(f"stopped by SIGTERM; {last} is whole: the same command with resume=auto goes on from it")
-    else:
+    minutes = start.trained(trainer, path, resume, say)
+    if minutes is not None:
         finish(trainer, path, minutes, say)
     trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
 
@@ -83,38 +74,12 @@ def require_startable(recipe: Recipe) -> None:
     How it will be launched is not known here: neither the number of ranks nor a process group is asked for.
 
     Raises:
-        CheckpointError, RunError: as `claimed`.
+        CheckpointError, RunError: as `start.claimed`.
         ValueError: as `arguments`.
     """
     path = run.folder(recipe)
     arguments(recipe, path, launched=False)
-    run.require_free(path, recipe.resume is not None)
-    if recipe.resume:
-        checkpoint.same(path, recipe, digests(recipe.data), None)
-        if resume := checkpoint.last(path / "checkpoints"):
-            checkpoint.verify(resume)
-
-
-def claimed(recipe: Recipe, args: SFTConfig, path: Path, data: Mapping[str, str]) -> Path | None:
-    """The checkpoint to go on from, if any; the folder is this run's then, and rid of what a killed one left half done.
-
-    Raises:
-        CheckpointError: the run in the folder was begun otherwise, or its last checkpoint is damaged.
-        RunError: the folder is taken, or cannot be written to.
-    """
-    resume = checkpoint.last(path / "checkpoints") if recipe.resume else None
-    with args.main_process_first(local=False):
-        if args.process_index > 0:
-            return resume
-        run.claim(path, recipe.resume is not None)
-        if recipe.resume:
-            checkpoint.same(path, recipe, data, args.world_size)
-            checkpoint.sweep(path / "checkpoints")
-            checkpoint.sweep(path)
-            rewind(path / "log.jsonl", checkpoint.step_of(resume) if resume else 0)
-        if resume:
-            checkpoint.verify(resume)
-    return resume
+    start.require_startable(recipe, path, digests(recipe.data))
 
 
 def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Mapping[str, str]) -> Trainer:
@@ -144,8 +109,6 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
     peft_model = adapted(base, args, features)
 
     # Trainer: batches that encode an image once, over TRL's own loop.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     filler = args.world_size > 1 and any(row.example.images for row in rows.all)
     share = recipe.share_images and base.family.shares
     collator = Collator(base.chat, filler=filler, share=share, cache=features.cache if features else None)
@@ -183,7 +146,7 @@ def adapted(base: OpenBase, args: SFTConfig, features: Kept | None) -> PeftModel
 
 def finish(trainer: Trainer, path: Path, minutes: float, say: Console) -> None:
     """Saves the adapter, evaluates it, and writes summary.json and loss.png."""
-    save_adapter(trainer, path / "adapter")
+    start.save_weights(trainer, path / "adapter")
 
     # Every rank evaluates its share.
     losses = trainer.evaluate() if trainer.eval_dataset else {}
@@ -221,15 +184,6 @@ def _use_autocast(args: SFTConfig) -> None:
     engine["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
 
 
-def save_adapter(trainer: Trainer, path: Path) -> None:
-    """Writes the adapter with its fully trained parts, the processor and the template into a folder, whole."""
-    partial = partial_folder(path)
-    with checkpoint.written(path, Path(str(trainer.args.output_dir))):
-        trainer.save_model(str(partial))
-        if trainer.is_world_process_zero():
-            appear(partial, path)
-
-
 def arguments(recipe: Recipe, path: Path, *, launched: bool = True) -> SFTConfig:
     """The SFTConfig of a recipe, with the few fields that skinvl decides.
 
@@ -251,43 +205,10 @@ def arguments(recipe: Recipe, path: Path, *, launched: bool = True) -> SFTConfig
             )
     if train.get("metric_for_best_model") is not None:
         _require_computed(train["metric_for_best_model"], recipe)
-        train.setdefault("load_best_model_at_end", True)
-        if train.get("save_total_limit") == 1:  # transformers would remove the last, and no run could go on
-            train["save_total_limit"] = 2
-    train.setdefault("report_to", "tensorboard")
-    train.setdefault("use_cpu", not torch.cuda.is_available())
     train.setdefault("per_device_eval_batch_size", train.get("per_device_train_batch_size", 8))
-    args = SFTConfig(
-        **{
-            **train,
-            "output_dir": str(path / "checkpoints"),
-            "max_length": None,
-            "remove_unused_columns": False,
-            "logging_nan_inf_filter": False,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-        }
+    return start.training_arguments(
+        SFTConfig, train, path, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
     )
-    _require_libraries(args)
-    return args
-
-
-def _require_libraries(args: SFTConfig) -> None:
-    """Checks that what the Trainer reports to and its optimizer are installed, which it would find out late.
-
-    Raises:
-        ValueError: one is not.
-    """
-    try:
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()  # looks for its library, and no further
-    except (RuntimeError, ImportError) as error:
-        raise ValueError(f"train.report_to: {error} Install it, or report to tensorboard or none") from error
-    if args.optim.startswith(("galore", "apollo", "lomo", "adalomo")):  # these ask the model, which is not there yet
-        return
-    try:
-        SFTTrainer.get_optimizer_cls_and_kwargs(args)
-    except ImportError as error:
-        raise ValueError(f"train.optim: {args.optim}: {error}. Install it, or leave train.optim out") from error
 
 
 def _sharding(recipe: Recipe) -> Path:

@@ -1,4 +1,4 @@
-"""The little that is ours on top of TRL's SFTTrainer: sampling, learning rates, loss, evaluation, the first steps."""
+"""The little that is ours on top of TRL's SFTTrainer: sampling, loss, evaluation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
-from rich.console import Console
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, ProgressCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from skinvl.data.mixture import NOTHING, Row
@@ -25,17 +23,15 @@ from skinvl.evaluate.engine import Question, Transformers, blocks, questions
 from skinvl.model.base import logits
 from skinvl.model.families import Family
 from skinvl.model.loaded import LoadedModel
-from skinvl.model.names import WRAPPER
 from skinvl.model.pack import Batch, Collator
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.metrics import load as load_metric
 from skinvl.score.metrics import measure
 from skinvl.score.predictions import Answer
-from skinvl.train import checkpoint
-from skinvl.train.callbacks import Gradients, Log, Steps, StopEarly, Throughput, TrainingError
+from skinvl.train.loop import Loop
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
+class Trainer(Loop, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer over Rows: the loss is the mean over all supervised tokens of a step, on every rank and accumulation.
 
     Args:
@@ -43,8 +39,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         log: the JSON-lines file that every logged dictionary is appended to.
     """
 
-    optimizer: torch.optim.Optimizer | None
-    control: TrainerControl
+    section = "parts"
+    unreached = "A projector or tower without gradient belongs to a base that ignores images"
 
     def __init__(
         self,
@@ -57,7 +53,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         collator: Collator,
         log: Path,
     ) -> None:
-        self.recipe, self.family = recipe, family
+        self.recipe, self.family, self.parts = recipe, family, recipe.parts
         args._n_gpu = min(args.n_gpu, 1)  # more GPUs are ranks: DataParallel would cut a row of many conversations
         masters = {p: p.data for p in model.parameters() if p.requires_grad}
         super().__init__(
@@ -77,25 +73,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         # Our compute_loss divides by the supervised tokens of the whole step, whatever the model's own forward accepts.
         self.model_accepts_loss_kwargs = True
         self.sampled = _sample(evaluation, recipe)  # the questions of `evaluate.during`
-        self.images_seen = False  # by this rank, in the current step
-        self.preemption = checkpoint.Preemption(self.accelerator)
-        self.throughput = Throughput()
-        for theirs in (ProgressCallback, PrinterCallback):  # of which it added one
-            self.remove_callback(theirs)
-        bar = False if args.disable_tqdm else None  # where there is a terminal
-        self.steps = Steps(Console(quiet=not self.is_world_process_zero(), force_terminal=bar))
-        self.add_callback(self.steps)
-        self.add_callback(self.preemption)
-        self.add_callback(self.throughput)
-        self.add_callback(Log(log))
-        self.add_callback(Gradients(self, recipe, family))
-        if recipe.early_stopping is not None:
-            self.add_callback(StopEarly(recipe.early_stopping))
+        self.watch(log, recipe.early_stopping)
 
-    def train(self, *positional: Any, **named: Any) -> Any:
-        """What transformers returns of the training, shown as it goes."""
-        with self.steps:
-            return super().train(*positional, **named)
+    def part_of(self, name: str) -> str:
+        """The part of a base that a parameter belongs to."""
+        part: str = self.family.part_of(name)
+        return part
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = (train_dataset or self.train_dataset).rows
@@ -110,32 +93,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             step=step if self.data_collator.share else 1,
         )
         return cast(Sampler[int], sampler)  # a DataLoader takes any iterable that has a length
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """An optimizer with one group per part and weight decay, each at its part's learning rate."""
-        if self.optimizer is not None:
-            return self.optimizer
-        target: torch.nn.Module = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(target))
-        groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in target.named_parameters():
-            if parameter.requires_grad:
-                part = self.family.part_of(name.removeprefix("module.").removeprefix(WRAPPER))
-                groups.setdefault((part, name in decayed), []).append(parameter)
-        optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
-        made: torch.optim.Optimizer = optimizer(
-            [
-                {
-                    "params": parameters,
-                    "lr": getattr(self.recipe.parts, part).learning_rate or self.args.learning_rate,
-                    "weight_decay": self.args.weight_decay if decay else 0.0,
-                }
-                for (part, decay), parameters in groups.items()
-            ],
-            **settings,
-        )
-        self.optimizer = made
-        return made
 
     def compute_loss(
         self,
@@ -156,19 +113,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.images_seen = self.images_seen or ("pixel_values" in inputs.inputs and not inputs.filler)
         losses, _ = token_losses(model, inputs)
         if not losses.isfinite().all():
-            self._refuse_loss(inputs.names)
+            self.refuse_loss(inputs.names, "look at these conversations with skinvl show")
         if num_items_in_batch is None:
             return losses.mean()
         ranks: int = self.accelerator.num_processes
         return losses.sum() / num_items_in_batch * ranks
-
-    def _refuse_loss(self, names: Sequence[str]) -> None:
-        last = checkpoint.last(Path(str(self.args.output_dir)))
-        raise TrainingError(
-            f"step {self.state.global_step + 1}: the loss is not a finite number, in the batch of {', '.join(names)}. "
-            + (f"The last good checkpoint is {last}" if last else "There is no checkpoint yet")
-            + "; look at these conversations with skinvl show, lower train.learning_rate or set train.max_grad_norm"
-        )
 
     # What transformers moves to the device and counts of a batch, which it expects to be a dictionary.
 
@@ -192,17 +141,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """The batches of the next step, and their supervised tokens."""
         started = time.perf_counter()
         batches, items = super().get_batch_samples(*positional, **named)
-        self.throughput.batches(batches, time.perf_counter() - started)
+        waited = time.perf_counter() - started
+        samples = sum(len(batch.names) for batch in batches)  # a filler does not count
+        tokens, positions = sum(batch.tokens for batch in batches), sum(batch.ids.numel() for batch in batches)
+        self.throughput.batches(samples, tokens, positions, waited)
         return batches, items
-
-    def _run_epoch(self, *positional: Any, **named: Any) -> None:
-        # Resumed after its last step, transformers would go on; a run that ended early had fewer of them.
-        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
-        if not self.control.should_training_stop:
-            super()._run_epoch(*positional, **named)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        checkpoint.save(self)
 
     def evaluate(
         self,

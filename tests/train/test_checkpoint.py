@@ -17,8 +17,9 @@ import torch
 from helpers import runs
 from skinvl.recipe.files import MANIFEST
 from skinvl.train import checkpoint, sft
+from skinvl.train.callbacks import TrainingError
 from skinvl.train.checkpoint import CheckpointError
-from skinvl.train.trainer import Trainer, TrainingError
+from skinvl.train.trainer import Trainer
 
 pytestmark = pytest.mark.alone
 

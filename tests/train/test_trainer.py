@@ -19,8 +19,9 @@ from skinvl.model.pack import Collator
 from skinvl.model.row import encode_row
 from skinvl.recipe.recipe import Recipe
 from skinvl.train import sft
+from skinvl.train.callbacks import TrainingError
 from skinvl.train.log import mean_loss
-from skinvl.train.trainer import RowDataset, Trainer, TrainingError, token_losses
+from skinvl.train.trainer import RowDataset, Trainer, token_losses
 
 
 def trainer(one: Recipe, tmp_path: Path, **changes: Any) -> Trainer:
