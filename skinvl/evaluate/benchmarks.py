@@ -15,7 +15,7 @@ from skinvl.data.match import match
 from skinvl.data.normal import APOSTROPHES, unmarked
 from skinvl.data.questions import choices
 from skinvl.data.source import source_folder, source_name
-from skinvl.evaluate import released_csv
+from skinvl.evaluate import released_csv, text_lists
 from skinvl.evaluate.released_csv import BenchmarkError as BenchmarkError
 from skinvl.evaluate.released_csv import Labelled
 from skinvl.recipe import strict
@@ -105,7 +105,7 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
         FileNotFoundError: no such source or split.
     """
     # What the classes are called, and where a row names its own, is read off the spec's own split, whichever is loaded.
-    split = split or spec.split
+    spec, split = _with_classes(spec), split or spec.split
     rows, root = _rows(spec, split)
     own = rows if split == spec.split else _rows(spec, spec.split)[0]
     benchmark = _benchmark(spec, own)
@@ -166,12 +166,29 @@ def _is_table(spec: ClassSpec) -> bool:
     return spec.source.casefold().endswith(".csv")
 
 
+def _with_classes(spec: ClassSpec) -> ClassSpec:
+    """The spec with the classes of its file as its own.
+
+    Raises:
+        BenchmarkError: it lists classes besides, or the file has fewer than two.
+        TextListError: no such file or list.
+    """
+    if spec.class_file is None:
+        return spec
+    if spec.classes:
+        raise BenchmarkError(f"{spec.source}: class_file={spec.class_file} and classes are given; expected one of them")
+    classes = list(text_lists.read(spec.class_file))
+    if len(classes) < 2:
+        raise BenchmarkError(f"{spec.source} class_file={spec.class_file}: one class; expected at least two")
+    return spec.model_copy(update={"classes": classes, "class_file": None})
+
+
 def _rows(spec: ClassSpec, split: str) -> tuple[list[Labelled], Path]:
     """The rows of a split that `where` leaves, and the folder that their image paths start from."""
     _check(spec)
     if _is_table(spec):
         root = Path(spec.images) if spec.images else Path(spec.source).parent
-        rows = list(released_csv.read(Path(spec.source), root, split))
+        rows = list(released_csv.read(Path(spec.source), root, split, spec.classes or ()))
     else:
         root = source_folder(spec.source)
         rows = [Labelled(example, None) for example in read(root, split)]

@@ -1,11 +1,15 @@
-"""MM-Skin's classification sets as released: CSV files of image, categories and, where it is known, set."""
+"""Classification sets as released, each a CSV file: MM-Skin's, and those of the zero-shot protocols.
+
+MM-Skin's have the columns image, categories and, where it is known, set. The others have image_path, label (the number
+of the class in a list of its own, from 0), diag (its name) and, at times, split.
+"""
 
 from __future__ import annotations
 
 import ast
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -42,31 +46,38 @@ def benchmark(path: Path) -> str | None:
     return NAMES.get(path.stem.casefold()) or labels.benchmark(path.stem, begins=True)
 
 
-def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
+def read(path: Path, root: Path, split: str, classes: Sequence[str] = ()) -> Iterator[Labelled]:
     """The rows of a split, in the order of the file; an image may lack its path's first folder below `root`.
 
+    Args:
+        classes: that the numbers of a zero-shot set stand for; else what its column diag calls them.
+
     Raises:
-        BenchmarkError: no such file, no CSV, without the columns, or without the split.
+        BenchmarkError: no such file, no CSV, without the columns, or without the split; or numbers of other classes.
     """
     counts: Counter[str] = Counter()  # of the rows of each split
     benchmark_name = benchmark(path)
     seen: Counter[str] = Counter()  # of the rows that name an image
-    for where, row in _table(path):
-        name = row.get("set", "test").strip().casefold()
+    rows = list(_table(path))
+    numbered = _numbered(path, [row for _, row in rows], classes) if rows and "image_path" in rows[0][1] else {}
+    for where, row in rows:
+        zero_shot = "image_path" in row
+        column = "split" if zero_shot else "set"
+        name = row.get(column, "test").strip().casefold()
         if name not in SETS:
-            raise BenchmarkError(f"{where} set: found {row['set']!r}; expected one of {', '.join(SETS)}")
+            raise BenchmarkError(f"{where} {column}: found {row[column]!r}; expected one of {', '.join(SETS)}")
         counts[SETS[name]] += 1
         if SETS[name] != split:
             continue
 
         # Who the row is, and whether its image lies where it says.
-        image = row["image"].strip()
+        image = row["image_path" if zero_shot else "image"].strip()
         seen[image] += 1
         identity = f"{image or where}{f'#{seen[image]}' if seen[image] > 1 else ''}"
         image_path, missing = _placed(image, root)
 
         # Its class, and how malignant that is by what the name is known to mean.
-        value, detail = _category(row["categories"])
+        value, detail = _class_of(row["label"], numbered) if zero_shot else _category(row["categories"])
         grade = labels.malignant([value]) if value else None
         plain = labels.diagnosis(value or "")
         known = labels.malignancy(plain) if labels.is_known(plain) else None
@@ -92,15 +103,16 @@ def read(path: Path, root: Path, split: str) -> Iterator[Labelled]:
 def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """(`file:line`, the fields by column) of the rows of a UTF-8 CSV file; a BOM may lead."""
     if not path.is_file():
-        raise BenchmarkError(f"{path}: no such file; expected one of MM-Skin's classification CSVs, or a source's name")
+        raise BenchmarkError(f"{path}: no such file; expected the CSV of a released classification, or a source's name")
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, strict=True)
         try:
             header = next(lines, [])
-            if missing := [column for column in ("image", "categories") if column not in header]:
+            wanted = ("image_path", "label") if "image_path" in header else ("image", "categories")
+            if missing := [column for column in wanted if column not in header]:
                 raise BenchmarkError(
                     f"{path}: no column {' and no '.join(missing)}; found {', '.join(header) or 'nothing'}; expected "
-                    "image, categories and, where it is known, set"
+                    "image, categories and, where it is known, set; or image_path, label and diag"
                 )
             for values in lines:
                 if values and len(values) != len(header):
@@ -125,6 +137,64 @@ def _category(field: str) -> tuple[str | None, str]:
     if len(classes) != 1:
         return None, f"{'several-classes' if classes else 'no-class'}: categories is {field!r:.120}"
     return " ".join(classes[0].split()), ""
+
+
+def _numbered(path: Path, rows: Sequence[Mapping[str, str]], classes: Sequence[str]) -> dict[int, str]:
+    """What the numbers of a zero-shot set stand for.
+
+    Raises:
+        BenchmarkError: nothing says it, or the list of classes and the column diag contradict one another.
+    """
+    called: dict[int, dict[str, None]] = {}  # what diag says beside each number
+    for row in rows:
+        if (number := _number(row["label"])) is not None:
+            names = called.setdefault(number, {})
+            names |= {name: None} if (name := " ".join(row.get("diag", "").split())) else {}
+
+    # Without a list, each number has a name of its own beside it.
+    own = {number: name for number, (name, *more) in called.items() if not more} if all(called.values()) else {}
+    if not classes:
+        if len({name.casefold() for name in own.values()}) < len(called):
+            raise BenchmarkError(
+                f"{path}: its column diag does not give each label a name of its own; give the classes in the order of "
+                "the labels, by classes or class_file"
+            )
+        return dict(sorted(own.items()))
+
+    # A list in another order would name every image wrongly.
+    numbers = {name.casefold(): number for number, name in enumerate(classes)}
+    for number, names in sorted(called.items()):
+        if not 0 <= number < len(classes):
+            raise BenchmarkError(
+                f"{path}: label {number}, and a list of {len(classes)} classes, 0 to {len(classes) - 1}; give the "
+                "classes of this set in the order of its labels"
+            )
+        for name in names:
+            if numbers.get(name.casefold(), number) != number:
+                raise BenchmarkError(
+                    f"{path}: label {number} is {name!r} by its column diag and {classes[number]!r} by the list; give "
+                    "the classes in the order of the labels"
+                )
+    return dict(enumerate(classes))
+
+
+def _number(field: str) -> int | None:
+    """The number of a class, which may be written as 3.0; None where the field is none."""
+    try:
+        value = float(field)
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
+
+
+def _class_of(field: str, numbered: Mapping[int, str]) -> tuple[str | None, str]:
+    """The class of a number, or why there is none."""
+    number = _number(field)
+    return (
+        (None, f"malformed: label is {field!r:.120}; expected the number of a class")
+        if number is None
+        else (numbered[number], "")
+    )
 
 
 def _placed(image: str, root: Path) -> tuple[str, str]:

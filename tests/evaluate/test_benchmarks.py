@@ -361,7 +361,7 @@ def test_a_source_or_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     folder = source(tmp_path / "drawn", [labelled("a", diagnosis="nevus")])
     with pytest.raises(FileNotFoundError, match="no such split; it has the splits: test"):
         load(spec(folder, split="train"))
-    with pytest.raises(BenchmarkError, match="no such file; expected one of MM-Skin's"):
+    with pytest.raises(BenchmarkError, match="no such file; expected the CSV of a released"):
         load(spec(tmp_path / "HAM10000_test.csv"))
 
 
@@ -500,9 +500,45 @@ def test_tiles_of_one_slide_are_one_group(tmp_path: Path) -> None:
     assert task.question == "Is the tissue nontumor or tumor?"
 
 
+def test_a_zero_shot_csv_numbers_its_classes(tmp_path: Path) -> None:
+    """`image_path,label,diag`: the classes are those of a list in the order of the labels, or of diag."""
+    image(tmp_path / "images" / "a.jpg")
+    body = "image_path,label,diag\nx/a.jpg,1,BCC\nISIC_0000001.jpg,0.0,nevus\nb.jpg,1,BCC\nc.jpg,,nevus\n"
+    body += "".join(f"n{number}.jpg,0,nevus\n" for number in range(60))
+    path = released(tmp_path, body, "mine.csv")
+    task = load(spec(path, images=str(tmp_path / "images"), classes=["mole", "basal cell carcinoma"]))
+    assert task.classes == ("mole", "basal cell carcinoma")
+    assert [one.label for one in task.samples[:4]] == ["basal cell carcinoma", "mole", "basal cell carcinoma", None]
+    assert task.malignant == (False, True)
+    assert task.samples[0].example.images == ("a.jpg",)
+    assert task.samples[1].example.group == "ISIC_0000001"
+    assert task.samples[3].detail.startswith("malformed: label is ''")
+    assert load(spec(path)).classes == ("BCC", "nevus")
+
+    listed = tmp_path / "classes.json"
+    listed.write_text('{"mine": ["nevus", "bcc"], "two": ["x", "y"]}')
+    assert load(spec(path, class_file=f"{listed}#mine")).classes == ("nevus", "bcc")
+    for more, message in (
+        ({"classes": ["bcc", "nevus"]}, r"label 0 is 'nevus' by its column diag and 'bcc' by the list"),
+        ({"class_file": f"{listed}#two", "classes": ["x", "y"]}, r"class_file=.* and classes are given"),
+        ({"benchmark": "ham10000", "class_file": f"{listed}#two"}, r"benchmark=ham10000 and classes are given"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            load(spec(path, **more))
+    with pytest.raises(BenchmarkError, match=r"label 2, and a list of 2 classes, 0 to 1"):
+        load(spec(released(tmp_path, body + "d.jpg,2,x\n", "mine.csv"), classes=["x", "y"]))
+    for body in ("image_path,label\na.jpg,0\n", "image_path,label,diag\na.jpg,0,x\nb.jpg,0,y\nc.jpg,1,z\n"):
+        with pytest.raises(BenchmarkError, match=r"does not give each label a name of its own"):
+            load(spec(released(tmp_path, body, "mine.csv")))
+
+    body = "image_path,diag,split,label\na.jpg,x,train,0\nb.jpg,y,test,1\nc.jpg,x,test,0\n"
+    assert [one.label for one in load(spec(released(tmp_path, body, "mine.csv"))).samples] == ["y", "x"]
+
+
 @pytest.mark.parametrize(
     ("body", "more", "message"),
     [
+        ("image_path,diag\na,b\n", {}, r"no column label; found image_path, diag; .* or image_path, label and diag"),
         ("image,label\na,b\n", {}, r"no column categories; found image, label; expected image, categories"),
         ("", {}, r"no column image and no categories; found nothing"),
         ("image,categories\na.jpg,['Nevus'],3\n", {}, r"HAM10000_test.csv:2: 3 fields; expected 2"),
