@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from skinvl.score import answers, classification, stats
+from skinvl.score import answers, classification, ranking, retrieval, stats
 from skinvl.score.answers import Measured
 from skinvl.score.classification import ClassifiedSet
-from skinvl.score.predictions import Answer, Classified, key
+from skinvl.score.predictions import Identified, key
+from skinvl.score.probabilities import PROMPTS
+from skinvl.score.retrieval import RetrievedSet
 from skinvl.score.stats import Estimate, Mask
 
 RIGHT_OR_WRONG = ("closed_accuracy", "exact_match", "multiple_choice")
-Row = TypeVar("Row", Answer, Classified)
 
 
 class CompareError(ValueError):
@@ -68,33 +69,46 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
 def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, resampling: Resampling) -> list[dict[str, Any]]:
     """The tests of two runs' classifications of one set by the headline variant of ours, not yet corrected.
 
+    Prompts of two towers are tested against whatever is the headline of the other model, as `what` then says. A row
+    that only one of the runs was trained on has a label in the other alone, and is not paired.
+
     Raises:
         CompareError: they were asked other rows, classes or labels, or theirs lacks that variant.
     """
-    # They were asked the same rows with the same classes and labels, and both were read by our headline variant.
+    # They were asked the same rows with the same classes and labels.
     order = _order(name, ours.rows, theirs.rows)
     if ours.classes != theirs.classes:
         raise CompareError(
             f"{name}: the classes of the runs differ ({', '.join(ours.classes)} and {', '.join(theirs.classes)}); "
             "classify both with one recipe"
         )
-    pairs = [(key(row), row.label) for row in ours.rows]
-    _same(name, "label", pairs, [theirs.rows[index].label for index in order])
-    headline = next(iter(ours.variants), None)
-    if headline is None:
+    both_labelled = [
+        (row, theirs.rows[index])
+        for row, index in zip(ours.rows, order, strict=True)
+        if row.label is not None and theirs.rows[index].label is not None
+    ]
+    pairs = [(key(row), row.label) for row, _ in both_labelled]
+    _same(name, "label", pairs, [other.label for _, other in both_labelled])
+
+    # Both are read by our headline variant, unless only one of them is made of prompts.
+    headline, their_headline = (next(iter(side.variants), None) for side in (ours, theirs))
+    if headline is None or their_headline is None:
         return []
-    if headline not in theirs.variants:
+    if PROMPTS not in (headline, their_headline):
+        their_headline = headline
+    if their_headline not in theirs.variants:
         raise CompareError(
             f"{name}: ours was read by {headline}, theirs only by {', '.join(theirs.variants) or 'nothing'}; "
             "classify both with one recipe"
         )
 
     # Theirs in our order, so that the rows stand pairwise.
-    our_variant, their_variant = ours.variants[headline], theirs.variants[headline]
+    our_variant, their_variant = ours.variants[headline], theirs.variants[their_headline]
     in_our_order = replace(
         their_variant,
         predicted=their_variant.predicted[order],
         probabilities=None if their_variant.probabilities is None else their_variant.probabilities[order],
+        log_odds=None if their_variant.log_odds is None else their_variant.log_odds[order],
         rows=their_variant.rows[order],
     )
     theirs = replace(
@@ -105,7 +119,33 @@ def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, resampling: R
     both = our_variant.rows & in_our_order.rows
     our_numbers, their_numbers = (classification.estimates(side, headline, draws, both) for side in (ours, theirs))
     right = {"accuracy": tuple((side.predicted == ours.true)[both] for side in (our_variant, in_our_order))}
-    return _tests(name, "classes", our_numbers, their_numbers, right, int((~both).sum()))
+    what = "classes" if headline == their_headline else f"classes, {headline} against {their_headline}"
+    return _tests(name, what, our_numbers, their_numbers, right, int((~both).sum()))
+
+
+def retrieved(name: str, ours: RetrievedSet, theirs: RetrievedSet, resampling: Resampling) -> list[dict[str, Any]]:
+    """The tests of two runs' ranks of one set, query by query, for each direction; not yet corrected.
+
+    Raises:
+        CompareError: their queries or pools differ.
+    """
+    pools = [side.settings["pools"] for side in (ours, theirs)]
+    if pools[0] != pools[1]:
+        sizes = [f"{side.settings['images']:,} images and {side.settings['texts']:,} texts" for side in (ours, theirs)]
+        raise CompareError(
+            f"{name}: the pools differ ({sizes[0]} in ours, {sizes[1]} in theirs), so that ranks in them cannot be "
+            "compared; retrieve with both in one source and split, cleaned of the same train sources"
+        )
+    tests = []
+    for direction, rows in ours.rows.items():
+        others = theirs.rows[direction]
+        others = [others[index] for index in _order(name, rows, others)]
+        size, draws = ours.size(direction), retrieval.bootstrap(rows, resampling.resamples, resampling.seed)
+        ranks = [retrieval.ranked(side) for side in (rows, others)]
+        numbers = [retrieval.estimates(side, size, draws) for side in (rows, others)]
+        right = {f"R@{depth}": tuple(side <= depth for side in ranks) for depth in ranking.depths(size)}
+        tests += _tests(name, direction, numbers[0], numbers[1], right, 0)
+    return tests
 
 
 def family(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -147,7 +187,7 @@ def _tests(
     return tests
 
 
-def _order(name: str, ours: Sequence[Row], theirs: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _order(name: str, ours: Sequence[Identified], theirs: Sequence[Identified]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int[N]: where theirs has each row of ours."""
     positions = {key(row): index for index, row in enumerate(theirs)}
     mine = [key(row) for row in ours]

@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from skinvl.data.example import Example, Facts
+from skinvl.data.example import Facts
 from skinvl.recipe.files import read_json, read_json_lines, whole_file, write_json
 
-FOLDERS = ("answers", "permuted", "classes")  # of RUN/eval/: what there may be for a set
+FOLDERS = ("answers", "permuted", "classes", "retrieval")  # of RUN/eval/: what there may be for a set
 
 
 class PredictionError(ValueError):
@@ -50,17 +50,32 @@ class Classified:
     images: tuple[str, ...]
     facts: Facts
     label: str | None  # the true class; None where the row has none of the classes, and is not scored
-    scores: tuple[float, ...] | None  # log-likelihood of each class name and its end, natural log; None if refused
+    # Of each class, natural log, so that the softmax is the probabilities: log-likelihood of its name and end, or scale ×
+    # cosine of its prompts. None if refused.
+    scores: tuple[float, ...] | None
     detail: str  # why the row has no label or no scores, else empty
     answer: str | None = None  # to the prompt that lists the classes, if it was asked
     outcome: Literal["matched", "none", "ambiguous"] | None = None  # what became of matching that answer
     choice: str | None = None  # the class that the answer names, where it was matched
+    varied: tuple[int, ...] | None = None  # the class, by its number, of each variation of prompts; settings count them
 
 
 T = TypeVar("T", Answer, Classified)
 
 
-def key(row: Answer | Classified | Example) -> str:
+class Identified(Protocol):
+    """A row of a prepared source, or what was predicted of it."""
+
+    @property
+    def source(self) -> str:
+        """The prepared source."""
+
+    @property
+    def id(self) -> str:
+        """What tells the row from the others of its source."""
+
+
+def key(row: Identified) -> str:
     """What tells a row from the others of a file: its source and id."""
     return f"{row.source}/{row.id}"
 
@@ -168,8 +183,9 @@ def _row(plain: dict[str, Any], kind: Any) -> Any:
     values = {**plain, "facts": Facts(**plain["facts"]), "images": tuple(plain["images"])}
     if values.keys() != {field.name for field in fields(kind)}:
         raise KeyError(f"fields {sorted(values)}")
-    if isinstance(values.get("scores"), list):
-        values["scores"] = tuple(values["scores"])
+    for name in ("scores", "varied"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     return kind(**values)
 
 

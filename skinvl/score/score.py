@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -19,15 +18,16 @@ from skinvl.data.workers import Workers
 from skinvl.recipe import strict
 from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.recipe import Evaluate
-from skinvl.score import answers, class_report, classification, compare, metrics, tables
-from skinvl.score.compare import Resampling
+from skinvl.score import answers, class_report, classification, compare, metrics, retrieval, tables, untrained
+from skinvl.score.compare import CompareError, Resampling
 from skinvl.score.metrics import Metric
-from skinvl.score.predictions import FOLDERS, Answer, read
-from skinvl.score.stats import LEVEL, RESAMPLES
+from skinvl.score.predictions import FOLDERS, Answer, PredictionError, read
+from skinvl.score.retrieval import RetrievedSet
+from skinvl.score.stats import LEVEL, RESAMPLES, spread
 
 SMALL_ROWS = 30_000  # are scored sooner than processes start
 DIGITS = 9  # of a number in scores.json; a sum in another order differs in the last of its sixteen
-MODE = {"answers": "generate", "permuted": "generate", "classes": "classify"}
+MODE = {"answers": "generate", "permuted": "generate", "classes": "classify", "retrieval": "retrieve"}
 
 
 class ScoreError(ValueError):
@@ -41,6 +41,7 @@ class Scored:
     free: dict[str, answers.Measured]
     permuted: dict[str, answers.Measured]
     classes: dict[str, classification.ClassifiedSet]
+    retrieval: dict[str, RetrievedSet]
     settings: dict[tuple[str, str], dict[str, Any]]
 
 
@@ -66,6 +67,7 @@ def main(words: Sequence[str]) -> int:
         "sets": blocks(ours, resampling),
         "replicates": None,
         "comparison": None,
+        "untrained": None,
     }
 
     # How they vary over all of the runs; of the others the numbers alone are needed.
@@ -84,6 +86,14 @@ def main(words: Sequence[str]) -> int:
             "tests": _compare(runs[0], ours, options.against, theirs, resampling),
         }
 
+    # Whether two towers are better than the base that they started from, where that was evaluated.
+    if (base := untrained.folder(runs[0])) and base.resolve() != runs[0].resolve():
+        try:
+            tests = _compare(runs[0], ours, base, load(base, chosen, options.workers), resampling)
+            scores["untrained"] = untrained.block(base.name, tests)
+        except (CompareError, ScoreError, PredictionError) as error:  # what was not asked for does not end this
+            scores["untrained"] = untrained.block(base.name, [], str(error))
+
     scores = _rounded(scores)
     write_json(runs[0] / "scores.json", scores, indent=1, allow_nan=False)
     write_text(runs[0] / "scores.md", tables.markdown(scores))
@@ -100,7 +110,7 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
     files = {folder: _files(run, folder) for folder in FOLDERS}
     if not any(files.values()):
         raise ScoreError(f"{run / 'eval'}: no predictions to score; make them with: make eval RUN={run}")
-    scored = Scored({}, {}, {}, {})
+    scored = Scored({}, {}, {}, {}, {})
     for folder, measured in (("answers", scored.free), ("permuted", scored.permuted)):
         for path in files[folder]:
             settings, rows = read(path, Answer)
@@ -113,13 +123,17 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
         if not path.stem.endswith(".validation"):
             scored.classes[path.stem] = classification.classified_set(path)
             _refuse_empty(path, scored.classes[path.stem].rows)
+    for path in files["retrieval"]:
+        scored.retrieval[path.stem] = retrieval.read(path)
+        _refuse_empty(path, list(scored.retrieval[path.stem].rows))
     return scored
 
 
 def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
     """The `sets` of scores.json."""
     blocks_by_set: dict[str, dict[str, Any]] = {}
-    with Progress("intervals of sets", len(scored.free) + len(scored.permuted) + len(scored.classes)) as progress:
+    count = len(scored.free) + len(scored.permuted) + len(scored.classes) + len(scored.retrieval)
+    with Progress("intervals of sets", count) as progress:
         for what, sets in (("answers", scored.free), ("permuted", scored.permuted)):
             for name, measured in sets.items():
                 draws = answers.bootstrap(measured.rows, resampling.resamples, resampling.seed)
@@ -128,6 +142,10 @@ def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
         for name, classified in scored.classes.items():
             draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)
             blocks_by_set.setdefault(name, {})["classes"] = class_report.block(classified, draws)
+            progress.advance(1)
+        for name, ranked in scored.retrieval.items():
+            block = retrieval.block(ranked, resampling.resamples, resampling.seed)
+            blocks_by_set.setdefault(name, {})["retrieval"] = block
             progress.advance(1)
     return dict(sorted(blocks_by_set.items()))
 
@@ -190,38 +208,26 @@ def _replicates(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, An
     """Mean, standard deviation (n − 1), least and greatest over the runs, of what all of them have."""
     replicates: dict[str, Any] = {}
     for name in runs[0]:
-        for what in ("answers", "classes"):
+        for what in ("answers", "classes", "retrieval"):
             if any(what not in run.get(name, {}) for run in runs):
                 continue
             by_run = [_headline(run[name][what]) for run in runs]
             shared = [metric for metric in by_run[0] if all(metric in numbers for numbers in by_run)]
             replicates.setdefault(name, {})[what] = {
-                metric: _spread([numbers[metric]["value"] for numbers in by_run]) for metric in shared
+                metric: spread([numbers[metric]["value"] for numbers in by_run]) for metric in shared
             }
     return replicates
 
 
 def _headline(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The numbers of a set's block: of its answers, or of the headline variant of its classes."""
+    """The numbers of a set's block: of its answers, of the headline variant of its classes, or of both directions."""
+    if "directions" in block:
+        return retrieval.flat(block)
     if "metrics" in block:
         numbers: Mapping[str, Any] = block["metrics"]
     else:
         numbers = block["variants"][block["headline"]] if block["headline"] else {}
     return numbers
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, standard deviation, least and greatest; None where a run has no value."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return {"mean": None, "sd": None, "min": None, "max": None, "values": list(values)}
-    return {
-        "mean": float(np.mean(known)),
-        "sd": float(np.std(known, ddof=1)),
-        "min": min(known),
-        "max": max(known),
-        "values": known,
-    }
 
 
 def _compare(run: Path, ours: Scored, against: Path, theirs: Scored, resampling: Resampling) -> list[dict[str, Any]]:
@@ -232,15 +238,19 @@ def _compare(run: Path, ours: Scored, against: Path, theirs: Scored, resampling:
     """
     tests = []
     free, classified = ours.free.keys() & theirs.free.keys(), ours.classes.keys() & theirs.classes.keys()
-    with Progress("comparisons of sets", len(free) + len(classified)) as progress:
+    ranked = ours.retrieval.keys() & theirs.retrieval.keys()
+    with Progress("comparisons of sets", len(free) + len(classified) + len(ranked)) as progress:
         for name in sorted(free):
             tests += compare.free(name, ours.free[name], theirs.free[name], resampling)
             progress.advance(1)
         for name in sorted(classified):
             tests += compare.classes(name, ours.classes[name], theirs.classes[name], resampling)
             progress.advance(1)
+        for name in sorted(ranked):
+            tests += compare.retrieved(name, ours.retrieval[name], theirs.retrieval[name], resampling)
+            progress.advance(1)
     if not tests:
-        mine, others = (sorted({*scored.free, *scored.classes}) for scored in (ours, theirs))
+        mine, others = (sorted({*side.free, *side.classes, *side.retrieval}) for side in (ours, theirs))
         raise ScoreError(
             f"{run} has the sets {', '.join(mine)} and {against} {', '.join(others)}: there is none that both were "
             "asked; evaluate both on one"

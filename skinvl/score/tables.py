@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
+from skinvl.score import untrained
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
 PERMUTED, MAJORITY = "images permuted", "majority"
 HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
+RANKED = ("metric", "value", "chance", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
 LETTERS = {"paired bootstrap": "B", "McNemar": "M"}
@@ -31,11 +33,12 @@ BRIEFLY = {NOT_KNOWN: "malignant classes not known"}  # where 80 columns have no
 
 def show(console: Console, scores: Mapping[str, Any]) -> None:
     """Prints the tables of `scores`, the content of a scores.json, so that they fit into 80 columns."""
-    console.print(textwrap.fill(about(scores), WIDTH, **UNBROKEN), soft_wrap=True)
+    for line in [*_worse(scores), about(scores)]:
+        console.print(textwrap.fill(line, WIDTH, **UNBROKEN), soft_wrap=True)
     for title, head, rows in [*_sets(scores), *_replicates(scores)]:
         _print(console, title, *_stacked(head, rows))
-    if scores["comparison"]:
-        _print_tests(console, f"{scores['run']} against {scores['comparison']['against']}", scores["comparison"])
+    for comparison in _compared(scores):
+        _print_tests(console, f"{scores['run']} against {comparison['against']}", comparison)
 
 
 def _print(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> None:
@@ -79,11 +82,22 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
 
 def markdown(scores: Mapping[str, Any]) -> str:
     """The same numbers in Markdown, all of a table side by side, with what came from data escaped."""
-    parts = [_escaped(about(scores))]
+    parts = [_escaped(line) for line in [*_worse(scores), about(scores)]]
     for title, head, rows in [*_sets(scores), *_replicates(scores), *_comparison(scores)]:
         lines = [f"{_escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
         parts.append("\n".join([*lines, *(_line([_escaped(cell) for cell in row]) for row in rows)]))
     return "\n\n".join(parts) + "\n"
+
+
+def _worse(scores: Mapping[str, Any]) -> list[str]:
+    """Where two towers are worse than their base, which nothing may stand before."""
+    lines = untrained.worse(scores)
+    return [f"Worse than the base without training: {'; '.join(lines)}."] if lines else []
+
+
+def _compared(scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The comparison that was asked for, and that with the base; neither if there are no tests."""
+    return [block for block in (scores["comparison"], scores.get("untrained")) if block and block["tests"]]
 
 
 def about(scores: Mapping[str, Any]) -> str:
@@ -101,6 +115,8 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
         for what, rows in (("", _free(blocks)), *((f", {what}", rows) for what, rows in _classes(blocks))):
             if rows:
                 yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
+        for direction, block in blocks.get("retrieval", {"directions": {}})["directions"].items():
+            yield f"{scores['run']}: {name}, {direction}, pool of {block['pool']:,}", RANKED, _ranked(block)
 
 
 def _replicates(scores: Mapping[str, Any]) -> Iterator[Titled]:
@@ -109,9 +125,8 @@ def _replicates(scores: Mapping[str, Any]) -> Iterator[Titled]:
 
 
 def _comparison(scores: Mapping[str, Any]) -> Iterator[Titled]:
-    if scores["comparison"]:
-        rows = [_test(test) for test in scores["comparison"]["tests"]]
-        yield f"{scores['run']} against {scores['comparison']['against']}", TESTS, rows
+    for comparison in _compared(scores):
+        yield f"{scores['run']} against {comparison['against']}", TESTS, [_test(test) for test in comparison["tests"]]
 
 
 def _free(blocks: Mapping[str, Any]) -> list[list[str]]:
@@ -137,7 +152,29 @@ def _classes(blocks: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]
         for metric in (*BESIDE, *(name for name in numbers if name not in BESIDE)):
             row = _row(metric, numbers.get(metric), None, block["majority"] if metric == "accuracy" else None)
             rows.append(row if metric in numbers else [metric, NOT_KNOWN, *row[2:]])
+            rows += _spread(block, metric) if variant == block["headline"] else []
         yield variant, rows
+
+
+def _ranked(block: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each number of a direction beside what a random order comes to, then those with the group right too."""
+    rows = []
+    for what, numbers in (("", block["numbers"]), (", group too", block["same_group"])):
+        for metric, own in numbers.items():
+            chance = "" if what else f"{block['chance'][metric]:.3f}"
+            rows.append(
+                [f"{metric}{what}".replace("_", " "), number(own), chance, f"{own['n']:,}", f"{own['groups']:,}"]
+            )
+    return rows
+
+
+def _spread(block: Mapping[str, Any], metric: str) -> Iterator[list[str]]:
+    """A row for each kind of variation of prompts over which the metric was measured."""
+    for kind, spreads in block["spread"].items():
+        if metric in spreads:
+            spread = spreads[metric]
+            values = f"{_plain(spread['min'])} to {_plain(spread['max'])}, sd {_plain(spread['sd'])}"
+            yield [f"  over {len(spread['values'])} {kind}", values, *[NONE] * (len(HEAD) - 2)]
 
 
 def _used(head: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:

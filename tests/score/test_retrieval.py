@@ -1,0 +1,105 @@
+"""Ranks of a run on disk: written, read, scored with chance beside them, and compared with another run's, paired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skinvl.score import retrieval, score, tables, untrained
+from skinvl.score.compare import CompareError
+from skinvl.score.predictions import PredictionError
+from skinvl.score.retrieval import DIRECTIONS, RankedQuery, RetrievedSet
+
+QUERIES, POOL = 60, 200
+
+
+def retrieved(seed: int, best: int, pools: str = "a") -> RetrievedSet:
+    """Queries of 20 patients whose ranks lie between 1 and `best`."""
+    generator = np.random.default_rng(seed)
+    rows = {
+        direction: [
+            RankedQuery(
+                direction, f"{number}.png", "demo", f"patient-{number // 3}", float(rank), 1, float(max(1, rank - 3))
+            )
+            for number, rank in enumerate(generator.integers(1, best + 1, QUERIES))
+        ]
+        for direction in DIRECTIONS
+    }
+    settings = {"set": "demo", "images": POOL, "texts": POOL, "pools": pools, "left_out": {}, "neighbours": {}}
+    return RetrievedSet(settings, rows)
+
+
+def run(folder: Path, name: str, ranks: RetrievedSet) -> Path:
+    retrieval.write(folder / name / "eval" / "retrieval" / "demo.jsonl", ranks)
+    text = f"name: tiny-clip\nbase: {{name: tiny}}\nobjective: {{name: clip}}\nrun: {name}\n"
+    (folder / name / "recipe.yaml").write_text(text)
+    return folder / name
+
+
+def test_ranks_are_read_as_they_were_written(tmp_path: Path) -> None:
+    ranks = retrieved(1, 40)
+    path = run(tmp_path, "a", ranks) / "eval" / "retrieval" / "demo.jsonl"
+    assert retrieval.read(path) == ranks
+    path.write_text('{"direction": "image to text"}\n')
+    with pytest.raises(PredictionError, match="not a file of ranks"):
+        retrieval.read(path)
+
+
+def test_scores_hold_both_directions_beside_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path, "a", retrieved(1, 40))
+    assert score.main([str(folder), "--resamples", "200", "--metrics", "rouge"]) == 0
+    scores = json.loads((folder / "scores.json").read_text())
+    directions = scores["sets"]["demo"]["retrieval"]["directions"]
+    assert list(directions) == list(DIRECTIONS)
+    block = directions["image to text"]
+    assert (block["n"], block["pool"]) == (QUERIES, POOL)
+    assert block["chance"]["R@10"] == pytest.approx(10 / POOL)
+    number = block["numbers"]["R@10"]
+    assert number["low"] < number["value"] < number["high"]
+    assert number["groups"] == 20
+    assert block["same_group"]["R@10"]["value"] > number["value"]
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "demo, text to image, pool of 200" in printed
+    assert "| R@10 |" in (folder / "scores.md").read_text()
+
+
+def test_runs_are_compared_query_by_query(tmp_path: Path) -> None:
+    ours, theirs = run(tmp_path, "a", retrieved(1, 40)), run(tmp_path, "b", retrieved(2, 200))
+    score.main([str(ours), "--against", str(theirs), "--resamples", "200", "--metrics", "rouge"])
+    tests = json.loads((ours / "scores.json").read_text())["comparison"]["tests"]
+    (by_rank,) = (test for test in tests if (test["what"], test["metric"]) == ("image to text", "median_rank"))
+    assert by_rank["difference"]["value"] < 0
+    assert by_rank["p"] < 0.01
+    kinds = {test["test"] for test in tests if test["metric"] == "R@10"}
+    assert kinds == {"McNemar", "paired bootstrap"}
+
+    other = run(tmp_path, "c", retrieved(2, 200, pools="b"))
+    with pytest.raises(CompareError, match="the pools differ"):
+        score.main([str(ours), "--against", str(other), "--resamples", "200", "--metrics", "rouge"])
+
+
+def test_two_towers_that_are_worse_than_their_base_say_so_first(tmp_path: Path) -> None:
+    trained, base = run(tmp_path, "a", retrieved(1, 150)), run(tmp_path, "tiny-clip--tiny--untrained", retrieved(2, 40))
+    score.main([str(trained), "--resamples", "200", "--metrics", "rouge"])
+    scores = json.loads((trained / "scores.json").read_text())
+    assert scores["untrained"]["against"] == base.name
+    first = tables.markdown(scores).splitlines()[0]
+    assert first.startswith("Worse than the base without training: demo, image to text: R@5 ")
+
+    # The base has none beside it, and a run that is better says nothing.
+    score.main([str(base), "--resamples", "200", "--metrics", "rouge"])
+    assert json.loads((base / "scores.json").read_text())["untrained"] is None
+    better = run(tmp_path, "d", retrieved(3, 8))
+    score.main([str(better), "--resamples", "200", "--metrics", "rouge"])
+    assert untrained.worse(json.loads((better / "scores.json").read_text())) == []
+
+
+def test_replicates_have_the_ranks_of_both_directions(tmp_path: Path) -> None:
+    runs = [run(tmp_path, name, retrieved(seed, 40)) for seed, name in enumerate("ab")]
+    score.main([*map(str, runs), "--resamples", "200", "--metrics", "rouge"])
+    spreads = json.loads((runs[0] / "scores.json").read_text())["replicates"]["sets"]["demo"]["retrieval"]
+    assert spreads["text to image R@10"]["sd"] > 0
