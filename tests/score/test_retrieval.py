@@ -102,4 +102,4 @@ def test_replicates_have_the_ranks_of_both_directions(tmp_path: Path) -> None:
     runs = [run(tmp_path, name, retrieved(seed, 40)) for seed, name in enumerate("ab")]
     score.main([*map(str, runs), "--resamples", "200", "--metrics", "rouge"])
     spreads = json.loads((runs[0] / "scores.json").read_text())["replicates"]["sets"]["demo"]["retrieval"]
-    assert spreads["text to image R@10"]["sd"] > 0
+    assert spreads["text to image R@50"]["sd"] > 0
