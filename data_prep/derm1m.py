@@ -66,7 +66,6 @@ CONCEPT = (
     "Name the visible features in this image.",
     "What would you note about the look of the skin?",
 )
-CONCEPT_ANSWERS = ("{value}.", "Visible features: {value}.", "I note: {value}.")
 GENERAL = (
     "To which broad class of skin conditions does this belong?",
     "Let us go from the general to the particular. Which broad class of skin conditions is this?",
@@ -74,8 +73,6 @@ GENERAL = (
 )
 FINER = ("And within that class?", "Can you be more specific?", "Which group is it within the one before?")
 LAST = ("Which condition is it, then?", "So what is the diagnosis?", "And which disease of that group is it?")
-LEVEL_ANSWERS = ("{value}.", "It is {value}.", "This belongs to: {value}.")
-LAST_ANSWERS = ("{value}.", "It is {value}.", "The diagnosis is {value}.")
 PARTS = {  # what a part asks for, and the kind of question that this is
     "caption": ("caption", "description"),
     "diagnosis": ("disease_label", "diagnosis"),
@@ -233,13 +230,14 @@ def _turns(part: str, values: Sequence[str], draw: Random) -> list[tuple[Role, s
         features = (" ".join(word.replace("_", " ").split()) for word in value.split(","))
         listed = list(dict.fromkeys(filter(None, features))) or [value]
         named = " and ".join(filter(None, (", ".join(listed[:-1]), listed[-1])))
-        question, answer = draw.choice(CONCEPT), draw.choice(CONCEPT_ANSWERS).format(value=named)
+        question, answer = draw.choice(CONCEPT), draw.choice(questions.CONCEPT_ANSWERS).format(value=named)
     elif part == "hierarchy":
         turns: list[tuple[Role, str]] = []
         for number, level in enumerate(values[:-1]):
             turns.append(("user", draw.choice(FINER if number else GENERAL)))
-            turns.append(("assistant", draw.choice(LEVEL_ANSWERS).format(value=level)))
-        return [*turns, ("user", draw.choice(LAST)), ("assistant", draw.choice(LAST_ANSWERS).format(value=value))]
+            turns.append(("assistant", draw.choice(questions.LEVEL_ANSWERS).format(value=level)))
+        question, answer = draw.choice(LAST), draw.choice(questions.LAST_ANSWERS).format(value=value)
+        return [*turns, ("user", question), ("assistant", answer)]
     else:
         question, answer = draw.choice(DESCRIBE), value
     return [("user", question), ("assistant", answer)]

@@ -172,7 +172,8 @@ def _captions(raw: Path, path: Path, bare: Collection[str], shard: Shard | None)
         name = f"caption-{digest(image, caption)}"
         instruction = seeded("mm_skin", name).choice(INSTRUCTIONS)
         question = instruction.format(picture=PICTURES[facts.modality or "clinical"])
-        yield where, _example(bare, name, (image,), _asked(question, caption), "train", facts)
+        described = replace(facts, kind="description")
+        yield where, _example(bare, name, (image,), _asked(question, caption), "train", described)
 
 
 def _conversations(raw: Path, path: Path, bare: Collection[str], shard: Shard | None) -> Iterator[tuple[str, Outcome]]:

@@ -19,6 +19,7 @@ from skinvl.data.hamming import Pairs
 from skinvl.data.source import IMAGES_SCHEMA, namespace, read_card, source_folder, source_name, used_images
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Data, SourceSpec
+from skinvl.recipe.towers import PretrainData
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def rows(spec: SourceSpec) -> list[Row]:
     return [Row(replace(example, source=name), root, spec.weight) for example in read(root, spec.split)]
 
 
-def load(data: Data) -> Sets:
+def load(data: Data | PretrainData) -> Sets:
     """The train rows, and the eval rows of each source by its label, with no group or image in both.
 
     A conversation whose cluster reaches into the train set leaves its eval set, where the source was split by group;
@@ -165,6 +166,29 @@ def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list
     return leaked
 
 
+def keys(rows: Sequence[Row]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """int64[N] and int64[N]: the same for rows whose first image is one photograph (-1: no image), and for a cluster's.
+
+    What is one photograph, and what a cluster holds together, is as in `leaks`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `source.used_images`.
+    """
+    if not rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    images, shown, group = _nodes(rows)
+    groups = int(group.max()) + 1
+    same = np.concatenate([fingerprints.shared(images, kind) for kind in KINDS])
+
+    photograph = np.full(len(rows), NOTHING)
+    if len(shown):
+        first = np.unique(shown[:, 0], return_index=True)[1]
+        photograph[shown[first, 0]] = fingerprints.clusters(len(images), same)[shown[first, 1]]
+
+    edges = np.stack([group[shown[:, 0]], groups + shown[:, 1]], axis=1)
+    return photograph, fingerprints.clusters(groups + len(images), np.concatenate([edges, same + groups]))[group]
+
+
 def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
     """The images of N rows as a table, int64[P, 2] (row, its image's row there), and int64[N] group of each row.
 
@@ -217,7 +241,7 @@ def _refuse(leaking: Sequence[Leak]) -> None:
     )
 
 
-def _moved(data: Data, sets: Sets, leaking: Sequence[Leak]) -> Sets:
+def _moved(data: Data | PretrainData, sets: Sets, leaking: Sequence[Leak]) -> Sets:
     """The sets, with every leaking eval conversation in the train set or in neither.
 
     Raises:
@@ -255,7 +279,7 @@ def _id(row: Row) -> str:
     return f"{row.example.source}:{row.example.id}"
 
 
-def digests(data: Data) -> dict[str, str]:
+def digests(data: Data | PretrainData) -> dict[str, str]:
     """32 hexadecimal digits of each file that holds a recipe's conversations, or what its images are."""
     files = set()
     for spec in (*data.train, *data.eval):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from skinvl.data.example import Dropped, Example, Facts, text
 
@@ -48,6 +50,10 @@ class DatasetRecord:
     tags: tuple[str, ...] = ()  # rules that it breaks
 
 
+# Answers of Derm1M about the classes of a disease, the disease at their end, and visible features.
+LEVEL_ANSWERS = ("{value}.", "It is {value}.", "This belongs to: {value}.")
+LAST_ANSWERS = ("{value}.", "It is {value}.", "The diagnosis is {value}.")
+CONCEPT_ANSWERS = ("{value}.", "Visible features: {value}.", "I note: {value}.")
 PICTURES = {"clinical": "clinical photograph", "dermoscopy": "dermoscopic image", "pathology": "histopathology image"}
 
 
@@ -131,6 +137,36 @@ def ask(kind: Kind, value: str, draw: random.Random) -> tuple[str, str]:
         return draw.choice(kind.closed).format(options=choices(draw.sample(options, len(options)))), value
     sentences = kind.sentences if isinstance(kind.sentences, tuple) else kind.sentences[value]
     return draw.choice(kind.open), draw.choice(sentences).format(value=value)
+
+
+def value(kind: str, answer: str) -> str:
+    """What an answer to a kind of question says, without the sentence that `ask` or Derm1M has put around it.
+
+    >>> value("diagnosis", "This is most consistent with nevus."), value("hierarchy", "It is fungal.")
+    ('nevus', 'fungal')
+    >>> value("colour", "red"), value("colour", "It is red.")
+    ('red', 'It is red')
+    """
+    plain = answer.strip()
+    for sentence in _sentences().get(kind, ()):
+        if match := sentence.fullmatch(plain):
+            return match[1].strip()
+    return plain.rstrip(".").rstrip()
+
+
+@cache
+def _sentences() -> dict[str, list[re.Pattern[str]]]:
+    """The sentences around a value by kind, the bare value with its full stop last."""
+    kinds = (diagnosis(), malignancy(), modality(), site(), skin_type())
+    templates: dict[str, Iterable[str]] = {kind.fact: kind.sentences for kind in kinds}
+    templates |= {"hierarchy": dict.fromkeys((*LEVEL_ANSWERS, *LAST_ANSWERS)), "concept": CONCEPT_ANSWERS}
+    return {
+        kind: [
+            re.compile(re.escape(template).replace(re.escape("{value}"), "(.+)"), re.DOTALL)
+            for template in sorted(sentences, key=len, reverse=True)
+        ]
+        for kind, sentences in templates.items()
+    }
 
 
 def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRecord]) -> Iterator[Example | Dropped]:
