@@ -11,7 +11,8 @@ import numpy as np
 from skinvl.score import classification, curves, slices
 from skinvl.score.classification import BALANCED, ClassifiedSet
 from skinvl.score.predictions import Classified, rule
-from skinvl.score.stats import Bootstrap, Estimate, Float, Mask, ratio
+from skinvl.score.probabilities import PROMPTS
+from skinvl.score.stats import Bootstrap, Estimate, Float, Mask, defined_mean, ratio, spread
 
 OUTCOMES = ("matched", "none", "ambiguous")
 
@@ -50,6 +51,7 @@ def block(classified: ClassifiedSet, draws: Bootstrap) -> dict[str, Any]:
             variant: {metric: estimate.number() for metric, estimate in by_metric.items()}
             for variant, by_metric in estimates.items()
         },
+        "spread": _spread(classified),
         "valid": draws.share(matched, asked).number() if asked.any() else None,
         "outcomes": {name: outcomes.count(name) for name in OUTCOMES} if asked.any() else None,
         "majority": _majority(classified, draws, scored),
@@ -98,6 +100,32 @@ def _per_class(
     return report
 
 
+def _spread(classified: ClassifiedSet) -> dict[str, Any]:
+    """How accuracy and balanced accuracy vary over each kind of variation of the prompts, over rows that have a class.
+
+    What is not the choice of a test set's best prompt: every variation is as likely as the others.
+    """
+    kinds: dict[str, int] = classified.settings.get("variations") or {}
+    n_classes = len(classified.classes)
+    usable = np.array([row.varied is not None for row in classified.rows], np.bool_) & (classified.true < n_classes)
+    true = classified.true[usable]
+    varied = [row.varied for row, counts in zip(classified.rows, usable.tolist(), strict=True) if counts]
+    right = np.array(varied, np.int64).reshape(len(true), sum(kinds.values())) == true[:, None]
+    of_class = (true == np.arange(n_classes)[:, None]).astype(np.float64)  # float[C, N]
+    recall = ratio(of_class @ right, np.broadcast_to(of_class.sum(axis=1, keepdims=True), (n_classes, right.shape[1])))
+
+    spreads, start = {}, 0
+    for kind, count in kinds.items():
+        part = slice(start, start + count)
+        start += count
+        if count > 1 and len(true):
+            spreads[kind] = {
+                "accuracy": spread(right[:, part].mean(axis=0).tolist()),
+                BALANCED: spread(defined_mean(recall[:, part].T).tolist()),
+            }
+    return spreads
+
+
 def _majority(classified: ClassifiedSet, draws: Bootstrap, rows: Mask) -> dict[str, Any]:
     """The accuracy of always saying the most frequent class."""
     counts = np.bincount(classified.true[rows], minlength=1)
@@ -127,7 +155,7 @@ def _reliability(classified: ClassifiedSet, name: str) -> dict[str, Any] | None:
 
 def _selective(classified: ClassifiedSet) -> dict[str, Any]:
     """The risk-coverage curve, and what the threshold that was fitted on validation rows comes to on these."""
-    name = next((name for name in ("calibrated", "sum") if name in classified.variants), None)
+    name = next((name for name in ("calibrated", "sum", PROMPTS) if name in classified.variants), None)
     if name is None:
         return {"risk_coverage": [], "threshold": None}
     variant = classified.variants[name]

@@ -162,14 +162,14 @@ def by_class(classified: ClassifiedSet, variant: Variant, draws: Bootstrap, rows
 
 def areas_of(classified: ClassifiedSet, variant: Variant, draws: Bootstrap, rows: Mask) -> list[tuple[Float, Float]]:
     """float[1 + R] twice for each class against the rest: areas under ROC and precision; NaN for one without rows."""
-    if variant.probabilities is None:
+    if variant.log_odds is None:
         return []
     nothing = np.full(draws.size, np.nan)
     areas = []
-    for column, chances in enumerate(variant.probabilities.T):
+    for column, odds in enumerate(variant.log_odds.T):
         positive = classified.true == column
         occurs = positive[rows].any()
-        areas.append(curves.areas(chances, positive, draws, rows) if occurs else (nothing, nothing))
+        areas.append(curves.areas(odds, positive, draws, rows) if occurs else (nothing, nothing))
     return areas
 
 

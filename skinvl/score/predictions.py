@@ -50,8 +50,8 @@ class Classified:
     images: tuple[str, ...]
     facts: Facts
     label: str | None  # the true class; None where the row has none of the classes, and is not scored
-    # Of each class, natural log, so that the softmax is the probabilities: log-likelihood of its name and end, or scale ×
-    # cosine of its prompts. None if refused.
+    # Of each class, natural log, so that the softmax is probabilities: the log-likelihood of its name and end, or scale
+    # × cosine of its prompts. None if refused.
     scores: tuple[float, ...] | None
     detail: str  # why the row has no label or no scores, else empty
     answer: str | None = None  # to the prompt that lists the classes, if it was asked

@@ -7,6 +7,8 @@ With s the log-likelihood of a class name and its end after the image and the qu
 - `prior`: softmax(s − s without the image), by how much the image makes the name more likely: domain-conditional PMI
   (Holtzman et al. 2021, arXiv:2104.08315);
 - `calibrated`: softmax(s / T) with T fitted on the validation rows (Guo et al. 2017, arXiv:1706.04599);
+- `prompts`: of two towers, in place of `sum`: softmax(s) with s the model's scale × the cosine of the image and the
+  class's prompts (Radford et al. 2021, arXiv:2103.00020, §3.1);
 - `prompted`: the class that the free answer to a list of the classes names. An answer that names none, or several, is
   wrong, and no class of its own.
 """
@@ -19,13 +21,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
 from skinvl.score import curves
 from skinvl.score.predictions import Classified, key
 from skinvl.score.stats import Float, Mask
 
 Int = NDArray[np.int64]
+
+PROMPTS = "prompts"  # the variant of two towers, and what their settings say it is
 
 
 class ClassError(ValueError):
@@ -39,12 +43,14 @@ class Variant:
     Attributes:
         predicted: int[N], the class; C where a row has none.
         probabilities: float[N, C], or None where there are none.
+        log_odds: float[N, C], log p / (1 − p), which tells apart what rounds to a probability of 1; None likewise.
         rows: bool[N], those that have a true class and this reading.
         temperature: that was fitted, of `calibrated` alone.
     """
 
     predicted: Int
     probabilities: Float | None
+    log_odds: Float | None
     rows: Mask
     temperature: float | None = None
 
@@ -87,15 +93,15 @@ def read(
     has_label = true < len(classes)
     variants: dict[str, Variant] = {}
 
-    # By the likelihoods of the class names.
+    # By the likelihoods of the class names, or the cosines of the prompts.
     scores, has_scores = _scores(rows, len(classes))
     if has_scores.any():
 
         def variant(readings: Float, temperature: float | None = None) -> Variant:
             chances = np.where(has_scores[:, None], softmax(readings, axis=1), 0.0)
-            return Variant(readings.argmax(axis=1), chances, has_scores & has_label, temperature)
+            return Variant(readings.argmax(axis=1), chances, _log_odds(readings), has_scores & has_label, temperature)
 
-        variants["sum"] = variant(scores)
+        variants[PROMPTS if settings.get("variant") == PROMPTS else "sum"] = variant(scores)
         if settings.get("label_tokens"):
             variants["mean"] = variant(scores / np.array(settings["label_tokens"], np.float64))
         if settings.get("prior"):
@@ -111,7 +117,7 @@ def read(
     # By the free answer to the list of classes.
     asked = np.array([row.outcome is not None for row in rows], np.bool_)
     if asked.any():
-        variants["prompted"] = Variant(_numbers([row.choice for row in rows], classes), None, asked & has_label)
+        variants["prompted"] = Variant(_numbers([row.choice for row in rows], classes), None, None, asked & has_label)
     return variants
 
 
@@ -120,6 +126,20 @@ def confidence(rows: Sequence[Classified], true: Int, classes: int, temperature:
     scores, has_scores = _scores(rows, classes)
     chances: Float = softmax(scores[has_scores & (true < classes)] / temperature, axis=1).max(axis=1)
     return chances
+
+
+def _log_odds(readings: Float) -> Float:
+    """float[N, C]: s of a class less the logsumexp of the others', of which the greatest loses nothing by it."""
+    rows, top = np.arange(len(readings)), readings.argmax(axis=1)
+    below = readings - readings.max(axis=1, keepdims=True)
+    powers = np.exp(below)
+    others = powers.sum(axis=1, keepdims=True) - powers  # at least 1, but for the greatest
+    others[rows, top] = 1.0
+    odds: Float = below - np.log(others)
+    rest = below.copy()
+    rest[rows, top] = -np.inf
+    odds[rows, top] = -logsumexp(rest, axis=1)
+    return odds
 
 
 def _scores(rows: Sequence[Classified], classes: int) -> tuple[Float, Mask]:

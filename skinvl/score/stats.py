@@ -277,3 +277,17 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     corrected = np.maximum.accumulate([min(1.0, (len(ordered) - i) * value) for i, (value, _) in enumerate(ordered)])
     by_index = {index: float(value) for (_, index), value in zip(ordered, corrected, strict=True)}
     return [by_index.get(index) for index in range(len(values))]
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation, least and greatest; None where one is not known."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "sd": None, "min": None, "max": None, "values": list(values)}
+    return {
+        "mean": float(np.mean(known)),
+        "sd": float(np.std(known, ddof=1)),
+        "min": min(known),
+        "max": max(known),
+        "values": known,
+    }

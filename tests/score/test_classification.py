@@ -219,6 +219,42 @@ def test_a_probe_has_one_variant(tmp_path: Path) -> None:
     assert list(found["variants"]) == ["sum"]
 
 
+def test_prompts_are_one_variant_and_nothing_is_made_of_what_they_lack(tmp_path: Path) -> None:
+    rows = [replace(row, answer=None, outcome=None, choice=None) for row in drawn(50)]
+    settings = {"variant": "prompts", "label_tokens": None, "prior": None}
+    one = classified_set(tmp_path, rows, drawn(60, seed=1), **settings)
+    assert list(one.variants) == ["prompts", "calibrated"]
+    np.testing.assert_allclose(one.variants["prompts"].probabilities, softmax([row.scores for row in rows], axis=1))
+    found = block(one)
+    assert found["headline"] == "prompts"
+    assert found["spread"] == {}
+    assert found["risk_coverage"]
+    assert found["reliability"].keys() == {"prompts", "calibrated"}
+
+
+def test_areas_are_of_the_difference_of_scores_where_probabilities_round_to_one(tmp_path: Path) -> None:
+    """Scores of 100 × cosine: of two classes the difference ranks rows that both have a probability of 1."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for place in range(80):
+        true = place % 2
+        scores = (0.0, 60 + 20 * float(draw.normal()) + 15 * true)
+        rows.append(Classified(f"r{place}", "s", f"g{place}", (), Facts(), ["benign", "malignant"][true], scores, ""))
+    two = {"classes": ["benign", "malignant"], "malignant": [False, True], "label_tokens": None, "prior": None}
+    found = block(classified_set(tmp_path, rows, variant="prompts", **two))
+    true, difference = [row.label == "malignant" for row in rows], [(row.scores or ())[1] for row in rows]
+    assert value(found, "prompts", "auroc") == pytest.approx(sk.roc_auc_score(true, difference), abs=1e-12)
+    saturated = softmax([row.scores for row in rows], axis=1)[:, 1]
+    assert len(set(saturated.tolist())) < 40  # what a ranking by probabilities would take for ties
+
+    # Of five classes the log-odds are those of the probabilities, to rounding.
+    many = classified_set(tmp_path, drawn(100))
+    variant = many.variants["sum"]
+    chances = variant.probabilities
+    assert chances is not None
+    np.testing.assert_allclose(variant.log_odds, np.log(chances) - np.log1p(-chances), atol=1e-9)
+
+
 def test_unparsed_answers_are_wrong_and_no_class_of_their_own(tmp_path: Path) -> None:
     rows = drawn(missing=0.4)
     found = block(classified_set(tmp_path, rows))

@@ -26,6 +26,8 @@ from skinvl.score.report import ReportError
 from skinvl.score.samples import short
 
 CLASSES = ["Nevus", "Melanoma", "Basal Cell Carcinoma", "Benign Keratosis", "Dermatofibroma"]
+VARIED = {"mean": 0.7, "sd": 0.031, "min": 0.612, "max": 0.744, "values": [0.612, 0.744]}
+SPREAD = {"templates": {"accuracy": VARIED}, "names": {"balanced_accuracy": VARIED}}
 
 
 def number(value: float | None, wide: float = 0.03, n: int = 180) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def class_block(names: list[str], word: str, settings: dict[str, Any]) -> dict[s
     bins.insert(0, {"low": 0.0, "high": 0.3, "confidence": None, "accuracy": None, "n": 0})
     return {
         "rows": 122, "unscored": 1, "reasons": {f"no class {word}": 1}, "classes": names, "benchmark": "ham10000",
-        "headline": "sum", "variants": found, "valid": number(0.97), "majority": number(0.41),
+        "headline": "sum", "variants": found, "spread": SPREAD, "valid": number(0.97), "majority": number(0.41),
         "outcomes": {"matched": 118, "none": 2, "ambiguous": 1},
         "confusion": {"sum": matrix, "prompted": [[*row, 2] for row in matrix]},
         "reliability": {"sum": {"temperature": None, "bins": bins}, "calibrated": {"temperature": 1.42, "bins": bins}},
@@ -210,6 +212,8 @@ def test_the_page_holds_every_section_and_number(tmp_path: Path, capsys: pytest.
         "12 eval conversations share a group or an image with the train set, which allow_leak allowed",
         "too-long 4 r0: 300 tokens plain",
         "118 matched, 2 none, 1 ambiguous",
+        "Accuracy over 2 templates of prompts: 0.612 to 0.744, mean 0.700, standard deviation 0.031.",
+        "Balanced accuracy over 2 choices of one name for each class: 0.612 to 0.744",
         "image not found: gone.jpg",
         "missing-image: …/gone.png: no such file",
         "libraries.torch 2.15.0",
@@ -350,7 +354,7 @@ def test_a_missing_piece_leaves_out_its_section(tmp_path: Path) -> None:
 def test_a_set_may_have_nothing_that_could_be_scored(tmp_path: Path) -> None:
     def empty(scores: dict[str, Any]) -> None:
         scores["sets"]["ham10000"]["classes"] |= {
-            "headline": None, "variants": {}, "valid": None, "outcomes": None, "majority": number(None),
+            "headline": None, "variants": {}, "spread": {}, "valid": None, "outcomes": None, "majority": number(None),
             "confusion": {}, "reliability": {}, "risk_coverage": [], "threshold": None, "per_class": {}, "slices": {},
         }  # fmt: skip
         del scores["sets"]["demo"]["answers"]

@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 NUMBER = {"value", "low", "high", "method", "n", "groups", "unscored"}
 BLOCK = {"rows", "unscored", "reasons", "valid", "metrics", "majority", "by", "slices", "settings"}
 CLASSES = {
-    *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "valid", "outcomes", "majority"),
-    *("confusion", "reliability", "risk_coverage", "threshold", "per_class", "slices", "settings"),
+    *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "spread", "valid", "outcomes"),
+    *("majority", "confusion", "reliability", "risk_coverage", "threshold", "per_class", "slices", "settings"),
 }
 
 
@@ -343,6 +343,40 @@ def test_runs_that_were_not_asked_the_same_are_not_compared(tmp_path: Path) -> N
         score.main([str(ours), "--against", str(reordered)])
 
 
+def test_two_towers_are_tested_against_a_model_that_answers(tmp_path: Path) -> None:
+    """Prompts against likelihoods: the same rows, whatever the run; what either was trained on is not paired."""
+    ours = run(tmp_path / "ours", (), classified())
+    settings = json.loads((ours / "eval/classes/lesions.json").read_text())
+    prompts = {**settings, "variant": "prompts", "label_tokens": None, "prior": None, "question": None}
+    rows = [replace(row, varied=(0, 1, 0)) for row in classified(right=lambda place: place % 3 > 0)]
+    rows[4] = replace(rows[4], label=None, scores=None, detail="trained-on: its group", varied=None)
+    put(tmp_path / "towers/eval/classes/lesions.jsonl", rows[::-1], **prompts, variations={"templates": 3, "names": 0})
+    for one, other, what in (
+        ("towers", "ours", "classes, prompts against sum"),
+        ("ours", "towers", "classes, sum against prompts"),
+    ):
+        found = scored(tmp_path / one, "--against", str(tmp_path / other))
+        tests = found["comparison"]["tests"]
+        assert {test["what"] for test in tests} == {what}
+        assert {test["n"] for test in tests} - {11, 12, 47, 48} == {59}
+        assert {test["unpaired"] for test in tests} == {1}
+        assert what in (tmp_path / one / "scores.md").read_text()
+    right = [[place % divisor > 0 for place in range(60) if place != 4] for divisor in (4, 3)]
+    accuracy = next(test for test in tests if test["test"] == "McNemar")
+    assert accuracy["ours"] == pytest.approx(np.mean(right[0]))
+    assert accuracy["theirs"] == pytest.approx(np.mean(right[1]))
+    assert accuracy["p"] == pytest.approx(mcnemar(*map(np.array, right)))
+    found = scored(tmp_path / "towers")["sets"]["lesions"]["classes"]
+    assert (found["headline"], list(found["variants"]), found["unscored"]) == ("prompts", ["prompts"], 1)
+    shares = [47 / 59, 12 / 59, 47 / 59]
+    spread = found["spread"]["templates"]["accuracy"]
+    assert spread["values"] == pytest.approx(shares)
+    assert spread["sd"] == pytest.approx(np.std(shares, ddof=1))
+    assert found["spread"]["templates"]["balanced_accuracy"]["values"] == pytest.approx([0.5] * 3)
+    assert "names" not in found["spread"]
+    assert "over 3 templates | 0.203 to 0.797, sd 0.342" in (tmp_path / "towers/scores.md").read_text()
+
+
 def test_a_corrected_family_counts_every_test() -> None:
     corrected = compare.family([{"p": 0.01}, {"p": None}, {"p": 0.04}])
     assert [one["p_holm"] for one in corrected] == [0.02, None, 0.04]
@@ -406,7 +440,9 @@ def test_the_printed_tables_fit_into_80_columns() -> None:
         "permuted": {"valid": plain, "metrics": metrics},
     }
     variant = dict.fromkeys(("accuracy", "balanced_accuracy", "kappa"), number())
+    varied = {"min": 0.123, "max": 0.965, "sd": 0.123, "values": [0.1] * 16}
     block = {"headline": "sum", "valid": plain, "majority": plain, "variants": {"sum": variant, "prompted": variant}}
+    block |= {"spread": {"templates": {"accuracy": varied, "balanced_accuracy": varied}}}
     common = {
         "set": "mm_skin-test",
         "what": "answers",
@@ -437,7 +473,8 @@ def test_the_printed_tables_fit_into_80_columns() -> None:
     rows = [line.split()[0] for line in shown if re.match(r"[a-z-]+[_-][a-z0-9]+ ", line)]
     assert rows.count("closed_accuracy") == 1 + 2
     assert rows.count("balanced_accuracy") == 2 + 2
-    assert sum(line.startswith("  always the same  0.965 [0.954, 0.976]") for line in shown) == 1 + 2
+    assert sum(bool(re.match(r"  always the same +0\.965 \[0\.954, 0\.976\]", line)) for line in shown) == 1 + 2
+    assert sum(bool(re.match(r"  over 16 templates +0\.123 to 0\.965, sd 0\.123", line)) for line in shown) == 2
     assert "p by B: paired bootstrap, M: McNemar; Holm: p corrected for all of these tests" in shown
     both = tables.markdown(scores)
     cell = "0.965 \\[0.954, 0.976\\] E"
