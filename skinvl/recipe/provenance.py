@@ -1,4 +1,4 @@
-"""How an adapter was made, as a run's env.json has it: the machine, the base, the data, and what was done with them."""
+"""How a run was made, as its env.json has it: the machine, the base, the data, and what was done with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE = "env.json"  # in the folder of a run
 
 
 class TrainedBase(StrictModel):
-    """The base that an adapter was trained on, so that it can be told from any other."""
+    """The base that a run was trained on, so that it can be told from any other."""
 
     model: str
     """Model id on the Hugging Face hub, or the local folder."""
@@ -21,7 +21,7 @@ class TrainedBase(StrictModel):
     fingerprint: str
     """The commit, or of a local folder a digest of its config and weights."""
     model_type: str
-    """Its architecture, as its config names it; a family of skinvl."""
+    """Its architecture, as its config names it."""
 
 
 class PrecomputedFeatures(StrictModel):
@@ -35,8 +35,32 @@ class PrecomputedFeatures(StrictModel):
     """What computing them, and checking those that were there, took."""
 
 
+class Conversion(StrictModel):
+    """How far the features of converted towers are from those of the checkpoint they were made of, on probe inputs."""
+
+    images: float
+    """Largest difference of an image's features, which have length one."""
+    texts: float
+    """Largest difference of a text's features, which have length one."""
+
+
+class TowersData(StrictModel):
+    """What two towers were trained on, and from."""
+
+    texts: dict[str, int]
+    """Texts of the training images, by aspect."""
+    distinct: int
+    """How many of them read differently, case and spaces apart."""
+    text_length: int
+    """Most tokens that the text tower reads."""
+    too_long: int
+    """Texts beyond that; data.too_long in the recipe says what happened to them."""
+    conversion: Conversion | None
+    """Of a base that was converted from open_clip's format; null where it was not."""
+
+
 class Provenance(StrictModel):
-    """How an adapter was made: with recipe.yaml, what it takes to make it again."""
+    """How a run was made: with recipe.yaml, what it takes to make it again."""
 
     python: str
     """Version of Python."""
@@ -53,13 +77,13 @@ class Provenance(StrictModel):
     command: list[str]
     """The words after `skinvl`."""
     base: TrainedBase
-    """What the adapter was trained on."""
+    """What it was trained on."""
     init_adapter: str | None = None
-    """Digest of the config and weights of the adapter that it went on from; null where it began anew."""
+    """Digest of the config and weights of what it went on from; null where it began anew."""
     attention: str
     """The attention kernel that ran."""
     shared: str
-    """How often what conversations about one image have in common is computed."""
+    """How often what texts of one image have in common is computed."""
     features: PrecomputedFeatures | None
     """Features that were computed ahead; null where the tower ran in every step."""
     precision: str
@@ -73,17 +97,19 @@ class Provenance(StrictModel):
     data: dict[str, str]
     """Digests of the files that were trained and evaluated on, by path."""
     effective_batch: int
-    """Conversations of a step, over all ranks and accumulated batches."""
+    """Conversations of a step, over all ranks and accumulated batches; of two towers images."""
     allow_leak: bool
-    """Whether eval conversations that share a group or an image with the train set were kept."""
+    """Whether eval rows that share a group or an image with the train set were kept."""
     leaking: int
-    """Eval conversations that share one, and were kept."""
+    """Eval rows that share one, and were kept."""
     moved: int
-    """Eval conversations that share one, and were moved to the train set or left out."""
+    """Eval rows that share one, and were moved to the train set or left out."""
     rows: dict[str, int]
-    """Conversations that were trained on, and those of each eval set."""
+    """Conversations that were trained on, and those of each eval set; of two towers images with their texts."""
     dropped: int
-    """Conversations that cannot be used; ledger.jsonl has the reason of each."""
+    """Conversations or texts that cannot be used; ledger.jsonl has the reason of each."""
+    towers: TowersData | None = None
+    """What a run of two towers adds; null is of a vision-language model."""
 
     def write(self, run: Path) -> None:
         """Writes env.json into the folder of a run."""

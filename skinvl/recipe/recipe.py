@@ -4,47 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from skinvl.recipe import sections, strict
+from skinvl.recipe import loading, sections, strict
+from skinvl.recipe.base import Base as Base
+from skinvl.recipe.base import Name as Name
+from skinvl.recipe.base import Text as Text
+from skinvl.recipe.base import bases as bases
+from skinvl.recipe.base import load_base as load_base
+from skinvl.recipe.loading import recipes as recipes
 from skinvl.recipe.shipped import find
 from skinvl.recipe.shipped import shipped as shipped
 from skinvl.recipe.strict import Fault, StrictModel
 from skinvl.recipe.strict import RecipeError as RecipeError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Text = Annotated[str, Field(min_length=1)]
 Fact = Literal["modality", "diagnosis", "malignancy", "skin_type", "age", "sex", "site", "kind"]  # as data.example
-
-
-class Base(StrictModel):
-    """The model a run starts from."""
-
-    name: Name
-    """Short name, used in the name of the run's folder."""
-    model: Text | None = None
-    """Model id on the Hugging Face hub, or a local folder."""
-    random: Text | None = None
-    """Family whose tiny model with random weights is built into bases/<name>/, instead of `model`."""
-    revision: Text | None = None
-    """Commit, tag or branch on the hub; null is the newest, whose commit the run records."""
-    licence: str | None = None
-    """Licence of the weights; null is unknown."""
-    note: str | None = None
-    """What a user should know before choosing it."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.model is None) == (self.random is None):
-            raise ValueError("expected either model (an id or a folder) or random (a family), and not both")
-        return self
-
-    @property
-    def location(self) -> str:
-        """The model id or folder to load; a random base lies in bases/<name> once it is built."""
-        return self.model or f"bases/{self.name}"
 
 
 class SourceSpec(StrictModel):
@@ -159,7 +135,7 @@ class ClassSpec(StrictModel):
     """One classification: rows, their true classes, and what is asked."""
 
     source: Text
-    """Name of a folder in data/, or a path; or a CSV of MM-Skin's classification sets as released."""
+    """Name of a folder in data/, or a path; or a CSV of classification sets as released (MM-Skin's, zero-shot ones)."""
     split: Text = "test"
     """Split of the source."""
     images: Text | None = None
@@ -170,6 +146,9 @@ class ClassSpec(StrictModel):
     """Field of an Example's facts that holds the true class; `answer` is the last answer itself."""
     classes: list[Text] | None = Field(default=None, min_length=2)
     """The classes, where no benchmark names them; null without a benchmark is every value that the rows have."""
+    class_file: Text | None = None
+    """The classes as a file: one on each line, or a list in JSON, FILE.json#KEY; of a CSV of label numbers in their
+    order."""
     where: dict[str, str] = {}
     """Only rows whose facts have these values."""
     question: Text | None = None
@@ -244,73 +223,15 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a shipped name or a YAML file, with `key=value` overrides laid over it.
 
     Raises:
-        RecipeError: every fault with its line, key and what was expected.
+        RecipeError: a recipe of two towers, or every fault with its line, key and what was expected.
         FileNotFoundError: no such recipe.
     """
-    # The YAML, the overrides over it, and the file of its base in it.
-    path = find(name_or_path, "recipes")
-    document = strict.read(path)
-    faults = strict.override(document, overrides)
-    data = document.data
-    data.setdefault("name", path.stem)
-    if isinstance(data.get("base"), str):
-        try:
-            data["base"] = load_base(data["base"]).model_dump()
-        except FileNotFoundError as error:
-            faults.append(Fault(("base",), str(error)))
-            data["base"] = {"name": "unknown", "model": "unknown"}  # so that the other faults are found as well
-
-    # What pydantic does not see: Hugging Face's own fields, and what settings ask of one another.
-    for section in ("lora", "quantization", "train"):
-        if isinstance(data.get(section), dict):
-            faults += sections.check(section, data[section])
-    faults += _settings(data)
-
-    # All faults at once.
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        document.fail(faults + strict.faults(error, Recipe))
-        raise
-    document.fail(faults)
-    return recipe
-
-
-def load_base(name: str) -> Base:
-    """The base of a shipped name, a YAML file, a model id `owner/name` or a local folder.
-
-    Raises:
-        RecipeError: the YAML has faults.
-        FileNotFoundError: none of these; the message names the nearest.
-    """
-    if name not in bases() and not name.endswith(".yaml") and ("/" in name or Path(name).is_dir()):
-        local = Path(name).expanduser()
-        model, last = (str(local), local.resolve().name) if local.is_dir() else (name, name.rpartition("/")[2])
-        document = strict.Document(name, {"name": last.lower(), "model": model})
-    else:
-        path = find(name, "recipes/bases")
-        document = strict.read(path)
-        document.data.setdefault("name", path.stem)
-    try:
-        return Base.model_validate(document.data)
-    except ValidationError as error:
-        document.fail(strict.faults(error, Base))
-        raise
+    return loading.load(Recipe, "sft", name_or_path, overrides, _faults)
 
 
 def dump(recipe: Recipe) -> str:
     """The resolved YAML, from which `load` makes an equal recipe."""
     return strict.write(recipe.model_dump())
-
-
-def recipes() -> list[str]:
-    """The names of the shipped recipes."""
-    return sorted(path.stem for path in shipped("recipes").glob("*.yaml"))
-
-
-def bases() -> list[str]:
-    """The names of the shipped bases."""
-    return sorted(path.stem for path in shipped("recipes/bases").glob("*.yaml"))
 
 
 def deepspeed_config(name: str) -> Path:
@@ -322,32 +243,21 @@ def deepspeed_config(name: str) -> Path:
     return find(name, "ds_configs", ".json")
 
 
-def _settings(data: dict[str, Any]) -> list[Fault]:
-    """Faults of single settings that hold only together with others or with files."""
-    train = data.get("train")
-    if not isinstance(train, dict):
-        return []
+def _faults(data: dict[str, Any]) -> list[Fault]:
+    """What pydantic does not see: Hugging Face's own fields, and settings that hold only with others or with files."""
     faults = []
-    if isinstance(train.get("deepspeed"), str):
+    for section in ("lora", "quantization", "train"):
+        if isinstance(data.get(section), dict):
+            faults += sections.check(section, data[section])
+    train, parts = (data.get(section) for section in ("train", "parts"))
+    if isinstance(train, dict) and isinstance(train.get("deepspeed"), str):
         try:
             deepspeed_config(train["deepspeed"])
         except FileNotFoundError as error:
             faults.append(Fault(("train", "deepspeed"), str(error)))
-    if train.get("eval_strategy", "no") != "no" and isinstance(data.get("data"), dict) and not data["data"].get("eval"):
-        faults.append(Fault(("train", "eval_strategy"), "data.eval is empty; name a source there, or set it to no"))
-    evaluate = data.get("evaluate")
-    if isinstance(evaluate, dict) and evaluate.get("during") and train.get("eval_strategy", "no") == "no":
-        faults.append(Fault(("evaluate", "during"), "the training evaluates nothing; set train.eval_strategy"))
-    parts = data.get("parts")
     vision = parts.get("vision") if isinstance(parts, dict) else None
     if data.get("cache_gb") and isinstance(vision, dict) and vision.get("train", "frozen") != "frozen":
         faults.append(
             Fault(("cache_gb",), "parts.vision trains, so that its features change with every step; leave cache_gb out")
         )
-    if data.get("early_stopping") is not None and (
-        train.get("metric_for_best_model") is None or train.get("eval_strategy", "no") == "no"
-    ):
-        faults.append(
-            Fault(("early_stopping",), "nothing to watch; set train.metric_for_best_model=loss and train.eval_strategy")
-        )
-    return faults
+    return faults + loading.of_training(data, during=0)

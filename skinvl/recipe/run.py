@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import xxhash
 from pydantic import ValidationError
 
-from skinvl.recipe import provenance, strict
+from skinvl.recipe import loading, provenance, strict, towers
 from skinvl.recipe.files import digest, existing, read_json, write_text
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe, RecipeError, dump, load
+from skinvl.recipe.sections import RecipeKind
+from skinvl.recipe.towers import PretrainRecipe
 
 RECIPE = "recipe.yaml"  # in the folder of a run: the recipe, resolved
 WEIGHTS = "adapter_model.safetensors"  # in the folder of an adapter
 CONFIG = "adapter_config.json"
+MODEL_WEIGHTS = "model.safetensors"  # in the folder of a whole model
+MODEL_CONFIG = "config.json"
+AnyRecipe = TypeVar("AnyRecipe", Recipe, PretrainRecipe)
 
 
 class RunError(ValueError):
@@ -27,7 +33,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The folder of a training, with what it says of itself."""
+    """The folder of a training of skinvl sft, with what it says of itself."""
 
     path: Path
     recipe: Recipe
@@ -45,62 +51,139 @@ class Run:
 
     def adapted(self, recipe: Recipe | None = None) -> Recipe:
         """The recipe of its adapter on the base it was trained on; one that was given anew may differ in the rest."""
-        recipe = recipe or self.recipe
-        base = recipe.base.model_copy(update={"revision": self.provenance.base.commit or recipe.base.revision})
-        return recipe.model_copy(update={"init_adapter": str(self.adapter), "base": base})
+        return _trained(recipe or self.recipe, self.adapter, self.provenance)
+
+
+@dataclass(frozen=True, slots=True)
+class TowersRun:
+    """The folder of a training of skinvl pretrain, with what it says of itself."""
+
+    path: Path
+    recipe: PretrainRecipe
+    provenance: Provenance
+
+    @property
+    def trained(self) -> Path:
+        """The folder of what it trained, which appears when the training ends: an adapter, or the whole model."""
+        return self.path / ("adapter" if self.recipe.makes_adapter else "model")
+
+    @property
+    def weights(self) -> Path:
+        """The file of the weights that it trained."""
+        return self.trained / (WEIGHTS if self.recipe.makes_adapter else MODEL_WEIGHTS)
+
+    def adapted(self, recipe: PretrainRecipe | None = None) -> PretrainRecipe:
+        """The recipe of what it trained, on its base; one that was given anew may differ in the rest."""
+        return _trained(recipe or self.recipe, self.trained, self.provenance)
+
+
+def kind(name: str | Path, overrides: Sequence[str] = ()) -> RecipeKind:
+    """The verb that trains a recipe, or has trained the run in a folder: it decides what evaluates it.
+
+    Raises:
+        RunError: a folder without a recipe, or one that is not there.
+        RecipeError, FileNotFoundError: no recipe.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or ("/" in str(name) and path.suffix != ".yaml"):
+        if not (path / RECIPE).is_file():
+            _no_run(path, RECIPE)
+        return loading.kind_of(str(path / RECIPE))
+    return loading.kind_of(str(name), overrides)
 
 
 def adapter_digest(folder: Path) -> str:
-    """What tells an adapter from any other: 32 hexadecimal digits, xxh3, of its config and weights.
+    """What tells trained weights from any other: 32 hexadecimal digits, xxh3, of an adapter's or model's files.
 
     Where its base lies is left out, which differs from machine to machine.
 
     Raises:
         RunError: its config cannot be read.
     """
-    config = read_json(folder / CONFIG, "put the adapter back as it was saved", RunError)
+    whole = not (folder / CONFIG).is_file() and (folder / MODEL_CONFIG).is_file()
+    config_name, weights = (MODEL_CONFIG, MODEL_WEIGHTS) if whole else (CONFIG, WEIGHTS)
+    config = read_json(folder / config_name, "put it back as it was saved", RunError)
     settings = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision")}
-    return xxhash.xxh3_128_hexdigest(f"{json.dumps(settings, sort_keys=True)} {digest(folder / WEIGHTS)}".encode())
+    return xxhash.xxh3_128_hexdigest(f"{json.dumps(settings, sort_keys=True)} {digest(folder / weights)}".encode())
 
 
-def begun(path: Path) -> Run:
-    """The run in a folder, finished or not.
+def begun(path: Path) -> Run | TowersRun:
+    """The run in a folder, finished or not, of sft or of pretrain.
 
     Raises:
         RunError: no run, or one whose records are not as this version writes them.
     """
     lacks = [name for name in (RECIPE, provenance.FILE) if not (path / name).is_file()]
     if lacks:
-        why = f"it has no {lacks[0]}" if path.is_dir() else "there is no such folder"
-        raise RunError(f"{path}: no run, {why}: nothing was trained here; give the folder that skinvl sft has made")
+        _no_run(path, lacks[0])
     try:
-        recipe = Recipe.model_validate(strict.read(path / RECIPE).data)
+        data = strict.read(path / RECIPE).data
+        recipe = PretrainRecipe.model_validate(data) if "objective" in data else Recipe.model_validate(data)
     except (RecipeError, ValidationError) as error:
         raise RunError(f"{path / RECIPE}: not a recipe of this version ({_line(error)})") from error
-    values = read_json(path / provenance.FILE, "put back what skinvl sft wrote, or train again", RunError)
+    values = read_json(path / provenance.FILE, "put back what the training wrote, or train again", RunError)
     try:
-        return Run(path, recipe, Provenance.model_validate(values))
+        of_run = Provenance.model_validate(values)
     except ValidationError as error:
         raise RunError(f"{path / provenance.FILE}: not as this version writes it ({_line(error)})") from error
+    return TowersRun(path, recipe, of_run) if isinstance(recipe, PretrainRecipe) else Run(path, recipe, of_run)
 
 
 def finished(path: Path) -> Run:
-    """The run in a folder, with its adapter.
+    """The run of sft in a folder, with its adapter.
 
     Raises:
-        RunError: no run, one that has not ended, or one whose records are not as this version writes them.
+        RunError: no run, one of two towers, one that has not ended, or records not as this version writes them.
     """
     run = begun(path)
-    if not run.weights.is_file():
-        raise RunError(f"{path}: no adapter yet; the run has not ended. Go on with it by resume=auto")
+    if isinstance(run, TowersRun):
+        raise RunError(
+            f"{path}: a run of two towers, which embed images and texts and answer nothing; use skinvl eval, zeroshot "
+            "or retrieve"
+        )
+    _require_ended(run, "adapter")
     return run
+
+
+def finished_towers(path: Path) -> TowersRun:
+    """The run of pretrain in a folder, with what it trained.
+
+    Raises:
+        RunError: no run, one of sft, one that has not ended, or records not as this version writes them.
+    """
+    run = begun(path)
+    if isinstance(run, Run):
+        raise RunError(
+            f"{path}: a run of a vision-language model, which answers and embeds no texts; use skinvl eval, generate "
+            "or classify"
+        )
+    _require_ended(run, run.trained.name)
+    return run
+
+
+def _require_ended(run: Run | TowersRun, trained: str) -> None:
+    if not run.weights.is_file():
+        raise RunError(f"{run.path}: no {trained} yet; the run has not ended. Go on with it by resume=auto")
+
+
+def _no_run(path: Path, lacks: str) -> NoReturn:
+    why = f"it has no {lacks}" if path.is_dir() else "there is no such folder"
+    raise RunError(
+        f"{path}: no run, {why}: nothing was trained here; give the folder that skinvl sft or pretrain has made"
+    )
+
+
+def _trained(recipe: AnyRecipe, trained: Path, of_run: Provenance) -> AnyRecipe:
+    """The recipe on the very base that was trained on, with what was trained."""
+    base = recipe.base.model_copy(update={"revision": of_run.base.commit or recipe.base.revision})
+    return recipe.model_copy(update={"init_adapter": str(trained), "base": base})
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def folder(recipe: Recipe, runs: Path = Path("runs")) -> Path:
+def folder(recipe: Recipe | PretrainRecipe, runs: Path = Path("runs")) -> Path:
     """Where a recipe's run lies: `runs/<recipe>--<base>`, or under the name that `run=` gives."""
     name = recipe.run or f"{recipe.name}--{recipe.base.name}"
     if Path(name).name != name:
@@ -120,11 +203,31 @@ def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
     name that `run=` gives.
 
     Raises:
-        RunError: a folder without a finished run, or an override of how it was trained.
+        RunError: a folder without a finished run of sft, or an override of how it was trained.
+        RecipeError: a recipe of two towers, or one with faults.
     """
+    return _evaluated(name, overrides, load, lambda path, recipe: finished(path).adapted(recipe))
+
+
+def evaluated_towers(name: str, overrides: Sequence[str]) -> tuple[PretrainRecipe, Path]:
+    """As `evaluated`, of two towers: the folder of a run stands for what it trained.
+
+    Raises:
+        RunError: a folder without a finished run of pretrain, or an override of how it was trained.
+        RecipeError: a recipe of a vision-language model, or one with faults.
+    """
+    return _evaluated(name, overrides, towers.load, lambda path, recipe: finished_towers(path).adapted(recipe))
+
+
+def _evaluated(
+    name: str,
+    overrides: Sequence[str],
+    load: Callable[[str, Sequence[str]], AnyRecipe],
+    trained: Callable[[Path, AnyRecipe | None], AnyRecipe],
+) -> tuple[AnyRecipe, Path]:
     path = Path(name)
     if "/" in name and path.suffix != ".yaml" and not path.expanduser().exists():
-        finished(path)  # a run that is not there, and says so
+        _no_run(path, RECIPE)
     if not path.is_dir():
         recipe = load(name, overrides)
         own = folder(recipe)
@@ -132,22 +235,25 @@ def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
         if (out / provenance.FILE).is_file():
             raise RunError(f"{out}: a training lies there; give this folder to evaluate it, or another name with run=")
         return recipe, out
-    untrained = (path / RECIPE).is_file() and not (path / provenance.FILE).is_file()  # a base that was evaluated before
-    run = None if untrained else finished(path)
+
+    # What was trained is evaluated as it was; a folder without records of a training holds a base evaluated before.
+    untrained = (path / RECIPE).is_file() and not (path / provenance.FILE).is_file()
+    if not untrained:
+        trained(path, None)
     if other := [words for words in overrides if not words.startswith(ASKED)]:
         raise RunError(
             f"{other[0]}: {path} was trained otherwise, and is evaluated as it was; expected evaluate.…, data.eval or "
-            "attention. To evaluate a base without this adapter give a recipe's name instead of the run"
+            "attention. To evaluate a base without this training give a recipe's name instead of the run"
         )
     recipe = load(str(path / RECIPE), overrides)
-    return (recipe if run is None else run.adapted(recipe)), path
+    return (recipe if untrained else trained(path, recipe)), path
 
 
-def begin(path: Path, recipe: Recipe) -> None:
+def begin(path: Path, recipe: Recipe | PretrainRecipe) -> None:
     """Makes the folder of an evaluation, with the recipe of a base that no run has trained."""
     path.mkdir(parents=True, exist_ok=True)
     if not (path / RECIPE).is_file():
-        write_text(path / RECIPE, dump(recipe))
+        write_text(path / RECIPE, towers.dump(recipe) if isinstance(recipe, PretrainRecipe) else dump(recipe))
 
 
 def require_free(path: Path, resume: bool) -> None:

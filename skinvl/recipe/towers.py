@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from string import Formatter
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from skinvl.recipe import loading, sections, strict
 from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, SourceSpec, Text
-from skinvl.recipe.strict import StrictModel
+from skinvl.recipe.strict import Fault, StrictModel
+
+AspectName = Literal["caption", "ontology", "concepts", "sentences"]
 
 
 class TowerSpec(StrictModel):
@@ -50,7 +55,7 @@ class Objective(StrictModel):
     name: Literal["clip", "siglip", "make", "make-ontology"]
     """clip: symmetric InfoNCE. siglip: a sigmoid for each pair. make: multi-aspect texts, diagnosis-guided weights,
     local alignment. make-ontology: make with soft targets by the tree of diagnoses."""
-    aspects: list[Literal["caption", "ontology", "concepts", "sentences"]] = Field(default=["caption"], min_length=1)
+    aspects: list[AspectName] = Field(default=["caption"], min_length=1)
     """Which texts of an image are trained on."""
     sentences: int = Field(default=8, gt=0)
     """Most sentences of its captions that an image has as texts of their own."""
@@ -63,7 +68,14 @@ class Objective(StrictModel):
     soft: float = Field(default=0.5, ge=0, le=1)
     """Of make-ontology: share of the target that goes by the ontology at the start; it falls to 0 by a cosine."""
     released: bool = False
-    """Whether to compute what the released code computes, its faults included, for comparison."""
+    """Whether to compute what the released code computes, faults included, for comparison; all negatives are kept."""
+
+    @field_validator("aspects")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("an aspect is named twice; keep each once")
+        return value
 
 
 class Negatives(StrictModel):
@@ -104,6 +116,14 @@ class PretrainData(StrictModel):
     allow_leak: bool = False
     """Whether to go on when evaluation data shares groups or images with training data."""
 
+    @field_validator("texts")
+    @classmethod
+    def _templates(cls, value: dict[str, str]) -> dict[str, str]:
+        for kind, template in value.items():
+            if _fields(template) != ["answer"]:
+                raise ValueError(f"{kind}: found {template!r}; expected a template with {{answer}} once, and no other")
+        return value
+
 
 class PretrainEvaluate(StrictModel):
     """What a finished run is asked, and how that is scored."""
@@ -112,6 +132,8 @@ class PretrainEvaluate(StrictModel):
     """Sets to classify by prompts, without having trained on them."""
     prompts: Text = "neutral"
     """Templates of a prompt: neutral (ours), or a file of one a line, or of JSON, with {c} for the class."""
+    synonyms: bool = True
+    """Whether a class is also called by its synonyms and narrower names, else by its own name alone."""
     batch_size: int = Field(default=64, gt=0)
     """Images, or texts, encoded at a time."""
     during: int = Field(default=1024, gt=1)
@@ -156,3 +178,94 @@ class PretrainRecipe(StrictModel):
     def bf16(self) -> bool:
         """Whether the towers run under autocast in bf16; their weights that train are fp32 in any case."""
         return bool(self.train.get("bf16", True))
+
+    @property
+    def makes_adapter(self) -> bool:
+        """Whether the run makes an adapter; else it makes a whole model."""
+        return "lora" in (self.towers.image.train, self.towers.text.train)
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
+    """The recipe of a shipped name or a YAML file, with `key=value` overrides laid over it.
+
+    Raises:
+        RecipeError: a recipe of a vision-language model, or every fault with its line, key and what was expected.
+        FileNotFoundError: no such recipe.
+    """
+    return loading.load(PretrainRecipe, "pretrain", name_or_path, overrides, _faults)
+
+
+def dump(recipe: PretrainRecipe) -> str:
+    """The resolved YAML, from which `load` makes an equal recipe."""
+    return strict.write(recipe.model_dump())
+
+
+def _faults(data: dict[str, Any]) -> list[Fault]:
+    """What pydantic does not see: Hugging Face's own fields, and settings that hold only with others."""
+    faults = []
+    for section in ("lora", "train"):
+        if isinstance(data.get(section), dict):
+            faults += sections.check(section, data[section], "pretrain")
+    towers, objective = (data.get(section) or {} for section in ("towers", "objective"))
+    if isinstance(towers, dict) and data.get("lora"):
+        parts = [spec.get("train") for spec in towers.values() if isinstance(spec, dict)]
+        if "lora" not in parts:
+            faults.append(Fault(("lora",), "no tower trains with it; set towers.image.train=lora, or leave lora out"))
+    if isinstance(objective, dict):
+        faults += _of_objective(objective, data)
+    return faults + loading.of_training(data, PretrainEvaluate().during)
+
+
+def _of_objective(objective: dict[str, Any], data: dict[str, Any]) -> list[Fault]:
+    """Faults of an objective: what its name, its aspects or another of its settings leaves without an effect.
+
+    A resolved recipe names every setting, so that one at its default is none.
+    """
+    name, aspects = objective.get("name"), objective.get("aspects") or ["caption"]
+    if not isinstance(aspects, list):
+        return []
+    make, local = name in ("make", "make-ontology"), objective.get("local", 0.7)
+    faults = []
+
+    def refuse(key: str, why: str) -> None:
+        if key in objective and objective[key] != Objective.model_fields[key].get_default(call_default_factory=True):
+            faults.append(Fault(("objective", key), why))
+
+    # Of an objective that has no such setting, or lacks the texts for it.
+    if name in ("clip", "siglip"):
+        for key in ("weights", "local", "sigma"):
+            refuse(key, f"{name} has none; set objective.name to make or make-ontology, or leave it out")
+    if name in ("clip", "siglip", "make"):
+        refuse("soft", f"{name} has no soft targets; set objective.name to make-ontology, or leave it out")
+    if "sentences" not in aspects:
+        refuse("sentences", "no sentences are trained on; add them to objective.aspects, or leave it out")
+    if make and local == 0:
+        refuse("sigma", "objective.local is 0, so that no patch is compared with a text; leave it out")
+    if make and isinstance(local, int | float) and local > 0 and aspects == ["caption"]:
+        faults.append(
+            Fault(("objective",), "captions are not aligned with patches; set local to 0, or add to objective.aspects")
+        )
+
+    # The released code compares every pair.
+    negatives = data.setdefault("negatives", {})
+    if objective.get("released") is True and isinstance(negatives, dict):
+        for key in Negatives.model_fields:
+            if negatives.setdefault(key, "keep") != "keep":
+                faults.append(Fault(("negatives", key), "objective.released keeps all negatives; set it to keep"))
+        if make and (set(aspects) != set(get_args(AspectName)) or objective.get("sentences", 8) != 8):
+            faults.append(
+                Fault(
+                    ("objective", "released"),
+                    "the released code has a caption, an ontology text, concepts and 8 sentences an image; name all "
+                    "four in objective.aspects, and leave sentences at 8",
+                )
+            )
+    return faults
+
+
+def _fields(template: str) -> list[str]:
+    """The names in braces of a template; of text with a stray brace, that brace."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError:
+        return ["{"]

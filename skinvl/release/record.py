@@ -16,7 +16,7 @@ from skinvl.recipe import provenance
 from skinvl.recipe.files import digest, read_json, read_json_lines
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe
-from skinvl.recipe.run import Run, adapter_digest, begun, finished
+from skinvl.recipe.run import Run, TowersRun, adapter_digest, begun, finished
 
 
 class RecordError(ValueError):
@@ -149,7 +149,7 @@ def source(location: str, trained: Mapping[str, str] | None = None, rights: dict
     )
 
 
-def _lineage(run: Run, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:
+def _lineage(run: Run | TowersRun, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:
     """The sources that a run and the runs it went on from were trained on, and adapters of which nothing is known."""
     specs, adapter = run.recipe.data.train, run.recipe.init_adapter
     sources = {spec.source: source(spec.source, run.provenance.data, rights) for spec in specs}

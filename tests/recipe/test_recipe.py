@@ -195,13 +195,15 @@ def test_the_old_name_of_a_setting_points_to_the_new_one(write: Callable[[str], 
 
 def test_every_owned_or_accepted_key_exists_in_the_installed_libraries() -> None:
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, TrainingArguments
     from trl.trainer.sft_config import SFTConfig
 
     gone = {"group_by_length", "warmup_ratio"}  # of transformers 4, named since recipes still hold them
-    assert set(sections._OWNED["train"]) - {field.name for field in fields(SFTConfig)} == gone
-    assert {*sections._OWNED["lora"], *sections._LORA} <= {field.name for field in fields(LoraConfig)}
-    assert {*sections._OWNED["quantization"], *sections._QUANTIZATION} <= set(signature(BitsAndBytesConfig).parameters)
+    of_sft, of_towers = sections._OWNED["sft"], sections._OWNED["pretrain"]
+    assert set(of_sft["train"]) - {field.name for field in fields(SFTConfig)} == gone
+    assert set(of_towers["train"]) - {field.name for field in fields(TrainingArguments)} == gone
+    assert {*of_sft["lora"], *of_towers["lora"], *sections._LORA} <= {field.name for field in fields(LoraConfig)}
+    assert {*of_sft["quantization"], *sections._QUANTIZATION} <= set(signature(BitsAndBytesConfig).parameters)
 
 
 def test_dump_and_load_are_inverse(write: Callable[[str], str]) -> None:

@@ -1,8 +1,9 @@
-"""The door to a run: what is none, what has not ended, what cannot be read, and what it is asked with."""
+"""The door to a run: its kind, what is none, what has not ended, what cannot be read, and what it is asked with."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from helpers import provenances
 from skinvl.recipe import provenance, run
-from skinvl.recipe.provenance import PrecomputedFeatures, Provenance, TrainedBase
+from skinvl.recipe.provenance import Conversion, PrecomputedFeatures, Provenance, TowersData, TrainedBase
 from skinvl.recipe.run import RunError
+from skinvl.recipe.strict import RecipeError
 
 RECIPE = """\
 name: small
@@ -41,6 +43,86 @@ def test_a_finished_run_is_opened(tmp_path: Path) -> None:
     adapted = opened.adapted()
     assert (adapted.init_adapter, adapted.base.revision) == (str(path / "adapter"), "c" * 40)
     assert run.evaluated(str(path), []) == (adapted, path)
+
+
+TOWERS = """\
+name: small
+base: {name: b, kind: dual, model: owner/name, revision: main}
+data: {train: [{source: drawn, split: train}]}
+objective: {name: clip}
+batch: {images: 4}
+"""
+OF_TOWERS = TowersData(texts={"caption": 3}, distinct=2, text_length=77, too_long=0, conversion=None)
+
+
+def made_towers(tmp_path: Path, recipe: str = TOWERS, trained: str = "model/model.safetensors") -> Path:
+    """The folder of a run of two towers that has finished, without anything to load."""
+    path = tmp_path / "two"
+    (path / trained).parent.mkdir(parents=True)
+    (path / trained).write_bytes(b"weights")
+    (path / "recipe.yaml").write_text(recipe)
+    provenances.made(towers=OF_TOWERS, base={"commit": "c" * 40}).write(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [
+        (TOWERS, "model/model.safetensors"),
+        (TOWERS + "towers: {text: {train: lora}}\n", "adapter/adapter_model.safetensors"),
+    ],
+)
+def test_a_finished_run_of_two_towers_is_opened(tmp_path: Path, recipe: str, trained: str) -> None:
+    path = made_towers(tmp_path, recipe, trained)
+    opened = run.finished_towers(path)
+    assert (opened.recipe.objective.name, opened.provenance.towers, opened.weights) == (
+        "clip", OF_TOWERS, path / trained,
+    )  # fmt: skip
+    adapted = opened.adapted()
+    assert (adapted.init_adapter, adapted.base.revision) == (str((path / trained).parent), "c" * 40)
+    assert run.evaluated_towers(str(path), []) == (adapted, path)
+    assert run.evaluated_towers(str(path), ["evaluate.batch_size=2"])[0].evaluate.batch_size == 2
+    with pytest.raises(RunError, match=r"towers.text.train=full: .*two was trained otherwise"):
+        run.evaluated_towers(str(path), ["towers.text.train=full"])
+    (path / trained).unlink()
+    assert run.begun(path).recipe == opened.recipe
+    with pytest.raises(RunError, match=f"two: no {trained.partition('/')[0]} yet; the run has not ended"):
+        run.finished_towers(path)
+
+
+def test_a_run_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    of_sft, of_towers = made(tmp_path), made_towers(tmp_path)
+    assert (run.kind(of_sft), run.kind(str(of_towers))) == ("sft", "pretrain")
+    assert (run.kind("tiny"), run.kind("tiny-clip")) == ("sft", "pretrain")
+    with pytest.raises(RunError, match=r"two: a run of two towers, which .* answer nothing; use skinvl eval, zeroshot"):
+        run.evaluated(str(of_towers), [])
+    with pytest.raises(RunError, match=r"one: a run of a vision-language model, which answers and .* generate"):
+        run.evaluated_towers(str(of_sft), [])
+    (of_towers / "env.json").unlink()  # as of a base alone
+    with pytest.raises(RecipeError, match=r"recipe.yaml: a recipe of two towers \(it has the key objective\), which"):
+        run.evaluated(str(of_towers), [])
+    with pytest.raises(RunError, match="none: no run, there is no such folder"):
+        run.kind(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("load", [run.evaluated, run.evaluated_towers])
+def test_a_base_alone_is_evaluated_in_a_folder_of_its_own(
+    load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, base = ("tiny", "tiny-qwen2_vl") if load is run.evaluated else ("tiny-clip", "tiny-clip")
+    recipe, out = load(name, [])
+    assert (out, recipe.init_adapter) == (Path(f"runs/{name}--{base}--untrained"), None)
+    run.begin(out, recipe)
+    assert load(str(out), []) == (recipe, out)
+
+
+def test_trained_weights_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "x"}')
+    (tmp_path / "model.safetensors").write_bytes(b"a")
+    before = run.adapter_digest(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"b")
+    assert run.adapter_digest(tmp_path) != before
 
 
 def test_of_a_local_base_the_revision_stays(tmp_path: Path) -> None:
@@ -103,7 +185,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert run.begun(path).provenance == provenances.made(**changes)
 
 
-@pytest.mark.parametrize("kind", [Provenance, TrainedBase, PrecomputedFeatures])
+@pytest.mark.parametrize("kind", [Provenance, TrainedBase, PrecomputedFeatures, TowersData, Conversion])
 def test_every_field_has_its_sentence(kind: Any) -> None:
     without = [name for name, field in kind.model_fields.items() if not (field.description or "").endswith(".")]
     assert without == []
