@@ -1,0 +1,175 @@
+"""The embeddings that two towers make of images and texts: each different one once, in batches, over all ranks.
+
+Evaluation mode, in the precision that the towers were trained in; what stays fp32 is exact, without TF32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from numpy.typing import NDArray
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from skinvl.data.pixels import ImageError, upright
+from skinvl.data.progress import Progress, share
+from skinvl.model.towers_loaded import LoadedTowers, PixelFormat
+
+Vectors = NDArray[np.float32]
+Key = TypeVar("Key", bound=Hashable)
+
+
+def images(
+    loaded: LoadedTowers,
+    shown: Sequence[tuple[Path, str]],
+    state: PartialState | None = None,
+    say: Console | None = None,
+) -> Vectors:
+    """float32[N, D], of length one, of N images: folder and path in it; NaN where one cannot be read.
+
+    Args:
+        state: the ranks that share the work; each gets all of it. None is this process alone.
+    """
+    paths = [root / path for root, path in shown]
+    mine, distinct = _own(paths, state)
+    size = loaded.recipe.evaluate.batch_size
+    blocks = [mine[start : start + size] for start in range(0, len(mine), size)]
+
+    vectors: dict[Path, Vectors | str] = {}
+    with Progress(_title("images", state), len(mine), say or Console(quiet=True)) as progress:
+        for block in streamed(loaded, blocks, vectors):
+            progress.advance(len(block))
+    width = next((len(vector) for vector in vectors.values() if not isinstance(vector, str)), 0)
+    nothing = np.full(width, np.nan, np.float32)
+    rows = [nothing if isinstance(vector := vectors[path], str) else vector for path in mine]
+    return _whole(np.array(rows, np.float32).reshape(len(rows), width), paths, distinct, state)
+
+
+def texts(
+    loaded: LoadedTowers, said: Sequence[str], state: PartialState | None = None, say: Console | None = None
+) -> Vectors:
+    """float32[N, D], of length one, of N texts; texts of like length run together.
+
+    Args:
+        state: as of `images`.
+    """
+    mine, distinct = _own(said, state)
+    ids = loaded.tokenizer(mine)
+    order = sorted(range(len(mine)), key=lambda row: len(ids[row]))
+    size, device = loaded.recipe.evaluate.batch_size, next(loaded.model.parameters()).device
+    vectors: dict[int, Vectors] = {}
+    with Progress(_title("texts", state), len(mine), say or Console(quiet=True)) as progress:
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            input_ids, mask = loaded.tokenizer.pad([ids[row] for row in rows])
+            with torch.no_grad(), exact(), loaded.autocast():
+                made = _model(loaded).encode_texts(input_ids.to(device), mask.to(device))
+            vectors |= dict(zip(rows, made.float().cpu().numpy(), strict=True))
+            progress.advance(len(rows))
+    own = np.array([vectors[row] for row in range(len(mine))], np.float32)
+    return _whole(own, said, distinct, state)
+
+
+def streamed(
+    loaded: LoadedTowers, blocks: Sequence[Sequence[Path]], known: dict[Path, Vectors | str] | None = None
+) -> Iterator[Mapping[Path, Vectors | str]]:
+    """Of each block of image files, the embedding float32[D] of every one, or why it cannot be read.
+
+    Workers decode the blocks to come. A file that several blocks have is read and encoded in the first of them.
+
+    Args:
+        known: those of earlier blocks, which are not made again; these are added.
+    """
+    known = {} if known is None else known
+    seen, new = set(known), []
+    for block in blocks:
+        new.append([path for path in dict.fromkeys(block) if path not in seen])
+        seen.update(block)
+
+    workers = int(loaded.recipe.train.get("dataloader_num_workers", 0))
+    device = next(loaded.model.parameters()).device
+    dataset: Any = new  # anything with a length and items is a dataset
+    loader: Any = DataLoader(dataset, batch_size=None, collate_fn=_Reading(loaded.pixels), num_workers=workers)
+    for block, (paths, pixels, refused) in zip(blocks, loader, strict=True):
+        if paths:
+            with torch.no_grad(), exact(), loaded.autocast():
+                made = _model(loaded).encode_images(loaded.pixels.normalised(pixels.to(device))).embeddings
+            known.update(zip(paths, made.float().cpu().numpy(), strict=True))
+        known.update(refused)
+        yield {path: known[path] for path in block}
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Computes without TF32 in its block: products of fp32 numbers keep their 24 bits on a GPU too."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Image files → the pixels of those that can be read, uint8[b, 3, H, W]: a collate function, so workers decode."""
+
+    pixels: PixelFormat
+
+    def __call__(self, paths: Sequence[Path]) -> tuple[list[Path], torch.Tensor, dict[Path, str]]:
+        read, squares, refused = [], [], {}
+        for path in paths:
+            try:
+                squares.append(np.array(self.pixels.square(upright(path)), np.uint8))
+                read.append(path)
+            except ImageError as error:
+                refused[path] = str(error)
+        side = self.pixels.side
+        stacked = torch.from_numpy(np.array(squares, np.uint8).reshape(len(squares), side, side, 3))
+        return read, stacked.permute(0, 3, 1, 2), refused
+
+
+def _model(loaded: LoadedTowers) -> Any:
+    return loaded.model  # a PeftModel gives what it lacks from the model within
+
+
+def _title(what: str, state: PartialState | None) -> str:
+    return what if state is None else share(what, state.process_index, state.num_processes)
+
+
+def _own(every: Sequence[Key], state: PartialState | None) -> tuple[list[Key], list[Key]]:
+    """What this rank computes of the different ones, and all of these; a rank without any has the first of them."""
+    distinct = list(dict.fromkeys(every))
+    mine = distinct if state is None else distinct[state.process_index :: state.num_processes]
+    return mine or distinct[:1], distinct
+
+
+def _whole(own: Vectors, every: Sequence[Key], distinct: Sequence[Key], state: PartialState | None) -> Vectors:
+    """float32[N, D] of all N, of this rank's rows and those of the others."""
+    if not every:
+        return own.reshape(0, 0)
+    if state is not None and state.num_processes > 1:
+        own = _gathered(own, len(distinct), state)
+    number = {one: row for row, one in enumerate(distinct)}
+    return own[[number[one] for one in every]]
+
+
+def _gathered(own: Vectors, count: int, state: PartialState) -> Vectors:
+    """float32[count, D] of all ranks' rows, of which rank r has every one whose number is r modulo their count."""
+    rows = -(-count // state.num_processes)
+    widths: torch.Tensor = gather(torch.tensor([own.shape[1]], device=state.device))
+    width = int(widths.max())  # of a rank whose images cannot be read it is not known
+    padded = np.full((rows, width), np.nan, np.float32)
+    padded[: min(rows, len(own)), : own.shape[1]] = own[:rows]
+    every: torch.Tensor = gather(torch.from_numpy(padded).to(state.device))
+    by_rank: Vectors = every.cpu().numpy().reshape(state.num_processes, rows, width)
+    return by_rank.swapaxes(0, 1).reshape(-1, width)[:count]
