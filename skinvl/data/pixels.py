@@ -9,6 +9,8 @@ import base64
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,6 +70,36 @@ def upright(path: Path) -> Image.Image:
     """
     with opened(path, str(path)) as image:
         return decode(image, str(path)).convert("RGB")
+
+
+def cropped(
+    path: Path, side: int, resample: Image.Resampling, choose: Callable[[int, int], tuple[float, float, float, float]]
+) -> Image.Image:
+    """A rectangle of what `upright` gives, as RGB of `side` by `side` pixels.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its sides where the rectangle has at least `side` pixels a
+    side then too: what is resampled anyway need not be decoded whole.
+
+    Args:
+        choose: height and width of the upright image → left, top, right and bottom of the rectangle in it.
+
+    Raises:
+        ImageError: as `upright`.
+    """
+    with opened(path, str(path)) as image:
+        width, height = image.size
+        if orientation(image) > 4 and image.format != "TIFF":
+            width, height = height, width
+        left, top, right, bottom = choose(height, width)
+
+        # Pillow takes the smallest fraction that is not below what is asked for.
+        least = (ceil(width * side / (right - left)), ceil(height * side / (bottom - top)))
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, least if orientation(image) <= 4 else least[::-1])
+        picture = decode(image, str(path))
+    across, down = picture.width / width, picture.height / height
+    box = (left * across, top * down, right * across, bottom * down)
+    return picture.convert("RGB").resize((side, side), resample, box)
 
 
 def data_url(path: Path, side: int, quality: int) -> str:

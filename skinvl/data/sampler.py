@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from skinvl.data import labels
 from skinvl.data.mixture import NOTHING, Row
@@ -65,20 +65,8 @@ class MixtureSampler:
 
     def _draw(self, generator: random.Random) -> list[int]:
         """The indices of an epoch, source by source: whole copies, and a share of its groups in a drawn order."""
-        pools: dict[tuple[str, float], list[int]] = defaultdict(list)
-        for index, row in enumerate(self.rows):
-            pools[str(row.root), row.weight].append(index)
-        drawn: list[int] = []
-        for (_, weight), pool in pools.items():
-            drawn += pool * int(weight)
-            groups: dict[str, list[int]] = defaultdict(list)
-            for index in pool:
-                groups[self.rows[index].example.group].append(index)
-            order = list(groups)
-            generator.shuffle(order)
-            share = [index for group in order for index in groups[group]]
-            drawn += share[: round((weight - int(weight)) * len(pool))]
-        return drawn
+        pools = [(str(row.root), row.weight) for row in self.rows]
+        return draw_share(pools, [row.example.group for row in self.rows], generator)
 
     def _balanced(self, indices: list[int], generator: random.Random) -> list[int]:
         """As many indices, those with a known fact drawn so that each of its values is equally frequent."""
@@ -101,6 +89,28 @@ class MixtureSampler:
                 balanced += pool[:quota]
                 quota -= len(pool)
         return balanced + unknown
+
+
+def draw_share(pools: Sequence[tuple[str, float]], groups: Sequence[Hashable], generator: random.Random) -> list[int]:
+    """Indices, pool by pool: of one of weight w ⌊w⌋ copies, and the share w − ⌊w⌋ of its groups in a drawn order.
+
+    Args:
+        pools: name and weight of the pool that each index is of.
+    """
+    by_pool: dict[tuple[str, float], list[int]] = defaultdict(list)
+    for index, pool in enumerate(pools):
+        by_pool[pool].append(index)
+    drawn: list[int] = []
+    for (_, weight), indices in by_pool.items():
+        drawn += indices * int(weight)
+        by_group: dict[Hashable, list[int]] = defaultdict(list)
+        for index in indices:
+            by_group[groups[index]].append(index)
+        order = list(by_group)
+        generator.shuffle(order)
+        share = [index for group in order for index in by_group[group]]
+        drawn += share[: round((weight - int(weight)) * len(indices))]
+    return drawn
 
 
 def alike(rows: Sequence[Row]) -> list[int]:

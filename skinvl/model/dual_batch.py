@@ -1,0 +1,347 @@
+"""Images with their texts as a batch for two towers: each image once, each different text once, and what is whose."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import xxhash
+from torch.utils.data import Dataset
+
+from skinvl.data import labels
+from skinvl.data.example import Dropped
+from skinvl.data.pixels import upright
+from skinvl.data.sampler import draw_share
+from skinvl.data.sentences import sentences
+from skinvl.data.texts import ASPECTS, ImageText, TextedImage, text_key
+from skinvl.model import augment
+from skinvl.model.augment import Augmentation
+from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
+from skinvl.model.objectives import IGNORED, NEGATIVE, POSITIVE
+from skinvl.recipe.towers import Negatives
+
+T = TypeVar("T")
+UNKNOWN = -1
+TOGETHER = 10_000  # texts whose tokens are counted at a time
+DEPTH = 8  # levels of a path of diagnosis; of a longer one those in the middle are left out
+REASONS = ("same_text", "same_image", "same_group", "same_diagnosis")  # the fields of Negatives
+
+
+class BatchError(ValueError):
+    """Images that cannot be compared with one another."""
+
+
+class Draw(NamedTuple):
+    """One image of an epoch: what decides how it is augmented, whoever loads it."""
+
+    row: int  # among the images of the set
+    epoch: int
+    copy: int = 0  # how often the epoch has shown it before
+
+
+@dataclass(frozen=True, slots=True)
+class DualBatch:
+    """b images of one rank with their n texts, an image's texts together and in the order of the images."""
+
+    pixels: torch.Tensor  # uint8[b, 3, H, W]
+    format: PixelFormat
+    texts: list[list[int]]  # the different token lists, each with its EOS and without padding
+    text: torch.Tensor  # int64[n], which of them each text is
+    owner: torch.Tensor  # int64[n], the image of each text
+    aspect: torch.Tensor  # int64[n], index in data.texts' ASPECTS
+    keys: torch.Tensor  # int64[b, 3]: image, group, diagnosis; UNKNOWN where it is not known
+    text_keys: torch.Tensor  # int64[n]
+    paths: torch.Tensor  # int64[b, DEPTH], the classes of the diagnosis from the broadest on, then UNKNOWN
+    names: tuple[str, ...]  # of the images
+
+    def normalised(self, rows: slice = slice(None)) -> torch.Tensor:
+        """float32[b, 3, H, W], the pixels of some images as the image tower takes them."""
+        return self.format.normalised(self.pixels[rows])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> DualBatch:
+        """The same on a device."""
+        tensors = self._tensors()
+        return replace(self, **{name: each.to(device, non_blocking=non_blocking) for name, each in tensors.items()})
+
+    def pin_memory(self) -> DualBatch:
+        """The same with its tensors in page-locked memory, from which a GPU copies fast."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+class TextedDataset(Dataset[tuple[TextedImage, Draw | None]]):
+    """Images by their index, which is not augmented, or by what an epoch has drawn."""
+
+    def __init__(self, images: Sequence[TextedImage]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | Draw) -> tuple[TextedImage, Draw | None]:
+        return (self.images[index.row], index) if isinstance(index, Draw) else (self.images[index], None)
+
+
+@dataclass(frozen=True, slots=True)
+class DualCollator:
+    """What a TextedDataset gives → DualBatch; a picture depends on its Draw and the seed alone."""
+
+    tokenizer: TextTokenizer
+    format: PixelFormat
+    augmentation: Augmentation = "none"
+    seed: int = 0
+
+    def __call__(self, items: Sequence[tuple[TextedImage, Draw | None]]) -> DualBatch:
+        """The batch.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        images = [image for image, _ in items]
+        slots = [(owner, text) for owner, image in enumerate(images) for text in image.texts]
+        tokens = list(map(tuple, self.tokenizer([text.text for _, text in slots]))) if slots else []
+        numbers: dict[tuple[int, ...], int] = {}
+        text = [numbers.setdefault(ids, len(numbers)) for ids in tokens]
+
+        side = self.format.side
+        pixels = torch.empty(len(items), 3, side, side, dtype=torch.uint8)
+        for row, (image, draw) in enumerate(items):
+            pixels[row] = self._pixels(image, draw)
+        return DualBatch(
+            pixels,
+            self.format,
+            list(map(list, numbers)),
+            _int64(text),
+            _int64([owner for owner, _ in slots]),
+            _int64([ASPECTS.index(text.aspect) for _, text in slots]),
+            _int64([(image.image, image.group, _diagnosis(image.diagnosis)) for image in images]).view(-1, 3),
+            _int64([text.key for _, text in slots]),
+            _int64([_path(image) for image in images]).view(-1, DEPTH),
+            tuple(image.name for image in images),
+        )
+
+    def _pixels(self, image: TextedImage, draw: Draw | None) -> torch.Tensor:
+        path = image.root / image.path
+        if draw is None or self.augmentation == "none":
+            picture = self.format.square(upright(path))
+        else:
+            generator = random.Random(f"{self.seed}-{draw.epoch}-{draw.row}-{draw.copy}")
+            picture = augment.augmented(path, self.format, self.augmentation, generator)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _int64(values: Sequence[int | tuple[int, ...]]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@lru_cache(maxsize=1 << 14)
+def _hashed(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1
+
+
+@lru_cache(maxsize=1 << 14)
+def _diagnosis(name: str | None) -> int:
+    return UNKNOWN if name is None else _hashed(labels.key(name))
+
+
+def _path(image: TextedImage) -> tuple[int, ...]:
+    """int64[DEPTH]; a disease without the classes above it is a class of its own."""
+    path = image.path_of_diagnosis or ((image.diagnosis,) if image.diagnosis else ())
+    levels = [*map(_hashed, path[:-1]), *map(_diagnosis, path[-1:])]
+    if len(levels) > DEPTH:
+        levels = [*levels[: DEPTH - 1], levels[-1]]
+    return (*levels, *[UNKNOWN] * (DEPTH - len(levels)))
+
+
+def relation(
+    keys: torch.Tensor,
+    owner: torch.Tensor,
+    text_keys: torch.Tensor,
+    negatives: Negatives,
+    tally: Counter[str] | None = None,
+) -> torch.Tensor:
+    """int8[B, N], what each image is to each text of the batch over all ranks: POSITIVE, IGNORED or NEGATIVE.
+
+    An image's own texts are positives. Of several reasons that hold for another pair a positive one decides before one
+    to ignore it, and that before none.
+
+    Args:
+        keys: int64[B, 3], as in DualBatch.
+        owner: int64[N], the image of each text.
+        text_keys: int64[N].
+        tally: what is added to: pairs by reason and what they became, such as "same_text positive", each pair once.
+
+    Raises:
+        BatchError: no pair is a negative.
+    """
+    related = torch.full((len(keys), len(owner)), NEGATIVE, dtype=torch.int8, device=keys.device)
+    related[owner, torch.arange(len(owner), device=keys.device)] = POSITIVE
+    for verdict, value in (("positive", POSITIVE), ("ignore", IGNORED)):
+        for reason in REASONS:
+            if getattr(negatives, reason) == verdict:
+                holds = _holds(reason, keys, owner, text_keys) & (related < value)
+                related.masked_fill_(holds, value)
+                if tally is not None:
+                    tally[f"{reason} {verdict}"] += int(holds.sum())
+    if not (related == NEGATIVE).any():
+        raise BatchError(
+            f"a batch of {len(keys)} images with {len(owner)} texts has no negative: each image shares its text, "
+            "photograph, patient or diagnosis with all others, as negatives says; "
+            "raise batch.images, train on more than one patient, or set negatives.… to keep"
+        )
+    return related
+
+
+def _holds(reason: str, keys: torch.Tensor, owner: torch.Tensor, text_keys: torch.Tensor) -> torch.Tensor:
+    """bool[B, N], for which images and texts a reason holds."""
+    if reason == "same_text":  # one of the image's own texts reads like the text
+        distinct, number = torch.unique(text_keys, return_inverse=True)
+        has = torch.zeros(len(keys), len(distinct), dtype=torch.bool, device=keys.device)
+        has[owner, number] = True
+        return has[:, number]
+    own = keys[:, ("same_image", "same_group", "same_diagnosis").index(reason)]
+    return (own[:, None] == own[owner]) & (own[:, None] != UNKNOWN)
+
+
+class ImageSampler:
+    """The Draws of one epoch, anew from (seed, epoch), as whole batches: what is left over is not shown.
+
+    Weight w is ⌊w⌋ copies of a source and a share w − ⌊w⌋ of its groups, as for conversations. The copies of an image
+    stand in different batches, as long as there are others. A batch is `batch` consecutive Draws, whatever the number
+    of ranks, each of which takes its `part` of it.
+
+    Raises:
+        BatchError: an epoch has less than a batch.
+    """
+
+    def __init__(self, images: Sequence[TextedImage], seed: int, batch: int) -> None:
+        self.seed, self.batch, self.epoch = seed, batch, 0
+        self.pools = [(str(image.root), image.weight) for image in images]
+        self.groups = [image.group for image in images]
+        drawn = len(draw_share(self.pools, self.groups, random.Random(0)))
+        self.length = drawn // batch * batch
+        self.left_over = drawn - self.length  # images that an epoch does not show
+        if not self.length:
+            raise BatchError(
+                f"batch.images: found {batch}, and an epoch has {drawn} images; set batch.images to {drawn} or less"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Has the next iteration draw this epoch. Called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = random.Random(f"{self.seed}-{self.epoch}")
+        indices = draw_share(self.pools, self.groups, generator)
+        generator.shuffle(indices)
+        copies: Counter[int] = Counter()
+        for index in _apart(indices, self.batch)[: self.length]:
+            yield Draw(index, self.epoch, copies[index])
+            copies[index] += 1
+
+
+def _apart(indices: Sequence[int], size: int) -> list[int]:
+    """The indices in an order in which no `size` of them hold one twice, as long as there are others."""
+    if len(set(indices)) == len(indices):
+        return list(indices)
+    ordered: list[int] = []
+    coming, waiting = iter(indices), list[int]()
+    while len(ordered) < len(indices):
+        block: dict[int, None] = {}
+        later = []
+        for index in waiting:
+            if index in block or len(block) == size:
+                later.append(index)
+            else:
+                block[index] = None
+        while len(block) < size and (index := next(coming, -1)) >= 0:
+            if index in block:
+                later.append(index)
+            else:
+                block[index] = None
+        ordered += block
+        waiting = later
+        if len(block) < size:  # nothing is left but copies of what stands here
+            return ordered + waiting
+    return ordered
+
+
+def part(batch: Sequence[T], rank: int, ranks: int) -> Sequence[T]:
+    """What one of several ranks takes of a batch: consecutive, and at most one more than another rank."""
+    return batch[len(batch) * rank // ranks : len(batch) * (rank + 1) // ranks]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Images whose texts the text tower reads, and what became of those that are too long."""
+
+    images: list[TextedImage]
+    texts: int  # of all images
+    cut: int  # of these, read without their end
+    split: int  # were split into several, by their sentences
+    ledger: list[Dropped]  # `long-text`: a text that is left out; `no-text`: an image with no text left
+
+
+def fitted(
+    images: Sequence[TextedImage], tokenizer: TextTokenizer, too_long: Literal["cut", "split", "ledger"]
+) -> Fitted:
+    """The images with texts that fit, as data.too_long says; a split text's single sentences may still be cut."""
+    distinct = list({text.text: None for image in images for text in image.texts})
+    too_long_texts = set[str]()
+    for start in range(0, len(distinct), TOGETHER):
+        some = distinct[start : start + TOGETHER]
+        lengths = tokenizer.lengths(some)
+        too_long_texts |= {text for text, length in zip(some, lengths, strict=True) if length > tokenizer.length}
+
+    kept, ledger, split = [], list[Dropped](), 0
+    for image in images:
+        long = [text for text in image.texts if text.text in too_long_texts]
+        if not long or too_long == "cut":
+            kept.append(image)
+            continue
+        if too_long == "split":
+            parts: dict[int, ImageText] = {}
+            for text in image.texts:
+                pieces = _split(text, tokenizer) if text in long else [text]
+                split += len(pieces) > 1
+                for piece in pieces:
+                    parts.setdefault(piece.key, piece)
+            texts = tuple(parts.values())
+        else:
+            detail = f"longer than {tokenizer.length} tokens: "
+            ledger += [Dropped(image.name, "long-text", f"{text.aspect} {detail}{text.text!r:.80}") for text in long]
+            texts = tuple(text for text in image.texts if text not in long)
+        if texts:
+            kept.append(replace(image, texts=texts))
+        else:
+            ledger.append(Dropped(image.name, "no-text", "all of its texts are too long"))
+
+    every = [text.text for image in kept for text in image.texts]
+    if too_long == "split":  # a sentence alone may be too long
+        new = list(dict.fromkeys(every).keys() - set(distinct))
+        lengths = tokenizer.lengths(new)
+        too_long_texts |= {text for text, length in zip(new, lengths, strict=True) if length > tokenizer.length}
+    return Fitted(kept, len(every), sum(text in too_long_texts for text in every), split, ledger)
+
+
+def _split(text: ImageText, tokenizer: TextTokenizer) -> list[ImageText]:
+    """A text that is too long as few parts of whole sentences as fit, one of which may be too long by itself."""
+    parts: list[str] = []
+    for sentence in sentences(text.text):
+        if parts and not tokenizer.cut(f"{parts[-1]} {sentence}"):
+            parts[-1] += f" {sentence}"
+        else:
+            parts.append(sentence)
+    return [ImageText(part, text.aspect, text_key(part)) for part in parts]
