@@ -17,7 +17,7 @@ import jinja2
 from rich.console import Console
 
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
-from skinvl.score import charts, samples, tables
+from skinvl.score import charts, retrieval_page, samples, tables, untrained
 from skinvl.score.samples import short
 
 HEADLINE = {
@@ -28,7 +28,7 @@ HEADLINE = {
 MALIGNANT = {"sensitivity", "specificity"}
 WRITTEN = {"bleu": "BLEU", "rouge": "ROUGE", "meteor": "METEOR", "bertscore": "BERTScore", "auroc": "AUROC",
            "auprc": "AUPRC", "aurc": "AURC", "ece": "ECE", "brier": "Brier", "f1": "F1", "l": "L"}  # fmt: skip
-LOWER = {"ece", "brier", "aurc"}  # metrics of which less is better
+LOWER = {"ece", "brier", "aurc", *untrained.LOWER}  # metrics of which less is better
 OUTCOMES = {"right": "✓", "partly right": "◐", "wrong": "✗", "no answer": "∅", "not scored": "?"}
 NO_SCORES = {  # of what an evaluation logs
     *("eval_runtime", "eval_tokens", "eval_samples_per_second", "eval_steps_per_second"),
@@ -82,6 +82,8 @@ def page(run: Path) -> str:
             cards=list(samples.sample(run / "eval", scores["sets"], scores["seed"])),
             outcomes=OUTCOMES,
             charts=charts,
+            worse=untrained.worse(scores),
+            **retrieval_page.context(run, scores),
         )
     except (jinja2.UndefinedError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(

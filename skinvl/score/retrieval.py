@@ -104,7 +104,7 @@ def block(retrieved: RetrievedSet, resamples: int, seed: int) -> dict[str, Any]:
             too = ranking.estimates(widened, size, draws, _every(rows))
             numbers["same_group"] = {name: number.number() for name, number in too.items()}
         directions[direction] = numbers
-    settings = {name: value for name, value in retrieved.settings.items() if name != "neighbours"}
+    settings = {name: value for name, value in retrieved.settings.items() if name not in ("neighbours", "numbers")}
     return {"directions": directions, "left_out": retrieved.settings["left_out"], "settings": settings}
 
 

@@ -67,13 +67,13 @@ def sample(folder: Path, sets: Mapping[str, Mapping[str, Any]], seed: int) -> It
         PredictionError: a file of predictions is damaged, or is not what was scored.
         ClassError: classifications contradict themselves.
     """
-    thumbnail = lru_cache(maxsize=None)(_thumbnail)
+    small = lru_cache(maxsize=None)(thumbnail)
     for name, blocks in sets.items():
         path = folder / "answers" / f"{name}.jsonl"
         if blocks.get("answers") and path.is_file():
             _, answers = predictions.read(path, Answer)
             _check(path, len(answers), blocks["answers"]["rows"])
-            yield from _chosen(name, answers, _answered, thumbnail, seed)
+            yield from _chosen(name, answers, _answered, small, seed)
         path = folder / "classes" / f"{name}.jsonl"
         if blocks.get("classes") and path.is_file():
             settings, rows = predictions.read(path, Classified)
@@ -81,7 +81,7 @@ def sample(folder: Path, sets: Mapping[str, Mapping[str, Any]], seed: int) -> It
             _check(path, len(rows), blocks["classes"]["rows"])
             probabilities.truth(rows, classes, str(path))
             describe = partial(_classified, classes=classes, question=question)
-            yield from _chosen(f"{name} (classes)", rows, describe, thumbnail, seed)
+            yield from _chosen(f"{name} (classes)", rows, describe, small, seed)
 
 
 def _check(path: Path, rows: int, scored: int) -> None:
@@ -96,7 +96,7 @@ def _chosen(
     name: str,
     rows: Sequence[Any],
     describe: Callable[[Any], PredictionText],
-    thumbnail: Callable[[str], Thumbnail],
+    small: Callable[[str], Thumbnail],
     seed: int,
 ) -> Iterator[PredictionCard]:
     """The rows of the lowest scores, of the highest, and some of the others; each row once, ties drawn."""
@@ -112,7 +112,7 @@ def _chosen(
     others = [pair for pair in drawn if predictions.key(pair[1]) not in taken]
     for pick, pairs in (("worst", worst), ("best", best), ("random", others[:EACH])):
         for text, row in pairs:
-            images = [thumbnail(path) for path in row.images[:IMAGES]]
+            images = [small(path) for path in row.images[:IMAGES]]
             yield PredictionCard(name, pick, row.id, row.source, row.facts, text, images, len(row.images) - len(images))
 
 
@@ -153,7 +153,7 @@ def _classified(row: Classified, classes: Sequence[str], question: str) -> Predi
     return PredictionText(score, outcome, f"probability of the true class {score:.3f}", lines)
 
 
-def _thumbnail(path: str) -> Thumbnail:
+def thumbnail(path: str) -> Thumbnail:
     """The image upright and small, without metadata."""
     name = Path(path).name
     try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skinvl.score import retrieval, score, tables, untrained
+from helpers.pages import HOSTILE, Page, picture
+from skinvl.score import report, retrieval, score, tables, untrained
 from skinvl.score.compare import CompareError
 from skinvl.score.predictions import PredictionError
 from skinvl.score.retrieval import DIRECTIONS, RankedQuery, RetrievedSet
@@ -103,3 +104,28 @@ def test_replicates_have_the_ranks_of_both_directions(tmp_path: Path) -> None:
     score.main([*map(str, runs), "--resamples", "200", "--metrics", "rouge"])
     spreads = json.loads((runs[0] / "scores.json").read_text())["replicates"]["sets"]["demo"]["retrieval"]
     assert spreads["image to text R@5"]["sd"] > 0
+
+
+def test_the_report_shows_numbers_curves_and_neighbours_beside_the_base(tmp_path: Path) -> None:
+    image = picture(tmp_path / "images" / "lesion.png", 1)
+    shown = {"image": image, "text": None}
+    hits = [{"image": None, "text": HOSTILE[0], "cosine": 0.51, "right": True}] * 2
+    hits.append({"image": None, "text": "a red lesion", "cosine": 0.25, "right": False})
+    ranks = retrieved(1, 150)
+    ranks.settings["neighbours"] = {DIRECTIONS[0]: [{"query": shown, "rank": 1.5, "nearest": hits}], DIRECTIONS[1]: []}
+    ranks.settings["left_out"] = {"trained-on: caption": 3}
+    ranks.settings.update(aspect="caption", texts_cut=4)
+    folder = run(tmp_path, "a", ranks)
+    run(tmp_path, "tiny-clip--tiny--untrained", retrieved(2, 40))
+    score.main([str(folder), "--resamples", "200", "--metrics", "rouge"])
+    report.main([str(folder)])
+
+    html = (folder / "report.html").read_text()
+    page = Page(html)
+    assert html.index("Worse than the base without training") < html.index("Retrieval: the nearest right one")
+    for words in ("3 images left out, trained-on: caption", "✓ right, cosine 0.510", "✗ wrong, cosine 0.250",
+                  "nearest right one at rank 1.5 of 200", "same group right too", "4 of them cut"):  # fmt: skip
+        assert words in page.text, words
+    assert HOSTILE[0] not in html
+    assert html.count("data:image/jpeg;base64,") == 1
+    assert "base without training" in page.text
