@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from skinvl.model.families import Family
 from skinvl.model.names import WRAPPER, of_adapter
 from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.towers import PretrainRecipe
 
 
 class AdapterError(ValueError):
@@ -58,7 +59,7 @@ def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
         ]
         full = _whole_modules(model, family, part) if mode == "full" else ()
         hits[part] = Hits(
-            _patterns(linear, modules) if mode == "lora" else {}, tuple(full), tuple(linear) if mode == "lora" else ()
+            patterns(linear, modules) if mode == "lora" else {}, tuple(full), tuple(linear) if mode == "lora" else ()
         )
     return hits
 
@@ -96,16 +97,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     peft_model = get_peft_model(model, lora, low_cpu_mem_usage=model.device.type == "meta")
     assert isinstance(peft_model, PeftModel)
 
-    # An fp32 master of all that trains, and no cast that autocast would undo.
-    for parameter in peft_model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    if recipe.bf16:
-        # Autocast makes a layer's input bf16 again, whatever PEFT casts it to first: two copies of it for nothing.
-        for module in peft_model.modules():
-            if isinstance(module, LoraLayer):
-                module.cast_input_dtype_enabled = False
-
+    give_masters(peft_model, autocast=recipe.bf16)
     if recipe.init_adapter is not None:
         files = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, files.path, family, recipe)
@@ -114,6 +106,18 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     elif recipe.parts.vision.train == "frozen":
         _run_tower_without_grad(model, family)
     return peft_model
+
+
+def give_masters(model: nn.Module, *, autocast: bool) -> None:
+    """Makes all that trains fp32; what runs under autocast casts nothing that autocast would cast back."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if autocast:
+        # Autocast makes a layer's input bf16 again, whatever PEFT casts it to first: two copies of it for nothing.
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
 
 
 def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) -> None:
@@ -127,8 +131,7 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
 
     # Each by the name that it has today.
     weights = load_peft_weights(str(path), device="cpu")
-    trained = _trained_parameters(model)
-    if not weights.keys() <= trained.keys():
+    if not weights.keys() <= trained_parameters(model).keys():
         keys = todays_keys(path, _config(model))
         if renamed := [key for name, key in keys.items() if name != key]:
             warnings.warn(
@@ -138,7 +141,23 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
             )
         weights = {name: weights[key] for name, key in keys.items()}
 
+    copy_whole_parts(weights, model, path, family.part_of)
+
+
+def copy_whole_parts(
+    weights: Mapping[str, torch.Tensor], model: PeftModel, path: Path, part_of: Callable[[str], str]
+) -> None:
+    """Copies the weights of an adapter folder, which may lack whole parts, into the parameters that train.
+
+    Args:
+        weights: by the names under which PEFT saves them.
+        part_of: the part of a parameter by its name in the base.
+
+    Raises:
+        AdapterError: the weights do not cover a part whole, or not all of them train here.
+    """
     # They are among those that train here, and of the same shapes.
+    trained = trained_parameters(model)
     unknown = sorted(set(weights) - set(trained))
     if unknown:
         raise AdapterError(
@@ -153,8 +172,8 @@ def continue_from(model: PeftModel, path: Path, family: Family, recipe: Recipe) 
             )
 
     # Of a part that it trains it has them all.
-    parts = {family.part_of(name.removeprefix(WRAPPER)) for name in weights}
-    missing = [name for name in trained if name not in weights and family.part_of(name.removeprefix(WRAPPER)) in parts]
+    parts = {part_of(name.removeprefix(WRAPPER)) for name in weights}
+    missing = [name for name in trained if name not in weights and part_of(name.removeprefix(WRAPPER)) in parts]
     if missing:
         raise AdapterError(
             f"init_adapter {path}: lacks {len(missing)} weights of the parts it trains (first: {missing[0]}); "
@@ -175,7 +194,7 @@ def todays_keys(path: Path, config: PretrainedConfig) -> dict[str, str]:
     Raises:
         AdapterError: the base has no such weight, whatever an earlier transformers called it.
     """
-    saved = _keys(path)
+    saved = saved_keys(path)
     keys, nowhere = of_adapter(saved, blank_model(config))
     if nowhere:
         raise AdapterError(
@@ -186,7 +205,7 @@ def todays_keys(path: Path, config: PretrainedConfig) -> dict[str, str]:
     return keys
 
 
-def require_same_settings(path: Path, recipe: Recipe) -> None:
+def require_same_settings(path: Path, recipe: Recipe | PretrainRecipe) -> None:
     """Refuses an adapter folder whose weights would mean something else under the recipe.
 
     Raises:
@@ -203,11 +222,20 @@ def require_whole(model: PeftModel, path: Path) -> None:
     Raises:
         AdapterError: it lacks one.
     """
-    saved = _keys(path)  # the names alone; attach has read the weights
-    trained = set(_trained_parameters(model))
+    saved = saved_keys(path)  # the names alone; attach has read the weights
+    trained = set(trained_parameters(model))
     if not trained <= saved:
         saved = set(todays_keys(path, _config(model)))
-    if missing := sorted(trained - saved):
+    require_all(trained, saved, path)
+
+
+def require_all(trained: Collection[str], saved: Collection[str], path: Path) -> None:
+    """Refuses an adapter folder whose weights are not all that train, by the names under which PEFT saves them.
+
+    Raises:
+        AdapterError: it lacks one.
+    """
+    if missing := sorted(set(trained) - set(saved)):
         raise AdapterError(
             f"{path}: {len(missing)} of {len(trained)} trained weights are not in the adapter (first: {missing[0]}); "
             "it was saved by another recipe"
@@ -232,27 +260,44 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
             is not fp32, or a part that trains where the recipe froze it, or does not where the recipe trains it.
     """
     modes = {part: getattr(recipe.parts, part).train for part in families.PARTS}
+    for name, module in model.named_modules():
+        plain = name.removeprefix(WRAPPER)
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not family.quantises(plain):
+            part = "lm_head" if plain == "lm_head" else family.part_of(plain)
+            raise AdapterError(f"{plain}: quantised, but {part} must not be")
+    return check_parts(model, modes, family.part_of)
 
-    # Modules: LoRA and copies where the recipe has them, 4 bits where the family allows them.
+
+def check_parts(
+    model: nn.Module, modes: Mapping[str, str], part_of: Callable[[str], str], section: str = "parts"
+) -> dict[str, Trained]:
+    """What each part trains, once LoRA, full copies and fp32 masters are found where the modes have them alone.
+
+    Args:
+        modes: frozen, lora or full, of each part.
+        part_of: the part of a parameter or module by its name in the base.
+        section: of the recipe, that has the modes.
+
+    Raises:
+        AdapterError: something else is found.
+    """
+    # Modules: LoRA and copies where the recipe has them.
     lora: dict[str, Counter[str]] = {part: Counter() for part in modes}
     full: Counter[str] = Counter()
     for name, module in model.named_modules():
         plain = name.removeprefix(WRAPPER)
         if isinstance(module, LoraLayer):
-            if modes[family.part_of(plain)] != "lora":
-                raise AdapterError(f"{plain}: a LoRA layer in {family.part_of(plain)}, which the recipe does not adapt")
-            lora[family.part_of(plain)][plain.rpartition(".")[2]] += 1
+            if modes[part_of(plain)] != "lora":
+                raise AdapterError(f"{plain}: a LoRA layer in {part_of(plain)}, which the recipe does not adapt")
+            lora[part_of(plain)][plain.rpartition(".")[2]] += 1
         elif isinstance(module, ModulesToSaveWrapper):
-            full[family.part_of(plain)] += 1
-        elif type(module).__name__ in ("Linear4bit", "Linear8bitLt") and not family.quantises(plain):
-            part = "lm_head" if plain == "lm_head" else family.part_of(plain)
-            raise AdapterError(f"{plain}: quantised, but {part} must not be")
+            full[part_of(plain)] += 1
 
     # Parameters: each trainable one in fp32 and in a part that trains.
     trainable: Counter[str] = Counter()
     of_base: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        part = family.part_of(name.removeprefix(WRAPPER))
+        part = part_of(name.removeprefix(WRAPPER))
         if "lora_" not in name and ".modules_to_save." not in name:
             state = getattr(parameter, "quant_state", None)  # of a 4-bit weight, two of which share a byte
             of_base[part] += parameter.numel() if state is None else state.shape.numel()
@@ -264,11 +309,11 @@ def check(model: PeftModel, family: Family, recipe: Recipe) -> dict[str, Trained
                 raise AdapterError(f"{name}: trainable in {parameter.dtype}, without an fp32 master")
     for part, mode in modes.items():
         if mode != "frozen" and not trainable[part]:
-            raise AdapterError(f"parts.{part}: the recipe trains it ({mode}), but nothing in it is trainable")
+            raise AdapterError(f"{section}.{part}: the recipe trains it ({mode}), but nothing in it is trainable")
     return {part: Trained(trainable[part], of_base[part], dict(lora[part]), full[part]) for part in modes}
 
 
-def _patterns(names: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
+def patterns(names: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
     """How many modules each pattern hits: their names with layer numbers left open, where that hits no other module."""
     counts: Counter[str] = Counter()
     others = set(modules) - set(names)
@@ -355,12 +400,12 @@ def _config(model: PeftModel) -> PretrainedConfig:
     return read_config(Path(base.name_or_path))[0]
 
 
-def _keys(path: Path) -> set[str]:
+def saved_keys(path: Path) -> set[str]:
     with safe_open(path / "adapter_model.safetensors", "pt") as file:
         return set(file.keys())
 
 
-def _trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by the names under which PEFT saves them."""
     return {_saved_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 

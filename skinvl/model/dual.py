@@ -54,6 +54,13 @@ class DualEncoderConfig(PretrainedConfig):
     eos_token_id: int | None = 49407  # at whose first place "eos" pools
     logit_bias: bool = False  # whether the logits have a bias, as SigLIP's do
 
+    @property
+    def image_and_text(self) -> tuple[PretrainedConfig, PretrainedConfig]:
+        """The configs of the image tower and the text tower."""
+        assert isinstance(self.image_config, PretrainedConfig)
+        assert isinstance(self.text_config, PretrainedConfig)
+        return self.image_config, self.text_config
+
 
 class Head(nn.Module):
     """From what a tower made of an image or text to its place in the shared space."""
@@ -118,9 +125,7 @@ class DualEncoder(PreTrainedModel):
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)
-        image, text = config.image_config, config.text_config
-        assert isinstance(image, PretrainedConfig)
-        assert isinstance(text, PretrainedConfig)
+        image, text = config.image_and_text
         self.images, self.texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
         self.image_tower = self.images.image_tower(image)
         self.text_tower = self.texts.text_tower(text)

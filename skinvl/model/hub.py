@@ -24,7 +24,13 @@ from skinvl.recipe.files import digest, existing
 
 CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("*.safetensors",)
-NEEDED = {"base": "config.json", "init_adapter": "adapter_config.json"}  # what the folder must hold
+PICKLES = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")  # of two towers alone, which are read as tensors only
+# What a folder must hold, one of them at least.
+NEEDED = {"base": ("config.json",), "init_adapter": ("adapter_config.json",)}
+OF_TOWERS = {
+    "base": ("config.json", "open_clip_config.json", "open_clip_*.safetensors", *PICKLES, "*.pt"),
+    "init_adapter": ("adapter_config.json", "config.json"),
+}
 
 
 class BaseError(ValueError):
@@ -51,28 +57,32 @@ class Snapshot:
         return state.hexdigest()
 
 
-def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base") -> Snapshot:
+def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base", towers: bool = False) -> Snapshot:
     """The files of a model id or local folder; the hub is asked for access and sizes before anything is downloaded.
 
     Args:
         model: a local folder, or a model id of the hub.
         weights: whether safetensors are wanted beside the configs, tokenizer and template.
         what: "base" or "init_adapter", the key of the recipe that names it.
+        towers: whether it is of two towers, whose weights may be pickled where there are no others, and what a run has
+            made of them a whole model.
 
     Raises:
         BaseError: no such folder or id, a gated model, no network and nothing cached, or too little disk.
     """
     path = Path(model)
     if path.is_dir():
-        if not (path / NEEDED[what]).is_file():
-            raise BaseError(f"{what} {model}: the folder has no {NEEDED[what]}; give that of a model, or of an adapter")
+        needed = (OF_TOWERS if towers else NEEDED)[what]
+        if not any(file.is_file() for name in needed for file in path.glob(name)):
+            expected = " nor ".join(needed[:2])
+            raise BaseError(f"{what} {model}: the folder has no {expected}; give that of a model, or of an adapter")
         return Snapshot(path, None)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise BaseError(
             f"{what} {model}: no such folder, and not a model id of the form owner/name; "
             "give a model id or a local folder (for a base also a name that skinvl bases lists)"
         )
-    patterns = CONFIG_FILES + WEIGHT_FILES if weights else CONFIG_FILES
+    patterns: tuple[str, ...] = CONFIG_FILES + WEIGHT_FILES if weights else CONFIG_FILES
     api = HfApi()
     try:
         api.auth_check(model)
@@ -94,7 +104,9 @@ def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base"
     except HFValidationError as error:
         raise BaseError(f"{what} {model}: not a model id ({error})") from error
     except (OfflineModeIsEnabled, httpx2.TransportError, HfHubHTTPError) as error:
-        return _cached(model, revision, patterns, error, what)
+        return _cached(model, revision, patterns + PICKLES if towers and weights else patterns, error, what)
+    if towers and weights and not any(fnmatch(file.rfilename, "*.safetensors") for file in info.siblings or []):
+        patterns += PICKLES
     wanted = {
         file.rfilename: file.size or 0
         for file in info.siblings or []

@@ -1,0 +1,118 @@
+"""What two towers are given: texts as token ids, and images as square pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokenizer:
+    """A text tower's tokenizer: every text with the tokens at its ends, and no longer than the tower reads."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int  # tokens of the longest text, those at its ends included
+    # Whether texts run at their own length; else each is padded to `length`, as its tower was trained.
+    trims: bool = True
+    lower_case: bool = False
+
+    @classmethod
+    def read(cls, folder: Path, length: int, *, trims: bool, lower_case: bool) -> TextTokenizer:
+        """That of a folder."""
+        return cls(AutoTokenizer.from_pretrained(folder), length, trims, lower_case)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without padding; of one that is cut the last token is its end all the same."""
+        return self._ids(texts, cut=True)
+
+    def cut(self, text: str) -> bool:
+        """Whether a text is longer than the tower reads."""
+        return self.lengths([text])[0] > self.length
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text as a whole, beyond `length` too."""
+        return [len(ids) for ids in self._ids(texts, cut=False)]
+
+    def pad(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input ids int64[n, L] of texts padded to the longest of them, or to `length`, and their mask int64[n, L]."""
+        width = max(map(len, texts), default=0) if self.trims else self.length
+        ids = torch.full((len(texts), width), int(self.tokenizer.pad_token_id), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        left = not self.trims and self.tokenizer.padding_side == "left"
+        for row, text in enumerate(texts):
+            start = width - len(text) if left else 0
+            ids[row, start : start + len(text)] = torch.as_tensor(text)
+            mask[row, start : start + len(text)] = 1
+        return ids, mask
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files into a folder."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _ids(self, texts: Sequence[str], *, cut: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        # The maximum is named in either case, so that no warning is printed about a text that is only counted.
+        limit = {"truncation": True, "max_length": self.length} if cut else {"verbose": False}
+        ids: list[list[int]] = self.tokenizer(list(texts), **limit)["input_ids"]
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """What an image tower reads: a square of RGB pixels, normalised."""
+
+    side: int  # pixels
+    mean: tuple[float, float, float]  # of values from 0 to 1, red, green, blue
+    std: tuple[float, float, float]
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    crops: bool = True  # shorter side to `side`, then the middle of it; else both sides to it, whatever its shape
+
+    @classmethod
+    def read(cls, folder: Path, side: int) -> PixelFormat:
+        """That of a folder's image processor, for a tower of images of this side."""
+        processor = AutoImageProcessor.from_pretrained(folder)
+        return cls(
+            side,
+            tuple(processor.image_mean),
+            tuple(processor.image_std),
+            Image.Resampling(int(processor.resample)),
+            bool(getattr(processor, "do_center_crop", False)),
+        )
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """An RGB image as the tower reads it where nothing is augmented, of `side` by `side` pixels."""
+        side = self.side
+        if not self.crops:
+            return image.resize((side, side), self.resample)
+        # As transformers has it: the longer side rounded down, the window to the upper left of the exact middle.
+        short, long = sorted(image.size)
+        longer = int(side * long / short)
+        width, height = (side, longer) if image.width <= image.height else (longer, side)
+        left, top = (width - side) // 2, (height - side) // 2
+        return image.resize((width, height), self.resample).crop((left, top, left + side, top + side))
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32[B, 3, H, W] of pixels uint8[B, 3, H, W], or of the same as floats from 0 to 1."""
+        values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        mean, std = (torch.tensor(row, device=pixels.device).view(3, 1, 1) for row in (self.mean, self.std))
+        return (values - mean) / std
+
+    def save(self, folder: Path) -> None:
+        """Writes the files of an image processor that does the same into a folder."""
+        side = {"height": self.side, "width": self.side}
+        CLIPImageProcessor(
+            size={"shortest_edge": self.side} if self.crops else side,
+            crop_size=side,
+            do_center_crop=self.crops,
+            resample=int(self.resample),
+            image_mean=list(self.mean),
+            image_std=list(self.std),
+        ).save_pretrained(folder)

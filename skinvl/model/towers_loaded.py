@@ -1,0 +1,185 @@
+"""Two towers opened: their config, tokenizer and pixels, then their weights, as published or as a run has left them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers import initialization as init
+
+from skinvl.model import hub, open_clip, tiny_towers, towers, towers_adapter
+from skinvl.model.dual import DualEncoder, DualEncoderConfig
+from skinvl.model.dual_inputs import PixelFormat as PixelFormat
+from skinvl.model.dual_inputs import TextTokenizer as TextTokenizer
+from skinvl.model.hub import BaseError, Snapshot
+from skinvl.model.loaded import LIBRARIES
+from skinvl.recipe.files import digest
+from skinvl.recipe.run import adapter_digest
+from skinvl.recipe.towers import PretrainRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTowers:
+    """The two towers of a recipe without their weights: their files, and what those say."""
+
+    recipe: PretrainRecipe
+    files: Snapshot  # of the base
+    path: Path  # the folder that the weights are read from: that of the base, converted if need be, or of a whole run
+    config: DualEncoderConfig
+    tokenizer: TextTokenizer
+    pixels: PixelFormat
+    trained: Path | None = None  # the folder of what a run has trained, model/ or adapter/
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the settings of every prediction hold of them."""
+        image, text = self.config.image_and_text
+        return {
+            "base": {
+                "model": self.recipe.base.location,
+                "commit": self.files.commit,
+                "model_type": f"{image.model_type} + {text.model_type}",
+            },
+            "adapter": trained_digest(self.trained) if self.trained else None,
+            "precision": "bf16" if self.recipe.bf16 else "fp32",
+            "image_side": self.pixels.side,
+            "text_length": self.tokenizer.length,
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTowers:
+    """Two towers that are asked, what they are given, and the facts that every prediction's settings hold of them."""
+
+    model: nn.Module  # a DualEncoder, or the PeftModel around one
+    tokenizer: TextTokenizer
+    pixels: PixelFormat
+    recipe: PretrainRecipe
+    facts: dict[str, Any]
+
+    def autocast(self) -> torch.autocast:
+        """The precision that they were trained in."""
+        device = next(self.model.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16)
+
+
+def snapshot(recipe: PretrainRecipe, *, weights: bool = True) -> Snapshot:
+    """The files of a recipe's base as they were published, or a tiny one built on the recipe's data."""
+    if recipe.base.random is not None:
+        return Snapshot(tiny_towers.ensure(recipe), None)
+    return hub.fetch(recipe.base.location, recipe.base.revision, weights=weights, towers=True)
+
+
+def open_towers(recipe: PretrainRecipe, *, weights: bool = True) -> OpenTowers:
+    """The two towers that a recipe starts from: its base, with what `init_adapter` names, if it names something.
+
+    A tiny base is built, and a checkpoint of open_clip converted, when it is first opened.
+
+    Args:
+        weights: whether files of weights are to be there too; a conversion needs them in any case.
+
+    Raises:
+        ModelError, BaseError: the base cannot be had, or is none of two towers.
+        AdapterError: what was trained is not of this base, or not trained under the recipe's settings.
+    """
+    files = snapshot(recipe, weights=weights)
+    path = files.path
+    if open_clip.is_checkpoint(path):
+        path = open_clip.converted(files, recipe.base.name, quick_gelu=recipe.base.quick_gelu)
+    config = read_config(path)
+    trained = None
+    if recipe.init_adapter is not None:
+        trained = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter", towers=True).path
+        if (trained / "adapter_config.json").is_file():
+            towers_adapter.require_same_settings(trained, recipe)
+        else:
+            path = trained
+            towers_adapter.require_same_towers(read_config(trained), config, trained)
+
+    # A run saves what its texts and images went through beside its weights.
+    inputs = trained if trained is not None and (trained / "tokenizer_config.json").is_file() else path
+    image, text = config.image_and_text
+    images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
+    tokenizer = TextTokenizer.read(inputs, config.text_length, trims=texts.trims, lower_case=texts.lower_case)
+    side = images.side(image)
+    return OpenTowers(recipe, files, path, config, tokenizer, PixelFormat.read(inputs, side), trained)
+
+
+def read_config(path: Path) -> DualEncoderConfig:
+    """The config of the two towers in a folder: of ours, or of a pair that transformers has a class for.
+
+    Raises:
+        BaseError: neither.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if isinstance(config, DualEncoderConfig):
+        return config
+    try:
+        family = towers.of_published(config.model_type)
+    except ValueError as error:
+        raise BaseError(f"base {path}: {error}") from error
+    return DualEncoderConfig(**family.settings(config))
+
+
+def read_model(opened: OpenTowers) -> DualEncoder:
+    """The two towers of a folder with their weights, in fp32; without an adapter that is to be laid over them.
+
+    Raises:
+        BaseError: the files lack weights, which would be random.
+    """
+    kernel = "sdpa" if opened.recipe.attention == "auto" else opened.recipe.attention
+    config = AutoConfig.from_pretrained(opened.path)
+    kind: type[PreTrainedModel] = DualEncoder
+    if not isinstance(config, DualEncoderConfig):
+        kind = towers.of_published(config.model_type).published[config.model_type]
+    model, report = kind.from_pretrained(
+        opened.path, dtype=torch.float32, attn_implementation=kernel, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise BaseError(
+            f"base {opened.path}: {len(missing)} weights are not in its files (first: {missing[0]}); they would be "
+            "random. Download the base again, or give one that is whole"
+        )
+    if isinstance(model, DualEncoder):
+        return model
+
+    # Of a published pair the tensors, by our names; each has its place.
+    opened.config._attn_implementation = kernel
+    with init.no_init_weights():
+        dual = DualEncoder(opened.config)
+    state = towers.of_published(config.model_type).renamed(model.state_dict())
+    dual.load_state_dict(state, strict=True, assign=True)
+    return dual
+
+
+def load_towers(recipe: PretrainRecipe, device: torch.device) -> LoadedTowers:
+    """The two towers of a recipe, with what `init_adapter` names, if it names something, ready to be asked.
+
+    Raises:
+        AdapterError: the adapter does not fit the base, or lacks weights that the recipe trains.
+        BaseError: base or adapter cannot be had.
+    """
+    opened = open_towers(recipe)
+    dual = read_model(opened)
+    facts = {**opened.facts, "attention": dual.config._attn_implementation, "device": device.type}
+    model: nn.Module = dual
+    if opened.trained is not None and opened.trained != opened.path:
+        model = towers_adapter.attach(dual, recipe)
+        towers_adapter.require_whole(model, opened.trained)
+    return LoadedTowers(model.to(device).eval(), opened.tokenizer, opened.pixels, recipe, facts)
+
+
+def trained_digest(folder: Path) -> str:
+    """What tells what a run has trained from any other: 32 hexadecimal digits, xxh3, of its weights and settings."""
+    if (folder / "adapter_config.json").is_file():
+        return adapter_digest(folder)
+    files: Iterable[Path] = sorted(folder.glob("*.safetensors"))
+    return xxhash.xxh3_128_hexdigest("".join(f"{file.name} {digest(file)}\n" for file in files).encode())
