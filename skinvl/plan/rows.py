@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,6 +13,8 @@ from skinvl.data.example import Dropped
 from skinvl.data.mixture import Row, Sets
 from skinvl.model.chat import Chat
 from skinvl.model.lengths import preflight
+
+MOVED = ("moved-to-train", "left-out-of-eval")  # the rules of `Sets.moved`
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
     Raises:
         ValueError: a set has no row left; the message gives the commonest reason.
     """
-    _shared(say, sets)
+    say_shared(say, sets.moved, sets.leaking)
     kept: list[list[Row]] = []
     ledger: list[Dropped] = []
     for name, rows in [("train", sets.train), *sets.evaluation.items()]:
@@ -48,14 +51,19 @@ def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
     return CheckedRows(kept[0], dict(zip(sets.evaluation, kept[1:], strict=True)), ledger)
 
 
-def _shared(say: Console, sets: Sets) -> None:
-    """Prints how many eval conversations share a group or an image with the train set, and what came of it."""
-    for rule, count in Counter(row.rule for row in sets.moved).items():
+def say_shared(say: Console, ledger: Sequence[Dropped], leaking: int) -> None:
+    """Prints how many eval conversations share a group or an image with the train set, and what came of it.
+
+    Args:
+        ledger: of which those that the mixture moved are counted.
+        leaking: those that were kept.
+    """
+    for rule, count in Counter(row.rule for row in ledger if row.rule in MOVED).items():
         what = "moved to the train set" if rule == "moved-to-train" else "left out"
         say.print(f"{count:,} eval conversations share a group or an image with the train set: {what}")
-    if sets.leaking:
+    if leaking:
         say.print(
-            f"allow_leak: {sets.leaking:,} eval conversations share a group or an image with the train set; "
+            f"allow_leak: {leaking:,} eval conversations share a group or an image with the train set; "
             "what is measured on them says nothing about new patients",
             style="red",
         )

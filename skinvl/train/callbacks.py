@@ -40,7 +40,7 @@ class Log(TrainerCallback):
             control.should_log = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        event["logs"].pop("train_loss", None)  # of what was trained since the last resume; run.mean_loss is of all
+        event["logs"].pop("train_loss", None)  # of what was trained since the last resume; log.mean is of all
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **event["logs"]}) + "\n")

@@ -22,9 +22,19 @@ from skinvl.recipe.towers import PretrainRecipe
 
 # Keys of a recipe that change what is written or shown, or how fast; any other would make it another training.
 FREE = (
-    *("run", "resume", "cache_gb", "train.logging_", "train.save_", "train.eval_", "train.dataloader_"),
+    *(
+        "run",
+        "resume",
+        "cache_gb",
+        "batch.at_once",
+        "train.logging_",
+        "train.save_",
+        "train.eval_",
+        "train.dataloader_",
+    ),
     *("train.report_to", "train.disable_tqdm", "train.per_device_eval_batch_size", "train.load_best_model_at_end"),
     *("evaluate.batch_size", "evaluate.classify", "evaluate.control_rows", "evaluate.engine", "evaluate.prompted"),
+    *("evaluate.prompts", "evaluate.synonyms"),
 )
 
 
@@ -114,12 +124,14 @@ def sweep(checkpoints: Path) -> None:
 
 
 def sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of a checkpoint by what they are for: the adapter, the optimizer, and the rest."""
-    counts = {"adapter": 0, "optimizer": 0, "rest": 0}
+    """Bytes of a checkpoint by what they are for: the adapter or the model, the optimizer, and the rest."""
+    counts = dict.fromkeys(
+        ("model" if (checkpoint / "model.safetensors").is_file() else "adapter", "optimizer", "rest"), 0
+    )
     for name, facts in read_json(checkpoint / MANIFEST, "remove the checkpoint")["files"].items():
         optimizer = name == "optimizer.pt" or name.startswith("global_step")
-        purpose = "adapter" if name.startswith("adapter_model") else "optimizer" if optimizer else "rest"
-        counts[purpose] += facts["bytes"]
+        weights = "adapter" if name.startswith("adapter_model") else "model" if name.startswith("model") else "rest"
+        counts["optimizer" if optimizer else weights] += facts["bytes"]
     return counts
 
 

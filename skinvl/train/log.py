@@ -21,17 +21,20 @@ def rewind(log: Path, step: int) -> None:
     write_text(log, "".join(kept))
 
 
-def mean_loss(log: Path) -> float:
-    """The mean of the logged train losses over the steps that they are of; NaN where none was logged."""
+def mean(log: Path, name: str) -> float:
+    """The mean of a number that is logged with every train loss, over the steps that it is of; NaN where there is none.
+
+    What an entry does not name, such as pairs that its steps had none of, is 0 there.
+    """
     total, last = 0.0, 0
     for entry in read_json_lines(log, HINT):
         if "loss" in entry:
-            total += entry["loss"] * (entry["step"] - last)
+            total += entry.get(name, 0.0) * (entry["step"] - last)
             last = entry["step"]
     return total / last if last else math.nan
 
 
-def plot_losses(log: Path, path: Path) -> None:
+def plot_losses(log: Path, path: Path, unit: str = "loss (nats per supervised token)") -> None:
     """Draws the train loss and every eval loss of the log over the steps, into the PNG at `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -52,7 +55,7 @@ def plot_losses(log: Path, path: Path) -> None:
         steps, losses = zip(*points, strict=True)
         axes.plot(steps, losses, marker="." if name != "train" else None, label=name.replace("_", " "))
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per supervised token)")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""How an adapter is made, on which machine, of what and with what: what a training writes into env.json."""
+"""How an adapter or two towers are made, on which machine, of what and with what: what goes into env.json."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from skinvl.data.mixture import Sets
-from skinvl.model import attention, hub
+from skinvl.data.texts import TextedSets
+from skinvl.model import attention, hub, open_clip
 from skinvl.model.loaded import OpenBase
 from skinvl.model.precompute import Kept
-from skinvl.plan.rows import CheckedRows
-from skinvl.recipe.provenance import PrecomputedFeatures, Provenance, TrainedBase
+from skinvl.model.towers_loaded import OpenTowers
+from skinvl.plan.rows import MOVED, CheckedRows
+from skinvl.plan.texts import CheckedTexts
+from skinvl.recipe.files import read_json
+from skinvl.recipe.provenance import Conversion, PrecomputedFeatures, Provenance, TowersData, TrainedBase
 from skinvl.recipe.run import adapter_digest
+from skinvl.train.dual_trainer import DualTrainer
 from skinvl.train.trainer import Trainer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
@@ -28,13 +35,7 @@ def provenance(
     """How the adapter of this trainer is made, on this machine."""
     args, recipe, sharing = trainer.args, base.recipe, trainer.data_collator.share
     return Provenance(
-        python=platform.python_version(),
-        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
-        platform=platform.platform(),
-        cpus=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        gpus=[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        command=sys.argv[1:],
+        **_machine(),
         base=TrainedBase(
             model=recipe.base.location,
             commit=base.files.commit,
@@ -63,3 +64,61 @@ def provenance(
         rows={"train": len(rows.train), **{name: len(of_set) for name, of_set in rows.evaluation.items()}},
         dropped=len(rows.dropped),
     )
+
+
+def towers_provenance(
+    trainer: DualTrainer, opened: OpenTowers, sets: TextedSets, texts: CheckedTexts, data: Mapping[str, str]
+) -> Provenance:
+    """How the towers of this trainer are made, on this machine."""
+    args, recipe = trainer.args, opened.recipe
+    moved = sum(row.rule in MOVED for row in sets.ledger)
+    conversion = opened.path / open_clip.FILE
+    return Provenance(
+        **_machine(),
+        base=TrainedBase(
+            model=recipe.base.location,
+            commit=opened.files.commit,
+            fingerprint=opened.files.fingerprint(),
+            model_type=opened.facts["base"]["model_type"],
+        ),
+        init_adapter=adapter_digest(opened.trained) if opened.trained else None,
+        attention=trainer.cached.model.config._attn_implementation,
+        shared="once a batch",
+        features=None,
+        precision="bf16" if recipe.bf16 else "fp32",
+        quantization=None,
+        engine="cached gradients" if recipe.batch.at_once * args.world_size < recipe.batch.images else "one pass",
+        ranks=args.world_size,
+        data=dict(data),
+        effective_batch=recipe.batch.images,
+        allow_leak=recipe.data.allow_leak,
+        leaking=sets.leaking,
+        moved=moved,
+        rows={"train": len(texts.train), **{name: len(images) for name, images in texts.evaluation.items()}},
+        dropped=len(texts.ledger) - moved,
+        towers=TowersData(
+            texts=dict(texts.aspects),
+            distinct=texts.distinct,
+            text_length=opened.tokenizer.length,
+            too_long=texts.too_long,
+            conversion=_conversion(conversion) if conversion.is_file() else None,
+        ),
+    )
+
+
+def _machine() -> dict[str, Any]:
+    """The fields of a Provenance that say with what, and where."""
+    return {
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "command": sys.argv[1:],
+    }
+
+
+def _conversion(file: Path) -> Conversion:
+    facts = read_json(file, "remove the folder, so that the base is converted again")
+    return Conversion(**facts["differences"])

@@ -27,9 +27,9 @@ from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.files import read_json, write_json, write_text
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
 from skinvl.score import metrics
-from skinvl.train import checkpoint, start, summary
+from skinvl.train import start, summary
 from skinvl.train.image_control import image_control
-from skinvl.train.log import mean_loss, plot_losses
+from skinvl.train.log import mean, plot_losses
 from skinvl.train.records import provenance
 from skinvl.train.trainer import Trainer
 
@@ -156,11 +156,9 @@ def finish(trainer: Trainer, path: Path, minutes: float, say: Console) -> None:
         return
 
     plot_losses(path / "log.jsonl", path / "loss.png")
-    if last := checkpoint.last(path / "checkpoints"):
-        sizes = checkpoint.sizes(last)
-        say.print(f"{last}: {', '.join(f'{what} {size / 2**20:,.1f} MiB' for what, size in sizes.items())}")
+    start.say_sizes(path, say)
     numbers = {
-        "train_loss": mean_loss(path / "log.jsonl"),
+        "train_loss": mean(path / "log.jsonl", "loss"),
         **losses,
         **({"speed": asdict(speed)} if speed else {}),
         **({"control": asdict(control)} if control else {}),

@@ -85,6 +85,13 @@ def save_weights(trainer: Loop, path: Path) -> None:
             appear(partial, path)
 
 
+def say_sizes(path: Path, say: Console) -> None:
+    """Prints the bytes of a run's last checkpoint, by what they are for."""
+    if last := checkpoint.last(path / "checkpoints"):
+        sizes = checkpoint.sizes(last)
+        say.print(f"{last}: {', '.join(f'{what} {size / 2**20:,.1f} MiB' for what, size in sizes.items())}")
+
+
 def training_arguments(kind: type[A], values: Mapping[str, Any], path: Path, **owned: Any) -> A:
     """The arguments of a Trainer, with the few fields that skinvl decides.
 

@@ -1,4 +1,4 @@
-"""What `skinvl sft` prints: what trains, what came of it."""
+"""What `skinvl sft` and `pretrain` print: what trains, what came of it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,48 @@ from rich.table import Table
 from skinvl.model.adapter import Trained
 from skinvl.recipe.printing import entry
 from skinvl.recipe.provenance import Provenance
-from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.recipe import Parts, Recipe
+from skinvl.recipe.towers import PretrainRecipe, Towers
 from skinvl.train.callbacks import Speed
 from skinvl.train.image_control import Control
 
 
 def parts(say: Console, recipe: Recipe, rate: float, parts: Mapping[str, Trained], made: Provenance) -> None:
     """Prints what trains in each part, where, and at which learning rate."""
-    table = Table("part", "train", "learning rate", "trainable", "of", title=f"{recipe.name} on {recipe.base.name}")
-    places = {}
-    for name, part in parts.items():
-        spec = getattr(recipe.parts, name)
-        own = "" if spec.train == "frozen" else f"{spec.learning_rate or rate:g}"
-        table.add_row(name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}")
-        if part.trainable:
-            places[name] = ", ".join(f"{module} ×{count}" for module, count in part.lora.items())
-            places[name] = places[name] or f"{part.full} module{'s' * (part.full != 1)}"
-    say.print(table)
-    for name, where in places.items():
-        entry(say, f"{name} trains", where)
+    _parts(say, f"{recipe.name} on {recipe.base.name}", recipe.parts, rate, parts)
     say.print(
         f"{made.engine}, ranks {made.ranks}, effective batch {made.effective_batch}, {made.precision}, "
         f"attention {made.attention}, what conversations about one image have in common is computed "
         f"{made.shared}; trainable weights in fp32; vision tower, projector and lm_head unquantised"
     )
+
+
+def towers(say: Console, recipe: PretrainRecipe, rate: float, parts: Mapping[str, Trained], made: Provenance) -> None:
+    """Prints what trains of two towers, where, and at which learning rate, and what of."""
+    _parts(say, f"{recipe.name} on {recipe.base.name}", recipe.towers, rate, parts)
+    assert made.towers is not None
+    aspects = ", ".join(f"{count:,} {aspect}" for aspect, count in made.towers.texts.items())
+    say.print(
+        f"{made.engine}, ranks {made.ranks}, {made.precision}, attention {made.attention}; {made.effective_batch} "
+        f"images compared in a step, {min(recipe.batch.at_once, made.effective_batch)} of them in memory at a time on each "
+        f"rank; objective {recipe.objective.name}; texts: {aspects}, {made.towers.distinct:,} of them different"
+    )
+
+
+def _parts(say: Console, title: str, specs: Parts | Towers, rate: float, parts: Mapping[str, Trained]) -> None:
+    table = Table("part", "train", "learning rate", "trainable", "of", title=title)
+    places = {}
+    for name, part in parts.items():
+        spec = getattr(specs, name)
+        own = "" if spec.train == "frozen" else f"{spec.learning_rate or rate:g}"
+        table.add_row(name, spec.train, own, f"{part.trainable:,}", f"{part.parameters:,}")
+        if part.trainable:
+            places[name] = ", ".join(f"{module} ×{count}" for module, count in part.lora.items())
+            full = f"{part.full} module{'s' * (part.full != 1)}" if part.full else "all of it"
+            places[name] = places[name] or full
+    say.print(table)
+    for name, where in places.items():
+        entry(say, f"{name} trains", where)
 
 
 def result(
@@ -47,20 +65,48 @@ def result(
     path: Path,
 ) -> None:
     """Prints the run's losses, the image control and where the adapter lies."""
-    table = Table("result", "value", title=str(path))
-    table.add_row("train loss (mean of the run)", f"{losses['train_loss']:.4f}")
-    shown = [name for name in losses if name.startswith("eval_") and name.endswith("_loss")]
-    for name in shown[:1] if len(shown) == 2 else shown:  # of one source the overall loss is the same again
-        table.add_row(name.replace("_", " "), f"{losses[name]:.4f}")
+    table = _losses(losses, path)
     if control:
         table.add_row(f"closed answers right, own image (n={control.questions})", f"{control.own:.3f}")
         table.add_row("closed answers right, images permuted", f"{control.permuted:.3f}")
+    _speed(table, speed, minutes, "tokens/s, conversations/s", "positions computed for each token")
+    say.print(table)
+    say.print(f"adapter: {path / 'adapter'}")
+
+
+def towers_result(
+    say: Console, numbers: Mapping[str, Any], speed: Speed | None, minutes: float, path: Path, trained: Path
+) -> None:
+    """Prints the losses and recalls of a run of two towers, its pairs that were no negatives, and where it lies.
+
+    Args:
+        trained: the folder of what it trained.
+    """
+    table = _losses(numbers, path)
+    for name in [name for name in numbers if name.startswith("eval_") and name.endswith("_R@1")]:
+        images = numbers[f"{name.removesuffix('_R@1')}_images"]
+        table.add_row(f"{name.replace('_', ' ')} (mean of both ways, n={images:,.0f})", f"{numbers[name]:.3f}")
+    for name, count in numbers["pairs"].items():
+        table.add_row(f"pairs of an epoch: {name.replace('_', ' ')}", f"{count:,}")
+    _speed(table, speed, minutes, "text tokens/s, images/s", "positions computed for each text token")
+    say.print(table)
+    say.print(f"{trained.name}: {trained}")
+
+
+def _losses(numbers: Mapping[str, Any], path: Path) -> Table:
+    table = Table("result", "value", title=str(path))
+    table.add_row("train loss (mean of the run)", f"{numbers['train_loss']:.4f}")
+    shown = [name for name in numbers if name.startswith("eval_") and name.endswith("_loss")]
+    for name in shown[:1] if len(shown) == 2 else shown:  # of one source the overall loss is the same again
+        table.add_row(name.replace("_", " "), f"{numbers[name]:.4f}")
+    return table
+
+
+def _speed(table: Table, speed: Speed | None, minutes: float, rates: str, computed: str) -> None:
     table.add_row("training time", f"{minutes:.1f} min")
     if speed:
-        table.add_row("tokens/s, conversations/s", f"{speed.tokens_per_second:,.0f}, {speed.samples_per_second:,.1f}")
-        table.add_row("positions computed for each token", f"{speed.computed:.2f}")
+        table.add_row(rates, f"{speed.tokens_per_second:,.0f}, {speed.samples_per_second:,.1f}")
+        table.add_row(computed, f"{speed.computed:.2f}")
         table.add_row("seconds a step", f"{speed.step_seconds:.3f}")
         for rank, (wait, peak) in enumerate(zip(speed.data_wait, speed.peak_memory, strict=True)):
             table.add_row(f"rank {rank}: waiting for data, peak memory", f"{wait:.0%}, {peak:,.0f} MiB")
-    say.print(table)
-    say.print(f"adapter: {path / 'adapter'}")

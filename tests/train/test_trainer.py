@@ -20,7 +20,7 @@ from skinvl.model.row import encode_row
 from skinvl.recipe.recipe import Recipe
 from skinvl.train import sft
 from skinvl.train.callbacks import TrainingError
-from skinvl.train.log import mean_loss
+from skinvl.train.log import mean
 from skinvl.train.trainer import RowDataset, Trainer, token_losses
 
 
@@ -197,7 +197,7 @@ def test_the_mean_loss_is_of_all_steps_whatever_is_logged(tmp_path: Path) -> Non
         folder = tmp_path / str(steps)
         folder.mkdir()
         trainer(runs.make(folder, "qwen2_vl", train__logging_steps=steps), folder).train()
-        means.append(mean_loss(folder / "log.jsonl"))
+        means.append(mean(folder / "log.jsonl", "loss"))
     assert means == [pytest.approx(means[0], rel=1e-5)] * 3
 
 

@@ -44,6 +44,7 @@ class Objective(ABC):
     """One loss over a whole batch."""
 
     needs_patches: bool = False  # whether `local` is to be called
+    needs_ontology: bool = False  # whether `Pairing.similarity` is to be there
     # Texts that every image must have, in the order of the aspects, those it lacks as empty texts of the aspect EMPTY;
     # None: the texts it has.
     places: int | None = None

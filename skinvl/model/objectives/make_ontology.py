@@ -32,6 +32,8 @@ TEMPERATURE = 0.07
 class MakeOntology(Make):
     """MAKE with targets that fall off with the distance in the tree of diagnoses."""
 
+    needs_ontology = True
+
     def __init__(self, settings: towers.Objective) -> None:
         super().__init__(settings)
         self.soft = settings.soft
@@ -58,6 +60,8 @@ class MakeOntology(Make):
 
 class ReleasedMakeOntology(ReleasedMake):
     """The released MAKE with these targets."""
+
+    needs_ontology = True
 
     def __init__(self, settings: towers.Objective) -> None:
         super().__init__(settings)

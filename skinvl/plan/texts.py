@@ -1,0 +1,76 @@
+"""The images of a recipe of two towers with texts that its base reads, each text measured before anything is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from skinvl.data.example import Dropped
+from skinvl.data.permuted_texts import permuted
+from skinvl.data.texts import TextedImage, TextedSets
+from skinvl.model.dual_batch import fitted
+from skinvl.model.dual_inputs import TextTokenizer
+from skinvl.plan.rows import say_shared
+from skinvl.recipe.towers import PretrainRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTexts:
+    """The images of a recipe with the texts that the towers are shown, and the ledger of what they are not."""
+
+    train: list[TextedImage]
+    evaluation: dict[str, list[TextedImage]]
+    ledger: list[Dropped]
+    too_long: int  # texts of the training images that are longer than the text tower reads: cut, split or left out
+
+    @property
+    def aspects(self) -> Counter[str]:
+        """How many texts of the training images are of each aspect."""
+        return Counter(text.aspect for image in self.train for text in image.texts)
+
+    @property
+    def distinct(self) -> int:
+        """How many texts of the training images read differently, case and spaces apart."""
+        return len({text.key for image in self.train for text in image.texts})
+
+
+def checked_texts(
+    sets: TextedSets, tokenizer: TextTokenizer, recipe: PretrainRecipe, seed: int, say: Console
+) -> CheckedTexts:
+    """The images that are shown, with their texts as `data.too_long` has them; prints how many there are.
+
+    With `data.permuted` each training image has the texts of another.
+
+    Raises:
+        ValueError: a set has no image left.
+    """
+    say_shared(say, sets.ledger, sets.leaking)
+    table = Table("set", "images", "texts", "too long", title=f"texts of at most {tokenizer.length} tokens")
+    images, ledger, too_long = dict[str, list[TextedImage]](), list(sets.ledger), 0
+    for name, of_set in {"train": sets.train, **sets.evaluation}.items():
+        fit = fitted(of_set, tokenizer, recipe.data.too_long)
+        left_out = sum(row.rule == "long-text" for row in fit.ledger)
+        long = {"cut": fit.cut, "split": fit.split, "ledger": left_out}[recipe.data.too_long]
+        what = {"cut": "cut", "split": "split by sentences", "ledger": "left out"}[recipe.data.too_long]
+        table.add_row(name, f"{len(fit.images):,}", f"{fit.texts:,}", f"{long:,} {what}" if long else "none")
+        if not fit.images:
+            raise ValueError(
+                f"{name}: none of {len(of_set):,} images has a text of at most {tokenizer.length} tokens; "
+                "set data.too_long to cut or split"
+            )
+        images[name] = fit.images
+        ledger += fit.ledger
+        too_long += long if name == "train" else 0
+    say.print(table)
+    train = images.pop("train")
+    if recipe.data.permuted:
+        train = permuted(train, seed)
+        say.print(
+            "data.permuted: each training image has the texts of another, so that nothing can be learnt from it; "
+            "what is measured of this run is chance",
+            style="red",
+        )
+    return CheckedTexts(train, images, ledger, too_long)

@@ -1,0 +1,253 @@
+"""The little that two towers need on top of transformers' Trainer: whole batches, cached gradients, the scale."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from skinvl.data.texts import TextedImage
+from skinvl.model import objectives, towers_adapter
+from skinvl.model.cached_gradients import CachedGradients, Whole
+from skinvl.model.dual_batch import Draw, DualBatch, DualCollator, ImageSampler, TextedDataset, part
+from skinvl.model.objectives import EMPTY, NEGATIVE, POSITIVE
+from skinvl.model.towers_loaded import LoadedTowers
+from skinvl.train.loop import Loop
+
+
+class DualTrainer(Loop):
+    """A Trainer of two towers: the loss compares all images of a step with all their texts, over all ranks.
+
+    Args:
+        train: images with texts that the text tower reads.
+        evaluation: those of each eval set.
+        log: the JSON-lines file that every logged dictionary is appended to.
+    """
+
+    section = "towers"
+    unreached = "Its tower is one that its head does not read"
+
+    def __init__(
+        self,
+        loaded: LoadedTowers,
+        args: TrainingArguments,
+        train: Sequence[TextedImage],
+        evaluation: Mapping[str, Sequence[TextedImage]],
+        log: Path,
+    ) -> None:
+        recipe = loaded.recipe
+        self.recipe, self.parts = recipe, recipe.towers
+        args._n_gpu = min(args.n_gpu, 1)  # more GPUs are ranks
+        super().__init__(
+            model=loaded.model,
+            args=args,
+            data_collator=DualCollator(loaded.tokenizer, loaded.pixels, recipe.data.augmentation, args.seed),
+            train_dataset=TextedDataset(train),
+            eval_dataset={name: TextedDataset(images) for name, images in evaluation.items()} or None,
+            processing_class=Inputs(loaded),
+        )
+        # A step's gradients are whole on every rank; what wraps a model for several of them would average them again.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.sampler = ImageSampler(train, args.seed, recipe.batch.images)
+        model: Any = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
+        objective = objectives.load(recipe.objective)
+        self.cached = CachedGradients(
+            model, loaded.tokenizer, objective, recipe.negatives, recipe.batch.at_once, loaded.autocast
+        )
+        self.pools = {name: self._pool(images) for name, images in evaluation.items()}
+        self._read: dict[str, DualBatch] = {}  # this rank's share of a pool, once its images are decoded
+        self._tally: Counter[str] = Counter()  # of the steps since the log was last written
+        self._steps = 0
+        self.watch(log, recipe.early_stopping)
+        self.add_callback(ClampedScale(self))
+
+    def part_of(self, name: str) -> str:
+        """The tower that a parameter belongs to, or the heads with the scale."""
+        return towers_adapter.part_of(name)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """The weights that decay: matrices that are no embeddings of a norm; neither biases nor the scale."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        matrices = {name for name, weight in model.named_parameters() if weight.dim() > 1}
+        return [name for name in names if name in matrices]
+
+    def get_train_dataloader(self) -> EpochLoader:
+        """The batches of this rank, each its part of what a step compares."""
+        args = self.args
+        return EpochLoader(
+            self.train_dataset,
+            batch_sampler=RankBatches(self.sampler, args.process_index, args.world_size),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            prefetch_factor=args.dataloader_prefetch_factor,
+            generator=torch.Generator(),  # its own, so that dropout is the same whatever loads the images
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[DualBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[DualBatch], None]:
+        """The batch of the next step."""
+        started = time.perf_counter()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        waited = time.perf_counter() - started
+        for batch in batches:
+            tokens = sum(len(batch.texts[number]) for number in batch.text.tolist())
+            self.throughput.batches(len(batch.names), tokens, self.cached.positions(batch), waited)
+        return batches, None
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: DualBatch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The loss of the batches of all ranks, float32[]; every gradient is there then.
+
+        Raises:
+            TrainingError: the loss is not a number; the message names the images of this rank's batch.
+        """
+        self.model.train()
+        self.images_seen = True
+        whole = self.cached.gradients(inputs.to(self.args.device), self.progress)
+        if not whole.loss.isfinite():
+            self.refuse_loss(inputs.names, "look at these images and their texts with skinvl show")
+        self._tally.update(whole.tally)
+        self._steps += 1
+        return whole.loss
+
+    @property
+    def pair_names(self) -> list[str]:
+        """What the log calls pairs beside an image's own texts that are no negatives."""
+        verdicts = self.recipe.negatives.model_dump()
+        return [f"{reason}_{verdict}" for reason, verdict in verdicts.items() if verdict != "keep"]
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, 0 to 1."""
+        return float(self.state.global_step / max(self.state.max_steps, 1))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a dictionary; with a loss also the scale, and by reason how many pairs of a step are no negatives."""
+        if "loss" in logs:
+            logs["scale"] = float(self.cached.model.scale.value().detach())
+            logs |= {reason.replace(" ", "_"): count / self._steps for reason, count in sorted(self._tally.items())}
+            self._tally, self._steps = Counter(), 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, TextedDataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The loss and R@1 of each eval set's pool, with the images in it, over all ranks, and the mean loss of all.
+
+        Both depend on how large the pool is.
+        """
+        metrics: dict[str, float] = {}
+        losses, started = list[float](), time.monotonic()
+        self.model.eval()
+        cached = replace(self.cached, at_once=self.recipe.evaluate.batch_size)
+        for name in self.eval_dataset if eval_dataset is None else eval_dataset:
+            whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
+            losses.append(float(whole.loss))
+            values = {"loss": losses[-1], "R@1": recall_at_1(whole), "images": float(len(self.pools[name]))}
+            metrics |= {f"{metric_key_prefix}_{name}_{key}": value for key, value in values.items()}
+        metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _pool(self, images: Sequence[TextedImage]) -> list[TextedImage]:
+        """A fixed sample of an eval set, in its order."""
+        count = min(self.recipe.evaluate.during, len(images))
+        chosen = random.Random(self.args.seed).sample(range(len(images)), count)
+        return [images[index] for index in sorted(chosen)]
+
+    def _share(self, name: str) -> DualBatch:
+        """What this rank encodes of a pool."""
+        if name not in self._read:
+            own = part(self.pools[name], self.args.process_index, self.args.world_size)
+            self._read[name] = self.data_collator([(image, None) for image in own])
+        return self._read[name]
+
+    # What transformers would count of a batch, which it expects to be a dictionary.
+
+    def floating_point_ops(self, inputs: DualBatch) -> int:
+        """Nothing: transformers' rule knows of one sequence, and here are two towers."""
+        return 0
+
+
+class Inputs:
+    """What prepares texts and images, in the form in which a Trainer saves it beside the weights."""
+
+    def __init__(self, loaded: LoadedTowers) -> None:
+        self._loaded = loaded
+
+    def save_pretrained(self, folder: str) -> None:
+        """Writes tokenizer and image processor into a folder."""
+        self._loaded.tokenizer.save(Path(folder))
+        self._loaded.pixels.save(Path(folder))
+
+
+class RankBatches:
+    """The batches of one rank in the epoch that a sampler draws: its part of each step."""
+
+    def __init__(self, sampler: ImageSampler, rank: int, ranks: int) -> None:
+        self.sampler, self.rank, self.ranks = sampler, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.sampler.batch
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = list(self.sampler)
+        for start in range(0, len(draws), self.sampler.batch):
+            yield list(part(draws[start : start + self.sampler.batch], self.rank, self.ranks))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Has the next iteration draw this epoch."""
+        self.sampler.set_epoch(epoch)
+
+
+class EpochLoader(DataLoader[DualBatch]):
+    """A data loader that tells its sampler which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer; of a loader that skips what a resumed run has done, it finds the sampler itself."""
+        batches: Any = self.batch_sampler
+        batches.set_epoch(epoch)
+
+
+class ClampedScale(TrainerCallback):
+    """Keeps the scale within its limits after every step."""
+
+    def __init__(self, trainer: DualTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.spec("heads").train != "frozen":
+            self.trainer.cached.model.scale.clamp_()
+
+
+def recall_at_1(whole: Whole) -> float:
+    """The mean of both directions' share of images (of texts) whose nearest text (image) is a right one.
+
+    Pairs that are ignored are out of the way, and a tie with a wrong one is none.
+    """
+    relation = whole.pairing.relation
+    similarities = whole.features.images @ whole.features.texts.T
+    right = similarities.masked_fill(relation != POSITIVE, -torch.inf)
+    wrong = similarities.masked_fill(relation != NEGATIVE, -torch.inf)
+    to_text, to_image = ((right.amax(axis) > wrong.amax(axis)).double() for axis in (1, 0))
+    return float((to_text.mean() + to_image[whole.pairing.aspect != EMPTY].mean()) / 2)
