@@ -78,7 +78,8 @@ def pools(name: str, images: Sequence[TextedImage], train: Sequence[TextedImage]
 
     # Each text once, and whose it is.
     numbers: dict[int, int] = {}
-    texts, first, own_numbers = [], [], []
+    texts: list[ImageText] = []
+    first, own_numbers = [], []
     for number, (_, own) in enumerate(kept):
         for text in own:
             if numbers.setdefault(text.key, len(texts)) == len(texts):
