@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from skinvl.model import attention, families, hub, tiny
 from skinvl.model.families import Family
 from skinvl.model.hub import Snapshot
+from skinvl.model.towers import TowerFamily
 from skinvl.recipe.recipe import Recipe
 
 
@@ -51,7 +52,7 @@ def read_config(path: Path) -> tuple[PretrainedConfig, Family]:
     return config, families.load(config.model_type)
 
 
-def attention_kernel(wanted: str, family: Family) -> str:
+def attention_kernel(wanted: str, family: Family | TowerFamily) -> str:
     """The `attn_implementation` to load with: as wanted, or the fastest that is installed and that the family allows.
 
     Raises:

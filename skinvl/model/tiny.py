@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from skinvl.model import families
 from skinvl.model.families import Family
 from skinvl.recipe.files import whole_folder
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.towers import PretrainRecipe
 
 VOCABULARY = 2_000  # tokens at most, the family's control tokens included
 
@@ -64,8 +65,11 @@ def build(
     return out
 
 
-def ensure(recipe: Recipe) -> Path:
+def ensure(recipe: Recipe | PretrainRecipe, build: Callable[..., Path] = build) -> Path:
     """The folder of a recipe's random base, built when it is not there, its tokenizer trained on the recipe's data.
+
+    Args:
+        build: what makes it, of a family's name, the folder, and `texts`.
 
     Raises:
         FileNotFoundError: the folder is not there, and neither is a source to train its tokenizer on.

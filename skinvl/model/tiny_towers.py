@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from skinvl.data.source import source_folder
 from skinvl.model import tiny, towers
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
 from skinvl.model.dual_inputs import PixelFormat
@@ -44,8 +43,4 @@ def ensure(recipe: PretrainRecipe) -> Path:
     Raises:
         FileNotFoundError: the folder is not there, and neither is a source to train its tokenizer on.
     """
-    assert recipe.base.random is not None
-    out = Path(recipe.base.location)
-    if not (out / "config.json").is_file():
-        build(recipe.base.random, out, texts=tiny.texts(source_folder(spec.source) for spec in recipe.data.train))
-    return out
+    return tiny.ensure(recipe, build)

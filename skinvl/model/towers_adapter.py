@@ -14,9 +14,8 @@ from peft.utils import load_peft_weights
 from torch import nn
 from transformers import PretrainedConfig
 
-from skinvl.model import adapter
+from skinvl.model import adapter, hub
 from skinvl.model.adapter import AdapterError, Hits, Trained
-from skinvl.model.adapter import require_same_settings as require_same_settings
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
 from skinvl.model.names import WRAPPER
 from skinvl.recipe.towers import PretrainRecipe
@@ -37,23 +36,13 @@ def part_of(name: str) -> str:
 def plan(model: DualEncoder, recipe: PretrainRecipe) -> dict[str, Hits]:
     """What would train in each part of the model: LoRA patterns anchored at its root, or whole modules."""
     modules = dict(model.named_modules())
-    within = {
-        inner for module in modules.values() if isinstance(module, nn.MultiheadAttention) for inner in module.modules()
-    }
+    layers = linear_layers(model)
     hits = {}
     for part, names in PARTS.items():
         mode = getattr(recipe.towers, part).train
-        linear = [
-            name
-            for name, module in modules.items()
-            if isinstance(module, nn.Linear) and module not in within and name.split(".")[0] in names
-        ]
-        full = tuple(name for name in names if any(True for _ in modules[name].parameters()))
-        hits[part] = Hits(
-            adapter.patterns(linear, modules) if mode == "lora" else {},
-            full if mode == "full" else (),
-            tuple(linear) if mode == "lora" else (),
-        )
+        linear = [name for name in layers if part_of(name) == part] if mode == "lora" else []
+        whole = [name for name in names if next(modules[name].parameters(), None) is not None]
+        hits[part] = Hits(adapter.patterns(linear, modules), tuple(whole) if mode == "full" else (), tuple(linear))
     return hits
 
 
@@ -93,9 +82,8 @@ def attach(model: DualEncoder, recipe: PretrainRecipe) -> PeftModel | DualEncode
             parameter.requires_grad_(False)
     adapter.give_masters(attached, autocast=recipe.bf16)
     if isinstance(attached, PeftModel) and recipe.init_adapter is not None:
-        path = Path(recipe.init_adapter)
-        if (path / "adapter_config.json").is_file():
-            continue_from(attached, path, recipe)
+        path = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter", towers=True).path
+        continue_from(attached, path, recipe)
     return attached
 
 
@@ -122,12 +110,20 @@ def require_whole(model: nn.Module, path: Path) -> None:
     adapter.require_all(adapter.trained_parameters(model), adapter.saved_keys(path), path)
 
 
-def require_same_towers(trained: DualEncoderConfig, base: DualEncoderConfig, path: Path) -> None:
-    """Refuses a whole model that a run has made of other towers than those of the base.
+def require_same_towers(
+    path: Path, trained: DualEncoderConfig, base: DualEncoderConfig, recipe: PretrainRecipe
+) -> None:
+    """Refuses a whole model that a run has made of other towers than those of the base, or that LoRA would be laid on.
 
     Raises:
-        AdapterError: it is of others; the message names the first field that differs.
+        AdapterError: it is of others; the message names the first field that differs. Or the recipe makes an adapter,
+            which would then be one of the base.
     """
+    if recipe.makes_adapter:
+        raise AdapterError(
+            f"init_adapter {path}: a whole model, and the recipe trains an adapter, which would be laid over the base "
+            f"as it was; set base={path}, or towers.image.train and towers.text.train to full or frozen"
+        )
     ours, theirs = _settings(base), _settings(trained)
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
@@ -135,6 +131,20 @@ def require_same_towers(trained: DualEncoderConfig, base: DualEncoderConfig, pat
                 f"init_adapter {path}: made of towers with {key}={theirs.get(key)}, those of the base have "
                 f"{ours.get(key)}; give the base that it was trained from"
             )
+
+
+def require_same_settings(path: Path, recipe: PretrainRecipe) -> None:
+    """Refuses an adapter folder whose weights would mean something else under the recipe, or have no place there.
+
+    Raises:
+        AdapterError: they would; the message names the setting.
+    """
+    if not recipe.makes_adapter:
+        raise AdapterError(
+            f"init_adapter {path}: an adapter, and no tower of the recipe has one; set towers as in the run that made "
+            "it, or merge it (skinvl merge) and give the merged model as base"
+        )
+    adapter.require_same_settings(path, recipe)
 
 
 def check(model: nn.Module, recipe: PretrainRecipe) -> dict[str, Trained]:
@@ -145,7 +155,40 @@ def check(model: nn.Module, recipe: PretrainRecipe) -> dict[str, Trained]:
             the recipe froze it or does not where the recipe trains it, or a layer of a LoRA tower without LoRA.
     """
     modes = {part: getattr(recipe.towers, part).train for part in PARTS}
-    return adapter.check_parts(model, modes, part_of, "towers")
+    trained = adapter.check_parts(model, modes, part_of, "towers")
+
+    # Of a tower with LoRA every layer that can have it.
+    bare = [
+        name
+        for name in linear_layers(model)
+        if not name.endswith(".base_layer") and ".lora_" not in name and modes[part_of(name)] == "lora"
+    ]
+    if bare:
+        raise AdapterError(f"{bare[0].removeprefix(WRAPPER)}: a linear layer without LoRA in a tower that trains by it")
+    return trained
+
+
+def dead_pairs(model: nn.Module) -> list[str]:
+    """The layers whose LoRA has no gradient at all, by their names in the base; none may, after any backward pass.
+
+    Not the part but each pair of lora_A and lora_B is looked at: of a layer that another module computes with, without
+    calling it, the adapter is there and never used.
+    """
+    alive: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        layer, lora, _ = name.partition(".lora_")
+        if lora and parameter.requires_grad:
+            has = parameter.grad is not None and bool(parameter.grad.any())
+            alive[layer] = alive.get(layer, False) or has
+    return [layer.removeprefix(WRAPPER) for layer, has in alive.items() if not has]
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """The linear layers that LoRA can be laid on: those that are called, which no nn.MultiheadAttention does."""
+    modules = dict(model.named_modules())
+    attentions = [module for module in modules.values() if isinstance(module, nn.MultiheadAttention)]
+    within = {inner for attention in attentions for inner in attention.modules()}
+    return [name for name, module in modules.items() if isinstance(module, nn.Linear) and module not in within]
 
 
 def _settings(config: DualEncoderConfig) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import xxhash
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 from transformers import initialization as init
 
 from skinvl.model import hub, open_clip, tiny_towers, towers, towers_adapter
+from skinvl.model.base import attention_kernel
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
 from skinvl.model.dual_inputs import PixelFormat as PixelFormat
 from skinvl.model.dual_inputs import TextTokenizer as TextTokenizer
@@ -101,14 +102,15 @@ def open_towers(recipe: PretrainRecipe, *, weights: bool = True) -> OpenTowers:
         if (trained / "adapter_config.json").is_file():
             towers_adapter.require_same_settings(trained, recipe)
         else:
+            towers_adapter.require_same_towers(trained, read_config(trained), config, recipe)
             path = trained
-            towers_adapter.require_same_towers(read_config(trained), config, trained)
 
     # A run saves what its texts and images went through beside its weights.
     inputs = trained if trained is not None and (trained / "tokenizer_config.json").is_file() else path
     image, text = config.image_and_text
     images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
     tokenizer = TextTokenizer.read(inputs, config.text_length, trims=texts.trims, lower_case=texts.lower_case)
+    require_fit(tokenizer, config, inputs)
     side = images.side(image)
     return OpenTowers(recipe, files, path, config, tokenizer, PixelFormat.read(inputs, side), trained)
 
@@ -129,15 +131,49 @@ def read_config(path: Path) -> DualEncoderConfig:
     return DualEncoderConfig(**family.settings(config))
 
 
+def require_fit(tokenizer: TextTokenizer, config: DualEncoderConfig, folder: Path) -> None:
+    """Refuses a tokenizer that is not the text tower's.
+
+    Raises:
+        BaseError: it has more tokens than the tower, or does not end a text as the tower looks for it.
+    """
+    _, text = config.image_and_text
+    ids = tokenizer(["a"])[0]
+    if config.text_pooling == "eos" and config.eos_token_id not in ids:
+        raise BaseError(
+            f"base {folder}: its tokenizer ends a text with {ids[-1]}, and its text tower is read at the end-of-text "
+            f"token {config.eos_token_id}; give a base with the tokenizer that it was trained with"
+        )
+    if len(tokenizer.tokenizer) > text.vocab_size:
+        raise BaseError(
+            f"base {folder}: its tokenizer has {len(tokenizer.tokenizer)} tokens, its text tower {text.vocab_size}; "
+            "give a base with the tokenizer that it was trained with"
+        )
+
+
+def attention_of(recipe: PretrainRecipe, config: DualEncoderConfig) -> str:
+    """The `attn_implementation` to load two towers with: as the recipe wants it, or PyTorch's own.
+
+    Raises:
+        ModelError: the wanted kernel is not to be had for one of them, or on this machine.
+    """
+    if recipe.attention == "auto":
+        return "sdpa"  # flash-attention's own kernels gain nothing on rows this short
+    image, text = config.image_and_text
+    families = towers.of_image(image.model_type), towers.of_text(text.model_type)
+    kernels = [attention_kernel(recipe.attention, family) for family in families]
+    return kernels[0]
+
+
 def read_model(opened: OpenTowers) -> DualEncoder:
     """The two towers of a folder with their weights, in fp32; without an adapter that is to be laid over them.
 
     Raises:
         BaseError: the files lack weights, which would be random.
     """
-    kernel = "sdpa" if opened.recipe.attention == "auto" else opened.recipe.attention
+    kernel = attention_of(opened.recipe, opened.config)
     config = AutoConfig.from_pretrained(opened.path)
-    kind: type[PreTrainedModel] = DualEncoder
+    kind: Any = DualEncoder
     if not isinstance(config, DualEncoderConfig):
         kind = towers.of_published(config.model_type).published[config.model_type]
     model, report = kind.from_pretrained(

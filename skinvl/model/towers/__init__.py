@@ -35,6 +35,7 @@ class TinyTowers(ABC):
 class TowerFamily(ABC):
     """One image tower, one text tower, and how those who published the pair have named what they hold."""
 
+    model_type: str  # the name of its file
     image_types: tuple[str, ...]  # model_type of the configs of its image towers
     text_types: tuple[str, ...]  # and of its text towers
     published: ClassVar[dict[str, type[PreTrainedModel]]] = {}  # model_type of a published pair → its class
@@ -44,6 +45,7 @@ class TowerFamily(ABC):
     # Whether a text gives the same feature without the padding behind it: not where what is pooled stands there.
     trims: bool = True
     lower_case: bool = False  # whether its texts were all in lower case
+    flash_attention: bool = True  # whether both towers can run on flash-attention kernels
     tiny: TinyTowers
 
     @abstractmethod

@@ -23,9 +23,11 @@ from skinvl.model.towers import TinyTowers, TowerFamily
 class BeitBert(TowerFamily):
     """The towers that transformers calls BEiT and BERT, each without its pooler."""
 
+    model_type = "beit_bert"
     image_types = ("beit",)
     text_types = ("bert",)
     before = 1  # CLS
+    flash_attention = False
     fixed = ("image_tower.embeddings.position_embeddings",)  # sines and cosines
 
     def image_tower(self, config: PretrainedConfig) -> PreTrainedModel:

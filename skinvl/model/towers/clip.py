@@ -27,6 +27,7 @@ EOS = 49407  # of all published vocabularies
 class Clip(TowerFamily):
     """The towers of transformers.CLIPModel."""
 
+    model_type = "clip"
     image_types = ("clip_vision_model",)
     text_types = ("clip_text_model",)
     published: ClassVar[dict[str, type[PreTrainedModel]]] = {"clip": CLIPModel}

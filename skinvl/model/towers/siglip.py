@@ -32,6 +32,7 @@ PAD, END = "<pad>", "<eos>"
 class Siglip(TowerFamily):
     """The towers of transformers.SiglipModel and, on square images, Siglip2Model, without the text tower's head."""
 
+    model_type = "siglip"
     image_types = ("siglip_vision_model", "siglip2_vision_model")
     text_types = ("siglip_text_model", "siglip2_text_model")
     published: ClassVar[dict[str, type[PreTrainedModel]]] = {"siglip": SiglipModel, "siglip2": Siglip2Model}
