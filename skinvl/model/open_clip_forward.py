@@ -94,7 +94,8 @@ def _clip_blocks(
         joint = (
             inner @ tensors[f"{name}.attn.in_proj_weight"].double().T + tensors[f"{name}.attn.in_proj_bias"].double()
         )
-        mixed = _attention(*joint.chunk(3, dim=-1), heads, bias)
+        query, key, value = joint.chunk(3, dim=-1)
+        mixed = _attention(query, key, value, heads, bias)
         states = states + _linear(tensors, f"{name}.attn.out_proj", mixed)
 
         inner = _norm(tensors, f"{name}.ln_2", states, 1e-5)

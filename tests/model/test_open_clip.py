@@ -1,0 +1,465 @@
+"""A checkpoint of open_clip becomes a DualEncoder exactly, or not at all; open_clip 3.3.0 and timm are the oracles."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip as oracle
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models.beit import Beit
+from torch import nn
+from transformers import BertConfig
+
+from skinvl.model import dual, open_clip, open_clip_forward, open_clip_names
+from skinvl.model.dual import DualEncoder
+from skinvl.model.hub import Snapshot
+from skinvl.model.open_clip import OpenClipError
+from skinvl.model.towers import beit_bert, clip
+
+WORDS = ("an annular scaly plaque on the arm", "a brown macule, sharp and symmetrical", "nodule", "red papules 2.5 cm")
+KINDS = ("clip", "custom", "bert", "panderm")
+QUICK = {"clip": True, "custom": False, "bert": True, "panderm": None}
+VISION = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+
+
+class PanDermTower(Beit):
+    """CAE-v2's image tower as PanDerm uses it: timm's BEiT of the same names, whose norm is applied twice."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float[B, D]."""
+        states = self.forward_features(pixels)
+        return self.head(self.norm(states[:, 1:].mean(dim=1)))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model of open_clip with random weights, and the folder it was saved in."""
+
+    model: Any
+    folder: Path
+    quick_gelu: bool | None
+    pixels: torch.Tensor
+    ids: list[list[int]]
+    pad: int
+
+    def padded(self, fill: int) -> torch.Tensor:
+        """int64[n, L], the texts filled up."""
+        longest = max(map(len, self.ids))
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in self.ids])
+
+    def features(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What open_clip makes of the images and texts."""
+        rows = torch.zeros(len(self.ids), self.model.context_length, dtype=torch.long)
+        texts = self.padded(0)
+        rows[:, : texts.shape[1]] = texts
+        return self.model.encode_image(self.pixels, normalize=True), self.model.encode_text(rows, normalize=True)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
+    """One model for each layout that is read."""
+    root = tmp_path_factory.mktemp("published")
+    tokenizers = {"clip": clip.FAMILY.tiny.tokenizer(WORDS), "bert": beit_bert.FAMILY.tiny.tokenizer(WORDS)}
+    for name, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(root / name)
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
+    BertConfig(vocab_size=len(tokenizers["bert"]), max_position_embeddings=48, **sizes).save_pretrained(root / "bert")
+    causal = {"context_length": 24, "vocab_size": len(tokenizers["clip"]), "width": 48, "heads": 2, "layers": 2}
+    masked = {"hf_model_name": str(root / "bert"), "hf_tokenizer_name": str(root / "bert"), "context_length": 40}
+    masked |= {"hf_pooler_type": "mean_pooler"}
+    configs = {
+        "clip": {"embed_dim": 64, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": causal},
+        "custom": {
+            "embed_dim": 24,
+            "custom_text": True,
+            "init_logit_bias": -10,
+            "vision_cfg": VISION,
+            "text_cfg": causal,
+        },
+        "bert": {"embed_dim": 24, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": masked},
+        "panderm": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": masked},
+    }
+    (root / "configs").mkdir()
+    for kind, config in configs.items():
+        (root / "configs" / f"tiny-{kind}.json").write_text(json.dumps(config))
+    oracle.add_model_config(root / "configs")
+
+    models = {}
+    for kind, config in configs.items():
+        torch.manual_seed(3)
+        model = oracle.create_model(f"tiny-{kind}", pretrained_hf=False)
+        if kind == "panderm":
+            sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+            model.visual = PanDermTower(
+                **sizes, use_abs_pos_emb=True, init_values=0.1, use_fc_norm=False, num_classes=24
+            )
+            model.visual.pos_embed.requires_grad = False
+        for parameter in model.parameters():  # no norm of ones and no bias of zeros hides a mistake
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        folder, own = root / f"of-{kind}", "clip" if "width" in config["text_cfg"] else "bert"
+        folder.mkdir()
+        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+        (folder / open_clip.CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {"size": [32, 32]}}))
+        if own == "clip":
+            tokenizers[own].save_pretrained(folder)
+        ids = tokenizers[own](list(WORDS))["input_ids"]
+        pad = tokenizers[own].pad_token_id
+        models[kind] = Published(model.eval(), folder, QUICK[kind], torch.randn(4, 3, 32, 32), ids, pad)
+    return models
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """bases/ in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    left = [path.name for path in (tmp_path / "bases").glob(".*")]
+    assert not left, "half a folder was left"
+
+
+def convert(one: Published, **settings: Any) -> Path:
+    return open_clip.converted(Snapshot(one.folder, None), "tiny", **{"quick_gelu": one.quick_gelu, **settings})
+
+
+def loaded(one: Published, **settings: Any) -> DualEncoder:
+    return DualEncoder.from_pretrained(convert(one, **settings), dtype=torch.float32)
+
+
+def ours(one: Published, model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = torch.tensor([[1] * len(row) + [0] * (one.padded(0).shape[1] - len(row)) for row in one.ids])
+    return model.encode_images(one.pixels).embeddings, model.encode_texts(one.padded(one.pad), mask)
+
+
+def distance(left: tuple[torch.Tensor, ...], right: tuple[torch.Tensor, ...]) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(left, right, strict=True))
+
+
+def info_nce(images: torch.Tensor, texts: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    logits = log_scale.exp() * images @ texts.T
+    own = torch.arange(len(logits))
+    return (nn.functional.cross_entropy(logits, own) + nn.functional.cross_entropy(logits.T, own)) / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_those_of_open_clip(published: dict[str, Published], kind: str) -> None:
+    one = published[kind]
+    expected = one.features()
+    assert distance((expected[0][:1],), (expected[0][1:2],)) > 1e-2, "the images make no difference"
+
+    folder = convert(one)
+    model = DualEncoder.from_pretrained(folder, dtype=torch.float32)
+    assert distance(ours(one, model), expected) <= 1e-6
+    facts = json.loads((folder / open_clip.FILE).read_text())
+    assert 0 < max(facts["differences"].values()) <= 1e-6
+    assert facts["tensors"] == len(one.model.state_dict())
+    assert model.scale.log.item() == one.model.logit_scale.item()
+
+    if kind != "panderm":  # the twin: the other activation
+        assert distance(ours(one, loaded(one, quick_gelu=not one.quick_gelu)), expected) > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_independent_forward_is_that_of_open_clip(published: dict[str, Published], kind: str) -> None:
+    one = published[kind]
+    tensors, image = one.model.state_dict(), {"heads": 2, "quick_gelu": bool(one.quick_gelu)}
+    text = {"heads": 2 if kind in ("clip", "custom") else 4, "quick_gelu": bool(one.quick_gelu), "pad": 0}
+    computed = (
+        open_clip_forward.images(tensors, one.pixels, **image),
+        open_clip_forward.texts(tensors, one.padded(0), **text),
+    )
+    assert distance(computed, one.features()) <= 1e-6
+
+    # The twins: other heads, the other activation, and BERT's padding read as text.
+    assert distance((open_clip_forward.images(tensors, one.pixels, **{**image, "heads": 4}),), computed[:1]) > 1e-4
+    if kind != "panderm":
+        other = open_clip_forward.images(tensors, one.pixels, **{**image, "quick_gelu": not one.quick_gelu})
+        assert distance((other,), computed[:1]) > 1e-4
+    if kind == "panderm":
+        other = open_clip_forward.texts(tensors, one.padded(0), **{**text, "pad": -1})
+        assert distance((other,), computed[1:]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "kind", ["clip", "panderm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("custom", "bert"))]
+)
+def test_it_trains_as_in_open_clip(published: dict[str, Published], kind: str) -> None:
+    one = published[kind]
+    before = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
+    model = loaded(one)
+    if kind == "panderm":
+        model.image_tower.embeddings.position_embeddings.requires_grad = False
+    optimizers = [decayed(one.model), decayed(model)]
+    try:
+        for step in range(3):
+            losses = (
+                oracle.ClipLoss()(*one.features(), one.model.logit_scale.exp()),
+                info_nce(*ours(one, model), model.scale.log),
+            )
+            assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6 if step == 0 else 1e-5)
+            for loss, optimizer in zip(losses, optimizers, strict=True):
+                optimizer.zero_grad()
+                loss.backward()
+            if step == 0:
+                same_gradients(one.model, model)
+            for optimizer in optimizers:
+                optimizer.step()
+        trained, _ = open_clip_names.converted(one.model.state_dict())
+        started, _ = open_clip_names.converted(before)
+        for name, weight in model.state_dict().items():
+            if not name.endswith(("k_proj.bias", "key.bias")):  # softmax takes it out: its gradient is rounding
+                assert (weight - trained[name]).norm() <= 1e-3 * (weight - started[name]).norm(), name
+    finally:
+        one.model.load_state_dict(before)
+        one.model.zero_grad()
+
+
+def decayed(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW as open_clip groups it: no decay of vectors and of the scale."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 0.1}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
+
+
+def same_gradients(theirs: nn.Module, model: DualEncoder) -> None:
+    """Each gradient of theirs is found at its place in ours, to 1e-5 of the largest of its tensor."""
+    gradients = {name: weight.grad for name, weight in theirs.named_parameters() if weight.grad is not None}
+    expected, left_over = open_clip_names.converted(gradients)
+    assert not left_over
+    computed = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert computed.keys() == expected.keys()
+    for name, gradient in computed.items():
+        assert (gradient - expected[name]).abs().max() <= 1e-5 * expected[name].abs().max() + 1e-7, name
+
+
+def swapped(left: str, right: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def swap(placed: dict[str, torch.Tensor]) -> None:
+        placed[left], placed[right] = placed[right], placed[left]
+
+    return swap
+
+
+def transposed(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def transpose(placed: dict[str, torch.Tensor]) -> None:
+        placed[name] = placed[name].T
+
+    return transpose
+
+
+QUERY, KEY = (f"image_tower.encoder.layers.1.self_attn.{part}_proj.weight" for part in "qk")
+LAMBDA = ("image_tower.layers.0.lambda_1", "image_tower.layers.0.lambda_2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mistake"),
+    [
+        ("clip", transposed("image_head.projection.weight")),  # which is square
+        ("clip", swapped(QUERY, KEY)),
+        ("custom", swapped("text_tower.final_layer_norm.weight", "text_tower.encoder.layers.0.layer_norm1.weight")),
+        ("panderm", swapped(*LAMBDA)),
+    ],
+)
+def test_a_mistake_that_fits_in_shape_is_refused(
+    published: dict[str, Published], monkeypatch: pytest.MonkeyPatch, kind: str, mistake: Callable[[Any], None]
+) -> None:
+    real = open_clip_names.converted
+
+    def wrong(tensors: Any) -> Any:
+        placed, left_over = real(tensors)
+        mistake(placed)
+        return placed, left_over
+
+    monkeypatch.setattr(open_clip_names, "converted", wrong)
+    with pytest.raises(OpenClipError, match="differ by"):
+        convert(published[kind])
+    assert not list(Path("bases").glob("*"))
+
+
+def test_one_norm_instead_of_two_is_refused(published: dict[str, Published], monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(head: dual.Head, features: torch.Tensor) -> torch.Tensor:
+        return head.projection(features if head.norm is None else head.norm(features.mean(1)))
+
+    monkeypatch.setattr(dual.Head, "forward", once)
+    with pytest.raises(OpenClipError, match="differ by"):
+        convert(published["panderm"])
+
+
+def changed(one: Published, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Published:
+    """The same checkpoint with other tensors in its file."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    tensors = load_file(one.folder / "open_clip_model.safetensors")
+    change(tensors)
+    for file in one.folder.glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "open_clip_model.safetensors"
+    )
+    return Published(one.model, folder, one.quick_gelu, one.pixels, one.ids, one.pad)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("clip", {"visual.extra": torch.ones(2)}, r"1 left over \(visual.extra\)"),
+        ("clip", {"text.token_embedding.bias": torch.ones(2)}, r"1 left over \(text.token_embedding.bias\)"),
+        ("clip", {"ln_final.bias": None}, r"1 missing \(text_tower.final_layer_norm.bias\)"),
+        ("clip", {"ln_final.bias": torch.ones(9)}, r"1 of another shape \(text_tower.final_layer_norm.bias \[9\] for"),
+        ("clip", {"visual.proj": torch.ones(9, 64)}, r"1 of another shape"),
+        ("clip", {"visual.transformer.resblocks.1.attn.in_proj_bias": torch.ones(1)}, r"3 of another shape"),
+        ("bert", {"text.transformer.pooler.dense.weight": torch.ones(4, 4)}, r"1 left over"),
+        ("bert", {"text.transformer.embeddings.position_ids": torch.tensor([[0, 2]])}, r"1 left over"),
+        ("panderm", {"visual.blocks.1.gamma_2": None}, r"1 missing \(image_tower.layers.1.lambda_2\)"),
+        ("panderm", {"visual.blocks.1.attn.k_bias": torch.ones(64)}, r"1 left over"),
+        ("panderm", {"visual.patch_embed.proj.weight": None}, r"no tensor visual.patch_embed.proj.weight"),
+        ("clip", {"visual.trunk.pos_embed": torch.ones(2)}, r"an image tower of timm"),
+        ("clip", {"visual.positional_embedding": torch.ones(16, 64)}, r"15 patches"),
+    ],
+)
+def test_every_tensor_is_used_once_and_none_is_invented(
+    published: dict[str, Published], tmp_path: Path, kind: str, change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in change.items():
+            tensors.pop(name, None)
+            if tensor is not None:
+                tensors[name] = tensor
+
+    with pytest.raises(OpenClipError, match=message):
+        convert(changed(published[kind], tmp_path, edit))
+    assert not list(Path("bases").glob("*"))
+
+
+def test_positions_that_only_count_are_no_weights(published: dict[str, Published], tmp_path: Path) -> None:
+    one = published["bert"]
+    counts = {"text.transformer.embeddings.position_ids": torch.arange(48)[None]}
+    assert (
+        distance(ours(one, loaded(changed(one, tmp_path, lambda tensors: tensors.update(counts)))), one.features())
+        < 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("vision_cfg", "pool_type", "avg"),
+        ("text_cfg", "no_causal_mask", True),
+        ("vision_cfg", "timm_model_name", "vit"),
+    ],
+)
+def test_another_architecture_is_refused(
+    published: dict[str, Published], tmp_path: Path, section: str, field: str, value: Any
+) -> None:
+    one = changed(published["clip"], tmp_path, lambda tensors: None)
+    config = json.loads((one.folder / open_clip.CONFIG).read_text())
+    config["model_cfg"][section][field] = value
+    (one.folder / open_clip.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(OpenClipError, match=f"{section}.{field}: {value}, which makes it another architecture"):
+        convert(one)
+
+
+def test_sizes_in_a_config_are_not_believed(published: dict[str, Published], tmp_path: Path) -> None:
+    one = changed(published["panderm"], tmp_path, lambda tensors: None)
+    config = json.loads((one.folder / open_clip.CONFIG).read_text())
+    config["model_cfg"]["vision_cfg"] |= {
+        "layers": 12,
+        "width": 768,
+        "pretrain_path": None,
+    }  # DermFM-Zero's own does it
+    (one.folder / open_clip.CONFIG).write_text(json.dumps(config))
+    assert distance(ours(one, loaded(one)), one.features()) < 1e-6
+
+
+def test_quick_gelu_is_asked_for(published: dict[str, Published]) -> None:
+    with pytest.raises(OpenClipError, match=r"base.quick_gelu is not set. Set it to true for weights that come"):
+        convert(published["clip"], quick_gelu=None)
+    with pytest.raises(OpenClipError, match="none of its towers is CLIP's"):
+        convert(published["panderm"], quick_gelu=True)
+
+
+def test_a_few_pairs_say_which_activation_fits(published: dict[str, Published], tmp_path: Path) -> None:
+    one, pairs = published["clip"], []
+    generator = torch.Generator().manual_seed(1)
+    for number, text in enumerate(WORDS):
+        picture = torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(picture.numpy()).save(tmp_path / f"{number}.png")
+        pairs.append((tmp_path / f"{number}.png", text))
+
+    # Trained on them, so that the one it was trained with has less.
+    before = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
+    try:
+        processor = open_clip._image_processor({}, 32)
+        pixels = processor([Image.open(path) for path, _ in pairs], return_tensors="pt")["pixel_values"]
+        other = Published(one.model, one.folder, True, pixels, one.ids, one.pad)
+        for block in [*one.model.visual.transformer.resblocks, *one.model.transformer.resblocks]:
+            block.mlp.c_fc.weight.data *= 4
+        optimizer = torch.optim.AdamW(one.model.parameters(), lr=1e-3)
+        for _ in range(12):
+            optimizer.zero_grad()
+            info_nce(*other.features(), one.model.logit_scale).backward()
+            optimizer.step()
+        trained = changed(one, tmp_path, lambda tensors: tensors.update(one.model.state_dict()))
+    finally:
+        one.model.load_state_dict(before)
+
+    with pytest.raises(OpenClipError, match=r"On 4 pairs InfoNCE is .* with QuickGELU and .* GELU: quick_gelu fits"):
+        convert(trained, quick_gelu=None, pairs=pairs)
+    told = json.loads((convert(trained, pairs=pairs) / open_clip.FILE).read_text())["pairs"]
+    assert told["fits"] == "quick_gelu"
+    assert told["quick_gelu"] < told["gelu"]
+    expected = info_nce(
+        *ours(Published(one.model, one.folder, True, pixels, one.ids, one.pad), loaded(trained)),
+        torch.tensor(math.log(1 / 0.07)),
+    )
+    assert told["quick_gelu"] == pytest.approx(expected.item(), abs=0.05)
+
+
+def test_a_checkpoint_of_a_training_is_unwrapped(published: dict[str, Published], tmp_path: Path) -> None:
+    one = changed(published["clip"], tmp_path, lambda tensors: None)
+    (one.folder / "open_clip_model.safetensors").unlink()
+    state = {f"module.{name}": tensor for name, tensor in one.model.state_dict().items()}
+    optimizer = torch.optim.AdamW(one.model.parameters()).state_dict()
+    torch.save({"epoch": 15, "name": "make", "state_dict": state, "optimizer": optimizer}, one.folder / "epoch_15.pt")
+    assert open_clip.is_checkpoint(one.folder)
+    assert distance(ours(one, loaded(one)), one.features()) < 1e-6
+
+
+def test_nothing_but_tensors_is_read(published: dict[str, Published], tmp_path: Path) -> None:
+    one = changed(published["clip"], tmp_path, lambda tensors: None)
+    (one.folder / "open_clip_model.safetensors").unlink()
+    torch.save({"state_dict": {"path": Path("x")}}, one.folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(OpenClipError, match="not read"):
+        convert(one)
+    (one.folder / "open_clip_pytorch_model.bin").write_bytes(b"half a file")
+    with pytest.raises(OpenClipError, match="not read"):
+        convert(one)
+    torch.save({"epoch": 3}, one.folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(OpenClipError, match="epoch where tensors by name were expected"):
+        convert(one)
+    (one.folder / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(OpenClipError, match="files of weights: none"):
+        convert(one)
+
+
+def test_it_is_converted_once(published: dict[str, Published], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = convert(published["clip"])
+    monkeypatch.setattr(open_clip, "read", lambda folder: pytest.fail("read again"))
+    assert convert(published["clip"]) == first
+    with pytest.raises(pytest.fail.Exception):
+        convert(published["clip"], quick_gelu=False)  # another model
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(published: dict[str, Published], tmp_path: Path) -> None:
+    one = changed(published["clip"], tmp_path, lambda tensors: None)
+    clip.FAMILY.tiny.tokenizer(["other words"]).save_pretrained(one.folder)
+    with pytest.raises(OpenClipError, match=r"the tokenizer has \d+ tokens and its EOS is \d+; expected"):
+        convert(one)
