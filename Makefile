@@ -1,14 +1,14 @@
 # Every target installs what it needs and no more: demo, serve and synth an extra, check and the tests all of them.
-# `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`, `make eval RUN=runs/…`.
+# `make sft RECIPE=… BASE=… RUN=… GPUS=… ARGS="key=value …"`, `make pretrain` likewise, `make eval RUN=runs/…`.
 # `make merge publish ask demo serve RUN=runs/…` take the words of their verbs in ARGS, `make publish` also REPO=owner/name.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help prep synth plan dry-run show sft cache eval merge publish ask demo serve setup check test test-slow browser bench clean
+.PHONY: help prep synth plan dry-run show sft pretrain cache eval merge publish ask demo serve setup check test test-slow browser bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON ?= python3
-RECIPE ?= tiny
+RECIPE ?= $(if $(filter pretrain,$(MAKECMDGOALS)),tiny-clip,tiny)
 BASE   ?=
 RUN    ?=
 AGAINST ?=
@@ -58,6 +58,7 @@ $(VENV)/.ready-%: $(VENV)/.ready
 	@$(INSTALL) '.[$*]'
 	@touch $@
 
+DRAWN = $(if $(filter tiny tiny-clip,$(RECIPE)),data/demo/card.json)
 data/demo/card.json: | $(VENV)/.ready
 	$(BIN)/skinvl prep demo data/raw/demo data/demo
 
@@ -72,21 +73,24 @@ synth: $(VENV)/.ready-serve  ## MODEL at ENDPOINT writes about SOURCE's images, 
 plan: $(VENV)/.ready  ## memory and hours of RECIPE on BASE, with GPU and GPUS
 	$(BIN)/skinvl plan $(RECIPE) $(if $(BASE),base=$(BASE)) $(if $(GPU),--gpu $(GPU)) --gpus $(GPUS) $(ARGS)
 
-show: $(VENV)/.ready $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## paint what is trained in a few conversations of RECIPE
+show: $(VENV)/.ready $(DRAWN)  ## paint what is trained in a few conversations of RECIPE
 	$(BIN)/skinvl show $(RECIPE) $(OVERRIDES)
 
 ##@ train
-sft: $(VENV)/.ready $(if $(filter tiny,$(RECIPE)),data/demo/card.json)  ## train: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED
+sft: $(VENV)/.ready $(DRAWN)  ## train: RECIPE, BASE, RUN, GPUS, NNODES, DEEPSPEED
 	$(LAUNCH) sft $(strip $(RECIPE) $(OVERRIDES))
 
+pretrain: $(VENV)/.ready $(DRAWN)  ## train two towers: RECIPE, BASE, RUN, GPUS, NNODES
+	$(LAUNCH) pretrain $(strip $(RECIPE) $(OVERRIDES))
+
 dry-run: $(VENV)/.ready  ## what RECIPE would train on BASE, without its weights
-	$(BIN)/skinvl sft $(strip $(RECIPE) $(OVERRIDES)) --dry-run
+	$(BIN)/skinvl $(if $(shell grep -ls '^objective:' recipes/$(RECIPE).yaml $(RECIPE)),pretrain,sft) $(strip $(RECIPE) $(OVERRIDES)) --dry-run
 
 cache: $(VENV)/.ready  ## compute the vision features of RECIPE's images ahead
 	$(LAUNCH) cache $(strip $(RECIPE) $(OVERRIDES))
 
 ##@ evaluate
-eval: $(VENV)/.ready  ## answer, classify, score, report: RUN or RECIPE, AGAINST
+eval: $(VENV)/.ready  ## evaluate, score, report: RUN or RECIPE, AGAINST
 	$(LAUNCH) eval $(strip $(or $(RUN),$(RECIPE)) $(if $(RUN),,$(if $(BASE),base=$(BASE))) $(if $(AGAINST),--against $(AGAINST)) $(ARGS))
 
 ##@ release

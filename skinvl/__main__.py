@@ -30,12 +30,15 @@ WINGS = {
     },
     "train": {
         "sft": "train a recipe: prepared sources and a base become an adapter",
+        "pretrain": "train two towers: prepared sources and a base of two become embeddings",
         "cache": "compute the vision features of a recipe's images ahead of sft",
     },
     "evaluate": {
-        "eval": "answer, classify, score and report: a run, or a base alone",
+        "eval": "evaluate, score and report a run, or a base alone, as its kind asks",
         "generate": "answer every question of the eval sets, with a run's adapter or a base alone",
         "classify": "weigh the classes of each image, by likelihood and by asking",
+        "zeroshot": "classify images by prompts of the classes' names, with two towers",
+        "retrieve": "rank texts of images and images of texts, or find images by words",
         "probe": "fit a linear probe on the features of the frozen vision tower",
     },
     "score": {

@@ -78,7 +78,7 @@ def test_make_help_lists_the_targets_by_wing() -> None:
     for name, targets in wings.items():
         for target in targets:
             assert cli.WING_OF.get(target, name) == name
-    verbs = {"prep", "synth", "plan", "show", "sft", "cache", "eval", "merge", "publish", "ask", "demo", "serve"}
+    verbs = {"prep", "synth", "plan", "show", "sft", "pretrain", "cache", "eval", "merge", "publish", "ask", "demo", "serve"}
     assert verbs <= {target for targets in wings.values() for target in targets}
     assert {"setup", "check", "test"} <= set(wings["project"])
 
@@ -87,6 +87,7 @@ def test_make_help_lists_the_targets_by_wing() -> None:
     ("target", "extras"),
     [
         ("sft", set()),
+        ("pretrain", set()),
         ("eval", set()),
         ("demo", {"demo"}),
         ("serve", {"serve"}),

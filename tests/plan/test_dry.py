@@ -23,7 +23,7 @@ from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.run import RunError
 from skinvl.train import sft
 
-PAIRS = [(name, base) for name in recipe.recipes() for base in recipe.bases() if base not in tiny.UNSEEN]
+PAIRS = [(name, base) for name in recipe.recipes("sft") for base in recipe.bases("vlm") if base not in tiny.UNSEEN]
 
 
 @pytest.mark.parametrize(("name", "base"), PAIRS, ids=["--".join(pair) for pair in PAIRS])

@@ -11,13 +11,17 @@ import pytest
 import yaml
 
 from helpers import tiny
-from skinvl.recipe import recipe
+from skinvl.recipe import loading, recipe, towers
+from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.towers import PretrainRecipe
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-BASES = sorted((ROOT / "recipes" / "bases").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"), key=lambda path: path.stem)
+BASES = sorted((ROOT / "recipes" / "bases").glob("*.yaml"), key=lambda path: path.stem)
 ENGINES = sorted((ROOT / "ds_configs").glob("*.json"))
-FAMILIES = sorted(p.stem for p in (ROOT / "skinvl" / "model" / "families").glob("*.py") if not p.stem.startswith("_"))
+MODEL = ROOT / "skinvl" / "model"
+FAMILIES = sorted(path.stem for path in (MODEL / "families").glob("*.py") if not path.stem.startswith("_"))
+TOWERS = ("clip", "siglip")  # families of which a tiny base is shipped
 
 
 def stem(path: Path) -> str:
@@ -33,21 +37,28 @@ def test_the_folders_are_the_lists() -> None:
     assert recipe.recipes() == [path.stem for path in RECIPES]
     assert recipe.bases() == [path.stem for path in BASES]
     assert {"tiny", "skinvl-mm", "skinvl-pub", "skinvl-pubmm", "dermatollama"} <= set(recipe.recipes())
-    assert {f"tiny-{family}" for family in FAMILIES} <= set(recipe.bases())
+    assert {"tiny-clip", "dermlip", "make", "make-ontology"} == set(recipe.recipes("pretrain"))
+    assert {f"tiny-{family}" for family in FAMILIES} <= set(recipe.bases("vlm"))
+    assert {f"tiny-{family}" for family in TOWERS} <= set(recipe.bases("dual"))
+
+
+def load(name: str, *overrides: str) -> Recipe | PretrainRecipe:
+    """The shipped recipe, of whichever kind it is."""
+    return (towers if loading.kind_of(name) == "pretrain" else recipe).load(name, overrides)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=stem)
 def test_every_recipe_goes_with_every_base(path: Path) -> None:
-    for base in BASES:
-        made = recipe.load(path.stem, [f"base={base.stem}"])
-        assert made.base == recipe.load_base(base.stem)
+    for base in recipe.bases("dual" if loading.kind_of(path.stem) == "pretrain" else "vlm"):
+        made = load(path.stem, f"base={base}")
+        assert made.base == recipe.load_base(base)
         assert made.name == path.stem
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=stem)
 def test_a_recipe_opens_with_how_to_run_it(path: Path) -> None:
     text = header(path)
-    assert re.search(rf"^# run: +make sft RECIPE={re.escape(path.stem)}\b", text, re.MULTILINE)
+    assert re.search(rf"^# run: +make {loading.kind_of(path.stem)} RECIPE={re.escape(path.stem)}\b", text, re.MULTILINE)
     assert re.search("^# needs: ", text, re.MULTILINE)
     assert "GPU" in text
 
@@ -60,13 +71,16 @@ def test_a_recipe_says_nothing_that_its_base_says(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=stem)
 def test_the_libraries_take_the_values(path: Path, tmp_path: Path) -> None:
     from peft import LoraConfig
+    from transformers import TrainingArguments
     from trl.trainer.sft_config import SFTConfig
 
-    made = recipe.load(path.stem)
-    arguments = SFTConfig(**made.train, output_dir=str(tmp_path), use_cpu=True)
+    made = load(path.stem)
+    config = SFTConfig if isinstance(made, Recipe) else TrainingArguments
+    arguments = config(**made.train, output_dir=str(tmp_path), use_cpu=True)
     assert arguments.learning_rate == made.train["learning_rate"]
-    assert 0 < arguments.get_warmup_steps(1000) < 500  # a ratio, and not a count
-    assert LoraConfig(**made.lora, target_modules="x").r == made.lora["r"]
+    if isinstance(made, Recipe):
+        assert 0 < arguments.get_warmup_steps(1000) < 500  # a ratio, and not a count
+        assert LoraConfig(**made.lora, target_modules="x").r == made.lora["r"]
 
 
 def test_the_published_values() -> None:
@@ -93,6 +107,25 @@ def test_the_published_values() -> None:
     assert trained["pubmm"] == trained["mm"] | trained["pub"]
 
 
+def test_the_published_values_of_two_towers() -> None:
+    shared = {"learning_rate": 1e-4, "weight_decay": 0.1, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_grad_norm": 0}
+    for name, images, epochs, warmup in (
+        ("dermlip", 4096, 30, 1000),
+        ("make", 2048, 15, 1500),
+        ("make-ontology", 2048, 15, 1500),
+    ):
+        made = towers.load(name)
+        assert (shared | {"num_train_epochs": epochs, "warmup_steps": warmup}).items() <= made.train.items()
+        assert (made.batch.images, made.base.name, made.data.augmentation) == (images, "clip-b16", "released")
+        assert (made.data.train[0].source, made.objective.name) == ("derm1m", "clip" if name == "dermlip" else name)
+    assert (made.objective.local, made.objective.sigma, made.objective.soft, made.objective.sentences) == (
+        0.7,
+        0,
+        0.5,
+        8,
+    )
+
+
 def test_the_qlora_lines_in_the_comment_work(tmp_path: Path) -> None:
     text = (ROOT / "recipes" / "skinvl-mm.yaml").read_text(encoding="utf-8")
     found = re.search(r"^#   (quantization:\n(?:#     .*\n)+)", text, re.MULTILINE)
@@ -115,28 +148,28 @@ def overrides(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=stem)
 def test_overrides_that_a_comment_recommends_work(path: Path) -> None:
-    recipe.load(path.stem, overrides(header(path)))
+    load(path.stem, *overrides(header(path)))
 
 
 @pytest.mark.parametrize("path", BASES, ids=stem)
 def test_a_base_says_where_from_and_what_may_be_done(path: Path) -> None:
     base = recipe.load_base(path.stem)
     assert base.licence
-    assert "# Template: " in header(path)
+    assert ("# Template: " if base.kind == "vlm" else "# Text: ") in header(path)
     assert "# Memory: " in header(path)
     if base.random is not None:
         assert (base.random, base.location) == (path.stem.removeprefix("tiny-"), f"bases/{path.stem}")
-        assert base.random in FAMILIES
+        assert base.random in (FAMILIES if base.kind == "vlm" else TOWERS)
     else:
         assert base.location.count("/") == 1
         pinned = re.fullmatch("[0-9a-f]{40}", base.revision or "")
         assert pinned or (base.revision is None and "# Revision: not pinned; " in header(path)), "no commit, and no why"
     data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert set(data) <= {"model", "random", "revision", "licence", "note"}
+    assert set(data) <= {"model", "random", "revision", "licence", "note", "kind", "format", "quick_gelu"}
 
 
 def test_a_hub_base_is_found_among_the_shared_configs(shared: Path) -> None:
-    models = [base for name in recipe.bases() if (base := recipe.load_base(name)).model is not None]
+    models = [base for name in recipe.bases("vlm") if (base := recipe.load_base(name)).model is not None]
     folders = {base.name: shared / "configs" / base.location.rpartition("/")[2].lower() for base in models}
     found = {name for name, folder in folders.items() if (folder / "config.json").is_file()}
     assert found == set(folders) - tiny.UNSEEN
