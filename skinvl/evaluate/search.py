@@ -112,7 +112,7 @@ def _image(query: str) -> Path | None:
         try:
             upright(path)
         except ImageError as error:
-            raise SearchError(f"{query}: {error.detail}; expected a text, or the path of an image") from error
+            raise SearchError(f"{error.detail}; expected a text, or the path of an image") from error
         return path.absolute()
     if not any(map(str.isalnum, query)):
         raise SearchError(f"{query!r}: a query without a letter; give a text, or the path of an image")
@@ -139,7 +139,7 @@ def _pool(recipe: PretrainRecipe, source: str, split: str | None) -> tuple[list[
 
 
 def _nearest(pool: Embeddings, query: Embeddings, top: int) -> list[tuple[int, float]]:
-    """The numbers and cosines of the nearest, nearest first, of equal ones the first; not of what is NaN, an unread image."""
+    """Numbers and cosines of the nearest, nearest first, of equal ones the first; none of an unread image, NaN."""
     cosines = np.where(np.isfinite(pool).all(axis=1), pool @ query, -np.inf)
     order = np.argsort(-cosines, kind="stable")[:top].tolist()
     return [(number, float(cosines[number])) for number in order if np.isfinite(cosines[number])]
