@@ -87,18 +87,19 @@ def cropped(
         ImageError: as `upright`.
     """
     with opened(path, str(path)) as image:
-        width, height = image.size
-        if orientation(image) > 4 and image.format != "TIFF":
-            width, height = height, width
-        left, top, right, bottom = choose(height, width)
-
-        # Pillow takes the smallest fraction that is not below what is asked for.
-        least = (ceil(width * side / (right - left)), ceil(height * side / (bottom - top)))
-        if image.format in ("JPEG", "MPO"):
-            image.draft(None, least if orientation(image) <= 4 else least[::-1])
+        if is_jpeg := image.format in ("JPEG", "MPO"):
+            turned = orientation(image) > 4
+            width, height = image.size[::-1] if turned else image.size
+            left, top, right, bottom = choose(height, width)
+            # Pillow takes the smallest fraction that is not below what is asked for.
+            least = ceil(width * side / (right - left)), ceil(height * side / (bottom - top))
+            image.draft(None, least[::-1] if turned else least)
         picture = decode(image, str(path))
-    across, down = picture.width / width, picture.height / height
-    box = (left * across, top * down, right * across, bottom * down)
+    if is_jpeg:
+        across, down = picture.width / width, picture.height / height
+        box = left * across, top * down, min(right * across, picture.width), min(bottom * down, picture.height)
+    else:
+        box = choose(picture.height, picture.width)
     return picture.convert("RGB").resize((side, side), resample, box)
 
 

@@ -102,5 +102,5 @@ ENHANCERS = {
 def _turned(picture: Image.Image, by: float) -> Image.Image:
     """The picture with its colours turned by a share of their circle."""
     hue, saturation, value = picture.convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(round(by * 255) % 256)  # around the circle, as uint8 does
+    turned = np.asarray(hue) + np.uint8(int(by * 255) % 256)  # on around the circle, as uint8 does
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
