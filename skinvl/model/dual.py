@@ -62,6 +62,17 @@ class DualEncoderConfig(PretrainedConfig):
         return self.image_config, self.text_config
 
 
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """What both sides make of what they are given; what was not asked for is None."""
+
+    image_embeds: torch.Tensor | None = None  # float32[B, D]
+    patch_embeds: torch.Tensor | None = None  # float32[B, P, D]
+    text_embeds: torch.Tensor | None = None  # float32[n, D]
+    scale: torch.Tensor | None = None  # float32[], what cosines are multiplied by
+    bias: torch.Tensor | None = None  # float32[], and what is added
+
+
 class Head(nn.Module):
     """From what a tower made of an image or text to its place in the shared space."""
 
@@ -203,17 +214,14 @@ class DualEncoder(PreTrainedModel):
         *,
         patches: bool = False,
         **_: Any,
-    ) -> ModelOutput:
-        """What both sides make of what is given, with the scale and bias of the logits.
-
-        The output has `image_embeds`, `patch_embeds`, `text_embeds`, `scale` and `bias`, those that there are.
-        """
+    ) -> DualEncoderOutput:
+        """What both sides make of what is given, with the scale and bias of the logits."""
         images = None if pixel_values is None else self.encode_images(pixel_values, patches=patches)
         texts = None
         if input_ids is not None:
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             texts = self.encode_texts(input_ids, mask)
-        return ModelOutput(
+        return DualEncoderOutput(
             image_embeds=None if images is None else images.embeddings,
             patch_embeds=None if images is None else images.patches,
             text_embeds=texts,

@@ -38,6 +38,7 @@ class BeitBert(TowerFamily):
     def text_tower(self, config: PretrainedConfig) -> PreTrainedModel:
         """A BertModel."""
         assert isinstance(config, BertConfig)
+        config.use_cache = False  # which only a decoder has, and transformers warns about
         return BertModel(config, add_pooling_layer=False)
 
     def read_images(
