@@ -16,6 +16,7 @@ from skinvl.data.example import write_jsonl
 from skinvl.data.mixture import digests
 from skinvl.model import towers_adapter
 from skinvl.model.towers_loaded import LoadedTowers, open_towers, read_model
+from skinvl.plan import dry_towers
 from skinvl.plan.texts import checked_texts
 from skinvl.recipe import run, towers
 from skinvl.recipe.arguments import recipe_parser
@@ -38,8 +39,6 @@ def main(words: Sequence[str]) -> int:
     recipe = towers.load(args.recipe, args.overrides)
     if args.dry_run:
         require_startable(recipe)
-        from skinvl.plan import dry_towers
-
         dry_towers.show(recipe, args.configs)
     else:
         train(recipe)

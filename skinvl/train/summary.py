@@ -35,8 +35,8 @@ def towers(say: Console, recipe: PretrainRecipe, rate: float, parts: Mapping[str
     aspects = ", ".join(f"{count:,} {aspect}" for aspect, count in made.towers.texts.items())
     say.print(
         f"{made.engine}, ranks {made.ranks}, {made.precision}, attention {made.attention}; {made.effective_batch} "
-        f"images compared in a step, {min(recipe.batch.at_once, made.effective_batch)} of them in memory at a time on each "
-        f"rank; objective {recipe.objective.name}; texts: {aspects}, {made.towers.distinct:,} of them different"
+        f"images compared in a step, at most {recipe.batch.at_once} of them in memory at a time on each rank; "
+        f"objective {recipe.objective.name}; texts: {aspects}, {made.towers.distinct:,} of them different"
     )
 
 
