@@ -23,7 +23,7 @@ from skinvl.data.texts import ASPECTS, ImageText, TextedImage, text_key
 from skinvl.model import augment
 from skinvl.model.augment import Augmentation
 from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
-from skinvl.model.objectives import IGNORED, NEGATIVE, POSITIVE
+from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE
 from skinvl.recipe.towers import Negatives
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ UNKNOWN = -1
 TOGETHER = 10_000  # texts whose tokens are counted at a time
 DEPTH = 8  # levels of a path of diagnosis; of a longer one those in the middle are left out
 REASONS = ("same_text", "same_image", "same_group", "same_diagnosis")  # the fields of Negatives
+NO_TEXT = ImageText("", "caption", UNKNOWN)  # what stands in a place of the released MAKE's that has no text
 
 
 class BatchError(ValueError):
@@ -99,6 +100,7 @@ class DualCollator:
     format: PixelFormat
     augmentation: Augmentation = "none"
     seed: int = 0
+    places: tuple[int, ...] | None = None  # of the objective: texts of each aspect that every image has
 
     def __call__(self, items: Sequence[tuple[TextedImage, Draw | None]]) -> DualBatch:
         """The batch.
@@ -107,7 +109,7 @@ class DualCollator:
             ImageError: an image cannot be read.
         """
         images = [image for image, _ in items]
-        slots = [(owner, text) for owner, image in enumerate(images) for text in image.texts]
+        slots = [(owner, text) for owner, image in enumerate(images) for text in self._texts(image)]
         tokens = list(map(tuple, self.tokenizer([text.text for _, text in slots]))) if slots else []
         numbers: dict[tuple[int, ...], int] = {}
         text = [numbers.setdefault(ids, len(numbers)) for ids in tokens]
@@ -122,12 +124,22 @@ class DualCollator:
             list(map(list, numbers)),
             _int64(text),
             _int64([owner for owner, _ in slots]),
-            _int64([ASPECTS.index(text.aspect) for _, text in slots]),
+            _int64([ASPECTS.index(text.aspect) if text is not NO_TEXT else EMPTY for _, text in slots]),
             _int64([(image.image, image.group, _diagnosis(image.diagnosis)) for image in images]).view(-1, 3),
             _int64([text.key for _, text in slots]),
             _int64([_path(image) for image in images]).view(-1, DEPTH),
             tuple(image.name for image in images),
         )
+
+    def _texts(self, image: TextedImage) -> Sequence[ImageText]:
+        """The texts of an image, or of each aspect as many as there are places, filled up with empty ones."""
+        if self.places is None:
+            return image.texts
+        texts = []
+        for aspect, places in zip(ASPECTS, self.places, strict=True):
+            own = [text for text in image.texts if text.aspect == aspect][:places]
+            texts += own + [NO_TEXT] * (places - len(own))
+        return texts
 
     def _pixels(self, image: TextedImage, draw: Draw | None) -> torch.Tensor:
         path = image.root / image.path

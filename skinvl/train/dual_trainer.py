@@ -46,12 +46,15 @@ class DualTrainer(Loop):
         log: Path,
     ) -> None:
         recipe = loaded.recipe
+        objective = objectives.load(recipe.objective)
         self.recipe, self.parts = recipe, recipe.towers
         args._n_gpu = min(args.n_gpu, 1)  # more GPUs are ranks
         super().__init__(
             model=loaded.model,
             args=args,
-            data_collator=DualCollator(loaded.tokenizer, loaded.pixels, recipe.data.augmentation, args.seed),
+            data_collator=DualCollator(
+                loaded.tokenizer, loaded.pixels, recipe.data.augmentation, args.seed, objective.places
+            ),
             train_dataset=TextedDataset(train),
             eval_dataset={name: TextedDataset(images) for name, images in evaluation.items()} or None,
             processing_class=Inputs(loaded),
@@ -60,7 +63,6 @@ class DualTrainer(Loop):
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.sampler = ImageSampler(train, args.seed, recipe.batch.images)
         model: Any = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
-        objective = objectives.load(recipe.objective)
         self.cached = CachedGradients(
             model, loaded.tokenizer, objective, recipe.negatives, recipe.batch.at_once, loaded.autocast
         )

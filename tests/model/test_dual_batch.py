@@ -18,7 +18,7 @@ from skinvl.data.texts import ImageText, TextedImage, text_key
 from skinvl.model import dual_batch
 from skinvl.model.dual_batch import BatchError, Draw, DualBatch, DualCollator, ImageSampler, TextedDataset, fitted, part
 from skinvl.model.dual_inputs import PixelFormat
-from skinvl.model.objectives import IGNORED, NEGATIVE, POSITIVE
+from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE
 from skinvl.recipe.towers import Negatives
 
 FORMAT = PixelFormat(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -264,3 +264,13 @@ def test_workers_give_the_same_batches(folder: Path) -> None:
     for here, there in zip(*loaders, strict=True):
         assert torch.equal(here.pixels, there.pixels)
         assert here.texts == there.texts
+
+
+def test_places_of_the_released_make_are_filled_up(folder: Path) -> None:
+    whole = image(folder, 0, "a red patch", "a scar")
+    path, sentence = ImageText("eczema", "ontology", 1), ImageText("red", "sentence", 2)
+    batch = collated(replace(whole, texts=(*whole.texts, path, sentence)), image(folder, 1), places=(1, 1, 1, 2))
+    assert batch.owner.tolist() == [0] * 5 + [1] * 5
+    assert batch.aspect.tolist() == [0, 1, EMPTY, 3, EMPTY, *[EMPTY] * 5]
+    assert batch.texts == [[1, 11, 13, 15, 2], [1, 16, 2], [1, 2], [1, 13, 2]]
+    assert batch.text.tolist() == [0, 1, 2, 3, *[2] * 6]

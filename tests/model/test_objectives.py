@@ -437,7 +437,7 @@ def test_released_computes_what_upstream_does() -> None:
     leaves = features.images, features.texts, features.scale, patches
     wanted = gradients(released_loss(features, patches, valid, caption_major=True), *leaves)
     objective = load("make", released=True)
-    assert objective.places == 11
+    assert objective.places == (1, 1, 1, 8)
     loss = objective.loss(whole(objective, features, patches, pairing), pairing, 0.0)
     assert apart(gradients(loss, *leaves), wanted) < 1e-9
 
@@ -533,13 +533,3 @@ def test_similarity_is_the_shared_depth() -> None:
     torch.testing.assert_close(similarity(), torch.tensor(wanted))
     # Below another class the same name is another disease.
     assert make_ontology.tree_similarity(torch.tensor([[1, 3], [2, 3]]))[0, 1] == 0
-
-
-def test_settings_that_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match=r"set objective\.local to 0"):
-        load("make", aspects=["caption"])
-    load("make", aspects=["caption"], local=0)
-    with pytest.raises(ValueError, match="8 sentences"):
-        load("make-ontology", aspects=["caption", "ontology"], released=True)
-    with pytest.raises(ValueError, match="8 sentences"):
-        load("make", sentences=4, released=True)

@@ -45,9 +45,9 @@ class Objective(ABC):
 
     needs_patches: bool = False  # whether `local` is to be called
     needs_ontology: bool = False  # whether `Pairing.similarity` is to be there
-    # Texts that every image must have, in the order of the aspects, those it lacks as empty texts of the aspect EMPTY;
-    # None: the texts it has.
-    places: int | None = None
+    # How many texts of each aspect every image has, those that it lacks as empty texts of the aspect EMPTY; None: the
+    # texts there are.
+    places: tuple[int, ...] | None = None
 
     def loss(self, features: Features, pairing: Pairing, progress: float) -> torch.Tensor:
         """float32[], differentiable by every feature, computed in fp32 also under autocast.

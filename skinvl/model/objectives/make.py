@@ -99,8 +99,7 @@ class Make(Objective):
 class ReleasedMake(Objective):
     """What MAKE's released code computes."""
 
-    places = 11
-    first_sentence = 3
+    places = (1, 1, 1, 8)
 
     def __init__(self, settings: towers.Objective) -> None:
         self.weighted = settings.weights == "diagnosis"
@@ -110,7 +109,7 @@ class ReleasedMake(Objective):
 
     def _loss(self, features: Features, pairing: Pairing, progress: float) -> torch.Tensor:
         size, texts = len(features.images), features.texts
-        valid = (pairing.aspect != EMPTY).view(size, self.places)  # raises where places are missing
+        valid = (pairing.aspect != EMPTY).view(size, sum(self.places))
         weights = self._weights(texts, valid) if self.weighted else torch.ones_like(valid, dtype=texts.dtype)
         weights = weights.flatten() * valid.flatten()
 
@@ -142,41 +141,17 @@ class ReleasedMake(Objective):
     @torch.no_grad()
     def _weights(self, texts: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """float32[B, 11], from the texts of other images; only which of them count is the image's own."""
-        places = texts.view(self.places, len(valid), -1)  # float32[11, B, D], cut as if all captions came first
-        likeness = (places[self.first_sentence :] * places[ONTOLOGY]).sum(dim=-1).T  # float32[B, 8]
-        likeness = likeness.masked_fill(~valid[:, self.first_sentence :], absent(likeness))
+        places = texts.view(valid.shape[1], len(valid), -1)  # float32[11, B, D], cut as if all captions came first
+        likeness = (places[SENTENCE:] * places[ONTOLOGY]).sum(dim=-1).T  # float32[B, 8]
+        likeness = likeness.masked_fill(~valid[:, SENTENCE:], absent(likeness))
         guided = (likeness - likeness.amax(dim=1, keepdim=True)).exp()
         guided = guided.where(valid[:, ONTOLOGY, None], 1)
-        return torch.cat([torch.ones_like(guided[:, : self.first_sentence]), guided], dim=1)
+        return torch.cat([torch.ones_like(guided[:, :SENTENCE]), guided], dim=1)
 
 
 def build(settings: towers.Objective) -> Objective:
-    """The objective of a recipe.
-
-    Raises:
-        ValueError: settings that contradict each other.
-    """
-    check(settings)
+    """The objective of a recipe."""
     return ReleasedMake(settings) if settings.released else Make(settings)
-
-
-def check(settings: towers.Objective) -> None:
-    """Refuses settings that leave nothing to weigh or to align, or that the released code cannot have.
-
-    Raises:
-        ValueError: these.
-    """
-    aspects = {"caption", "ontology", "concepts", "sentences"}
-    if settings.released and (set(settings.aspects) != aspects or settings.sentences != 8):
-        raise ValueError(
-            "objective.released: the released code has a caption, an ontology text, concepts and 8 sentences an image; "
-            "set objective.aspects to [caption, ontology, concepts, sentences] and objective.sentences to 8"
-        )
-    if settings.local > 0 and set(settings.aspects) == {"caption"}:
-        raise ValueError(
-            "objective.local: captions are not aligned with patches, and there are no other texts; "
-            "set objective.local to 0 or add to objective.aspects"
-        )
 
 
 def local_features(queries: torch.Tensor, patches: torch.Tensor, sigma: float) -> torch.Tensor:
