@@ -8,9 +8,10 @@ embeddings of probes are compared with those of `open_clip_forward`. Anything el
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import xxhash
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from skinvl.model import hub, open_clip_forward, open_clip_names
+from skinvl.model import hub, open_clip_fit, open_clip_forward, open_clip_names
 from skinvl.model.dual import DualEncoder
+from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
 from skinvl.model.hub import Snapshot
 from skinvl.model.open_clip_layout import Layout, OpenClipError, layout
 from skinvl.recipe.files import digest, read_json, whole_folder, write_json
+from skinvl.recipe.recipe import SourceSpec
 
 CONFIG = "open_clip_config.json"
 FILE = "conversion.json"  # in the folder of a converted checkpoint: what it was made of, and how near it is to that
@@ -52,7 +56,7 @@ class Checkpoint:
     preprocessing: dict[str, Any]  # preprocess_cfg of it
 
 
-def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, pairs: Sequence[tuple[Path, str]] = ()) -> Path:
+def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: Sequence[SourceSpec] = ()) -> Path:
     """The folder of a checkpoint as a DualEncoder, bases/<name>--<digest>, made if it is not there.
 
     The tokenizer is that in the checkpoint's folder; else the one that its config names; else CLIP's.
@@ -60,8 +64,8 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, pairs: Seq
     Args:
         quick_gelu: whether CLIP's layers were trained with QuickGELU. A file may say so or be wrong, so it is asked
             for; None is for towers that are not CLIP's.
-        pairs: a few images with their texts, a dozen say: InfoNCE on them by both activations is kept, and told where
-            `quick_gelu` is None. The right one has clearly less.
+        sources: where a few images with captions are taken from, if one is prepared. InfoNCE on them by both
+            activations is kept, and told where `quick_gelu` is None or says the other.
 
     Raises:
         OpenClipError: not a checkpoint that can be converted exactly; the message says what is in the way.
@@ -78,22 +82,30 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, pairs: Seq
         return out
 
     checkpoint = read(folder)
-    tokenizer, source, beside = _tokenizer(checkpoint, folder)
-    architecture = layout(checkpoint.tensors, checkpoint.config, tokenizer, beside, str(weights))
-    processor = _image_processor(checkpoint.preprocessing, architecture.side)
-    comparison = None
+    own, source, beside = _tokenizer(checkpoint, folder)
+    architecture = layout(checkpoint.tensors, checkpoint.config, own, beside, str(weights))
+    tokenizer = TextTokenizer(own, architecture.length)
+    pixels = _pixel_format(checkpoint.preprocessing, architecture.side, folder)
+    fit = None
     if architecture.has_clip:
-        comparison = _both_activations(checkpoint.tensors, architecture, tokenizer, processor, pairs) if pairs else None
+        few = open_clip_fit.pairs(sources)
+        fit = open_clip_fit.fit(checkpoint.tensors, architecture, tokenizer, pixels, few) if few else None
         if quick_gelu is None:
-            raise OpenClipError(_ask(weights, comparison))
+            raise OpenClipError(
+                f"{weights}: its towers are CLIP's, and base.quick_gelu is not set{f'; {fit}' if fit else ''}. Set it "
+                "to true for weights that come from OpenAI's, by whatever training, and to false for those that "
+                "open_clip trained from the start"
+            )
+        if fit is not None and fit.is_quick != quick_gelu:
+            warnings.warn(f"{weights}: base.quick_gelu is {str(quick_gelu).lower()}, and {fit}", stacklevel=2)
     elif quick_gelu:
         raise OpenClipError(f"{weights}: none of its towers is CLIP's; leave quick_gelu out of the base")
 
     # It is written, and read again as any user of it will, before it counts as there.
     with whole_folder(out, shared=True) as partial:
         dual_encoder(checkpoint.tensors, architecture, bool(quick_gelu), str(weights)).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        tokenizer.save(partial)
+        pixels.save(partial)
         model: DualEncoder = DualEncoder.from_pretrained(partial, dtype=torch.float32)
         differences = compare(model, checkpoint.tensors, architecture, bool(quick_gelu), tokenizer)
         if not max(differences.values()) <= TOLERANCE:
@@ -110,7 +122,7 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, pairs: Seq
             "quick_gelu": quick_gelu,
             "tokenizer": source,
             "differences": differences,
-            "pairs": comparison,
+            "pairs": None if fit is None else {**asdict(fit), "fits": "quick_gelu" if fit.is_quick else "gelu"},
         }
         write_json(partial / FILE, facts)
     return out
@@ -204,70 +216,21 @@ def compare(
     tensors: Mapping[str, torch.Tensor],
     architecture: Layout,
     quick_gelu: bool,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
 ) -> dict[str, float]:
     """The largest differences of image and text embeddings from those of the independent forward, on probes.
 
     The probes are two images of noise, seeded, and three texts, of which one is cut.
     """
-    side = architecture.side
+    side, act = architecture.side, {"quick_gelu": quick_gelu}
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    ids = _token_ids(tokenizer, PROBES, architecture.length)
-    expected = {
-        "images": open_clip_forward.images(tensors, pixels, heads=architecture.image_heads, quick_gelu=quick_gelu),
-        "texts": _reference_texts(tensors, architecture, ids, quick_gelu),
+    ids, mask = tokenizer.pad(tokenizer(PROBES))
+    images = open_clip_forward.images(tensors, pixels, heads=architecture.image_heads, **act)
+    texts = open_clip_forward.texts(tensors, ids, heads=architecture.text_heads, pad=architecture.pad, **act)
+    return {
+        "images": float((model.encode_images(pixels).embeddings - images).abs().max()),
+        "texts": float((model.encode_texts(ids, mask) - texts).abs().max()),
     }
-    mask = [[1] * len(text) for text in ids]
-    computed = {
-        "images": model.encode_images(pixels).embeddings,
-        "texts": model.encode_texts(_rows(ids, tokenizer.pad_token_id or 0), _rows(mask, 0)),
-    }
-    return {side: float((computed[side] - expected[side]).abs().max()) for side in expected}
-
-
-@torch.no_grad()
-def _both_activations(
-    tensors: Mapping[str, torch.Tensor],
-    architecture: Layout,
-    tokenizer: PreTrainedTokenizerBase,
-    processor: CLIPImageProcessor,
-    pairs: Sequence[tuple[Path, str]],
-) -> dict[str, Any]:
-    """InfoNCE of a few pairs with QuickGELU and with GELU, and which of them has less."""
-    pictures = []
-    for path, _ in pairs:
-        with Image.open(path) as picture:
-            pictures.append(picture.convert("RGB"))
-    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    ids = _token_ids(tokenizer, [text for _, text in pairs], architecture.length)
-    losses = {}
-    for name, quick_gelu in (("quick_gelu", True), ("gelu", False)):
-        images = open_clip_forward.images(tensors, pixels, heads=architecture.image_heads, quick_gelu=quick_gelu)
-        texts = _reference_texts(tensors, architecture, ids, quick_gelu)
-        losses[name] = open_clip_forward.info_nce(images, texts, tensors["logit_scale"].flatten()[0])
-    return {"n": len(pairs), **losses, "fits": min(losses, key=lambda name: losses[name])}
-
-
-def _reference_texts(
-    tensors: Mapping[str, torch.Tensor], architecture: Layout, ids: list[list[int]], quick_gelu: bool
-) -> torch.Tensor:
-    rows = _rows(ids, architecture.pad)
-    return open_clip_forward.texts(
-        tensors, rows, heads=architecture.text_heads, quick_gelu=quick_gelu, pad=architecture.pad
-    )
-
-
-def _ask(weights: Path, comparison: Mapping[str, Any] | None) -> str:
-    told = ""
-    if comparison is not None:
-        told = (
-            f" On {comparison['n']} pairs InfoNCE is {comparison['quick_gelu']:.3f} with QuickGELU and "
-            f"{comparison['gelu']:.3f} with GELU: {comparison['fits']} fits."
-        )
-    return (
-        f"{weights}: its towers are CLIP's, and base.quick_gelu is not set.{told} Set it to true for weights that come "
-        "from OpenAI's, by whatever training, and to false for those that open_clip trained from the start"
-    )
 
 
 def _tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[PreTrainedTokenizerBase, str, dict[str, Any]]:
@@ -285,33 +248,19 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[PreTrainedTokenize
     return AutoTokenizer.from_pretrained(path), source, beside if beside.get("model_type") == "bert" else {}
 
 
-def _image_processor(preprocessing: Mapping[str, Any], side: int) -> CLIPImageProcessor:
+def _pixel_format(preprocessing: Mapping[str, Any], side: int, folder: Path) -> PixelFormat:
     """How open_clip makes pixels of an image: its config's mean, deviation and resizing, or OpenAI's."""
-    squash = preprocessing.get("resize_mode") == "squash"
-    square = {"height": side, "width": side}
-    settings: dict[str, Any] = {
-        "size": square if squash else {"shortest_edge": side},
-        "crop_size": square,
-        "do_center_crop": not squash,
-        "resample": Image.Resampling.BILINEAR
-        if preprocessing.get("interpolation") == "bilinear"
-        else Image.Resampling.BICUBIC,
-    }
-    for field, name in (("mean", "image_mean"), ("std", "image_std")):
-        if preprocessing.get(field):
-            settings[name] = list(preprocessing[field])
-    return CLIPImageProcessor(**settings)
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
-    return ids
-
-
-def _rows(lists: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-    """int64[n, L] of lists of several lengths."""
-    longest = max(map(len, lists))
-    return torch.tensor([[*values, *[fill] * (longest - len(values))] for values in lists])
+    resizing = preprocessing.get("resize_mode") or "shortest"
+    if resizing not in ("shortest", "squash"):
+        raise OpenClipError(f"{folder / CONFIG}: resize_mode {resizing}; expected shortest or squash")
+    bilinear = preprocessing.get("interpolation") == "bilinear"
+    return PixelFormat(
+        side,
+        tuple(preprocessing.get("mean") or OPENAI_CLIP_MEAN),
+        tuple(preprocessing.get("std") or OPENAI_CLIP_STD),
+        Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC,
+        crops=resizing == "shortest",
+    )
 
 
 def _unpickled(file: Path) -> Any:
