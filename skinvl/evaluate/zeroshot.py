@@ -106,7 +106,7 @@ def _classified(
     texts = asked.texts
     embeddings = prompts.embeddings(asked, dict(zip(texts, embed.texts(loaded, texts), strict=True)))
     model: Any = loaded.model
-    scale = float(model.scale.value())
+    scale = float(model.scale.value().detach())
     settings = {
         "set": path.stem,
         "rows": len(task.samples),
@@ -142,7 +142,7 @@ def _classified(
     )
     rest = Counter(rule(row.detail) for row in rows if row.detail)
     why = "".join(f"; {count:,} not scored: {reason}" for reason, count in rest.items())
-    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes, {len(texts):,} prompts{why}")
+    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes, {len(texts):,} prompts{why}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

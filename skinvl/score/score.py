@@ -170,9 +170,11 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _metrics_of(run: Path) -> list[str]:
-    """The metrics that the run's recipe names, or the default ones where it has no recipe."""
+    """The metrics of answers that the run's recipe names, or the default ones where it has none, or two towers."""
     path = run / "recipe.yaml"
     document = strict.read(path) if path.is_file() else strict.Document(path.name, {})
+    if "objective" in document.data:
+        return list(Evaluate().metrics)
     try:
         settings = Evaluate.model_validate(document.data.get("evaluate") or {})
     except ValidationError as error:

@@ -1,0 +1,224 @@
+"""Classes by prompts: the scores by hand, the rows of classify, and what was trained on, stopped or broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from helpers import tiny, two_towers
+from helpers.two_towers import DIAGNOSES
+from skinvl.evaluate import benchmarks, embed, prompts, zeroshot
+from skinvl.evaluate.prompts import PromptError
+from skinvl.model.towers_loaded import LoadedTowers, load_towers
+from skinvl.recipe.strict import RecipeError
+from skinvl.score import predictions, report, score
+from skinvl.score.predictions import Classified, PredictionError, PredictionJournal
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(out: Path, name: str = "lesions") -> tuple[dict[str, Any], list[Classified]]:
+    return predictions.read(out / "eval" / "classes" / f"{name}.jsonl", Classified)
+
+
+def by_hand(towers: LoadedTowers, image: Path, names: list[list[str]], templates: list[str]) -> list[float]:
+    """scale × cosine of each class, everything encoded alone."""
+    model: Any = towers.model
+    own = two_towers.image_alone(towers, image)
+    scores = []
+    for called in names:
+        each = [[two_towers.text_alone(towers, t.replace("{c}", name)) for t in templates] for name in called]
+        mean = torch.stack([torch.stack(row).mean(0) for row in each]).mean(0)
+        scores.append(float(model.scale.log.detach().exp() * torch.dot(own, mean / mean.norm())))
+    return scores
+
+
+def lines(tmp_path: Path, *templates: str) -> str:
+    (tmp_path / "templates.txt").write_text("\n".join(templates))
+    return str(tmp_path / "templates.txt")
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", pytest.param("beit_bert", marks=pytest.mark.slow)])
+def test_scores_are_scale_times_cosine_of_what_the_prompts_come_to(tmp_path: Path, family: str) -> None:
+    templates = ["{c}", "skin with {c}"]
+    spec = {"source": str(tmp_path / "lesions"), "classes": list(DIAGNOSES), "validation": "validation"}
+    one = two_towers.recipe(
+        tmp_path,
+        family,
+        evaluate__classify=[spec],
+        evaluate__prompts=lines(tmp_path, *templates),
+        evaluate__synonyms=True,
+    )
+    zeroshot.zeroshot_sets(one, tmp_path / "out")
+    settings, rows = read(tmp_path / "out")
+    assert settings["variant"] == "prompts"
+    assert (settings["classes"], settings["malignant"]) == (list(DIAGNOSES), [True, False, False])
+    assert settings["templates"] == templates
+    assert settings["names"][1] == ["scar", "scar tissue", "cicatrix"]
+    assert (settings["label_tokens"], settings["prior"], settings["prompted"]) == (None, None, False)
+    assert [row.label for row in rows] == [*(DIAGNOSES * 2)[:5], None]
+    assert "nevus" in rows[-1].detail
+    assert (rows[-1].scores, rows[-1].varied) == (None, None)
+    towers, image = load_towers(one, torch.device("cpu")), Path(rows[4].images[0])
+    expected = by_hand(towers, image, settings["names"], templates)
+    assert rows[4].scores == pytest.approx(expected, abs=2e-4)
+    assert len({round(value, 3) for value in expected}) == 3
+    assert rows[3].scores != pytest.approx(expected, abs=1e-2)  # of another image
+
+    # What each template alone gives, and each class by its own name alone, which is the first choice of names.
+    assert settings["variations"] == {"templates": 2, "names": prompts.CHOICES}
+    assert rows[4].varied is not None
+    assert len(rows[4].varied) == 2 + prompts.CHOICES
+    assert rows[4].varied[1] == int(np.argmax(by_hand(towers, image, settings["names"], templates[1:])))
+    assert rows[4].varied[2] == int(np.argmax(by_hand(towers, image, [[name] for name in DIAGNOSES], templates)))
+    other, validation = read(tmp_path / "out", "lesions.validation")
+    assert (other["split"], len(validation)) == ("validation", 6)
+
+
+def test_rows_are_those_of_classify_and_are_scored_and_reported(tmp_path: Path) -> None:
+    one = two_towers.recipe(tmp_path, evaluate__prompts=lines(tmp_path, "{c}", "skin: {c}"))
+    zeroshot.zeroshot_sets(one, tmp_path / "out")
+    _, rows = read(tmp_path / "out")
+    asked = benchmarks.load(one.evaluate.classify[0]).samples
+    assert [predictions.key(row) for row in rows] == [sample.key for sample in asked]
+    assert [row.images for row in rows] == [sample.record(None).images for sample in asked]
+    assert score.main([str(tmp_path / "out"), "--resamples", "100"]) == 0
+    block = json.loads((tmp_path / "out" / "scores.json").read_text())["sets"]["lesions"]["classes"]
+    assert (block["headline"], list(block["variants"]), block["unscored"]) == ("prompts", ["prompts"], 1)
+    assert block["spread"]["templates"]["accuracy"]["values"] == pytest.approx(
+        [np.mean([row.varied[place] == DIAGNOSES.index(row.label) for row in rows[:-1]]) for place in (0, 1)]
+    )
+    assert "over 2 templates" in (tmp_path / "out" / "scores.md").read_text()
+    assert report.main([str(tmp_path / "out")]) == 0
+    assert "Accuracy over 2 templates of prompts" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_image_of_several_sets_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [
+        {"source": str(tmp_path / "lesions"), "classes": list(DIAGNOSES)},
+        {
+            "source": str(tmp_path / "lesions"),
+            "label": "answer",
+            "classes": ["brown", "black"],
+            "where": {"kind": "colour"},
+        },
+    ]
+    one = two_towers.recipe(tmp_path, evaluate__classify=both)
+    read_files = []
+    upright = embed.upright
+    monkeypatch.setattr(embed, "upright", lambda path: (read_files.append(path), upright(path))[1])
+    zeroshot.zeroshot_sets(one, tmp_path / "out")
+    assert len(read_files) == len({*read_files}) == 6  # the one that is no class of the first set is of the second
+    settings, rows = read(tmp_path / "out", "lesions-colour")
+    assert settings["classes"] == ["brown", "black"]
+    assert settings["names"] == [["brown"], ["black"]]
+    assert settings["variations"]["names"] == 0
+    assert [row.label for row in rows] == ["brown"] * 6
+
+
+def test_what_was_stopped_goes_on_and_scores_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = two_towers.recipe(tmp_path)
+    zeroshot.zeroshot_sets(one, tmp_path / "whole")
+    whole = (tmp_path / "whole" / "eval" / "classes" / "lesions.jsonl").read_bytes()
+    written = 0
+    write = PredictionJournal.write
+
+    def stopping(self: PredictionJournal, rows: Any, rank: int) -> None:
+        nonlocal written
+        if written == 1:
+            raise KeyboardInterrupt
+        written += 1
+        write(self, rows, rank)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PredictionJournal, "write", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            zeroshot.zeroshot_sets(one, tmp_path / "cut")
+    read_files = []
+    upright = embed.upright
+    monkeypatch.setattr(embed, "upright", lambda path: (read_files.append(path), upright(path))[1])
+    zeroshot.zeroshot_sets(one, tmp_path / "cut")
+    assert (tmp_path / "cut" / "eval" / "classes" / "lesions.jsonl").read_bytes() == whole
+    assert len(read_files) == 3  # of six one is no class, and two were scored before
+    with pytest.raises(PredictionError, match="templates"):
+        zeroshot.zeroshot_sets(two_towers.recipe(tmp_path, evaluate__prompts=lines(tmp_path, "{c}")), tmp_path / "cut")
+
+
+def test_an_image_that_breaks_off_refuses_its_own_row(tmp_path: Path) -> None:
+    one = two_towers.recipe(tmp_path)
+    cut = tmp_path / "lesions" / "images" / "test-1.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    zeroshot.zeroshot_sets(one, tmp_path / "out")
+    _, rows = read(tmp_path / "out")
+    assert [row.scores is None for row in rows] == [False, True, False, False, False, True]
+    assert rows[1].detail.startswith("unreadable-image")
+
+
+def test_what_was_trained_on_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is not scored on its train rows; a base alone has none that are known."""
+    spec = {"source": str(tmp_path / "lesions"), "split": "train", "classes": list(DIAGNOSES)}
+    one = two_towers.recipe(tmp_path, evaluate__classify=[spec])
+    zeroshot.zeroshot_sets(one, tmp_path / "untrained")
+    assert read(tmp_path / "untrained", "lesions-train")[0]["leaking"] == 0
+
+    # The folder of a whole base stands for what a run has trained.
+    shutil.copytree(two_towers.base("clip"), tmp_path / "model")
+    trained = one.model_copy(update={"init_adapter": str(tmp_path / "model")})
+    zeroshot.zeroshot_sets(trained, tmp_path / "run")
+    settings, rows = read(tmp_path / "run", "lesions-train")
+    assert settings["leaking"] == 6
+    assert all(row.scores is None for row in rows)
+    assert rows[0].detail.startswith("trained-on: its group")
+    allowed = trained.model_copy(update={"data": trained.data.model_copy(update={"allow_leak": True})})
+    zeroshot.zeroshot_sets(allowed, tmp_path / "allowed")
+    settings, rows = read(tmp_path / "allowed", "lesions-train")
+    assert (settings["leaking"], sum(row.scores is not None for row in rows)) == (6, 5)
+
+
+def test_a_zero_shot_csv_is_read_as_it_is(tmp_path: Path, shared: Path) -> None:
+    """The released list of classes in the order of its labels, and the released templates, both of a user's file."""
+    protocol = shared / "zeroshot" / "released_protocol.json"
+    classes = json.loads(protocol.read_text())["classes"]["ham10000_7"]
+    for number in range(3):
+        tiny.picture(number).save(tmp_path / f"ISIC_{number:07}.jpg", format="JPEG")
+    rows = [f"ISIC_{number:07}.jpg,{number},{classes[number]}" for number in range(7)]
+    table = tmp_path / "HAM10000.csv"
+    table.write_text("\n".join(["image_path,label,diag", *rows]))
+    spec = {"source": str(table), "class_file": f"{protocol}#classes.ham10000_7"}
+    one = two_towers.recipe(
+        tmp_path, evaluate__classify=[spec], evaluate__prompts=str(protocol), evaluate__synonyms=False
+    )
+    zeroshot.zeroshot_sets(one, tmp_path / "out")
+    settings, scored = read(tmp_path / "out", "HAM10000")
+    assert settings["classes"] == classes
+    assert len(settings["templates"]) == 8
+    assert [row.label for row in scored] == classes
+    assert [row.detail.partition(":")[0] for row in scored] == [""] * 3 + ["missing-image"] * 4
+    towers = load_towers(one, torch.device("cpu"))
+    expected = by_hand(towers, Path(scored[2].images[0]), [[name] for name in classes], settings["templates"])
+    assert scored[2].scores == pytest.approx(expected, abs=2e-4)
+
+
+def test_what_cannot_be_asked_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(zeroshot.ZeroshotError, match=r"evaluate\.classify: names no set"):
+        zeroshot.zeroshot_sets(two_towers.recipe(tmp_path, evaluate__classify=[]), tmp_path / "out")
+    twins = {"source": str(tmp_path / "lesions"), "classes": [*DIAGNOSES, "nevus", "cicatrix"]}
+    with pytest.raises(PromptError, match=r"'scar' and 'cicatrix'"):
+        zeroshot.zeroshot_sets(
+            two_towers.recipe(tmp_path, evaluate__classify=[twins], evaluate__synonyms=True), tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+    answering = tmp_path / "answering.yaml"
+    answering.write_text(yaml.safe_dump({"base": "tiny-qwen2_vl", "data": {"train": []}}))
+    with pytest.raises(RecipeError, match="a recipe of a vision-language model"):
+        zeroshot.main([str(answering)])
