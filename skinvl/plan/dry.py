@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from skinvl.data import mixture
-from skinvl.data.mixture import Sets
 from skinvl.data.source import source_folder
 from skinvl.model import adapter, ways_out
 from skinvl.model.base import attention_kernel, blank_model, count_parameters, read_config
@@ -20,7 +20,10 @@ from skinvl.model.families import PARTS
 from skinvl.model.precompute import require_room
 from skinvl.plan.configs import files, open_folder
 from skinvl.plan.rows import checked
-from skinvl.recipe.recipe import Recipe, SourceSpec, dump
+from skinvl.recipe.recipe import Data, Recipe, SourceSpec, dump
+from skinvl.recipe.towers import PretrainData
+
+AnyData = TypeVar("AnyData", Data, PretrainData)
 
 
 def show(recipe: Recipe, configs: Path | None) -> None:
@@ -35,12 +38,12 @@ def show(recipe: Recipe, configs: Path | None) -> None:
     with TemporaryDirectory() as folder:
         path = files(recipe, configs, Path(folder))
         _parts(say, recipe, path)
-        sets = _prepared(say, recipe)
+        data = prepared(say, recipe.data)
         if not (path / "tokenizer.json").is_file():
             say.print(f"token statistics: none, {path} holds no tokenizer.json")
-        elif sets is not None:
+        elif data is not None:
             base = open_folder(recipe, path, Path(folder))
-            require_room(base, checked(base.chat, sets, say).all)
+            require_room(base, checked(base.chat, mixture.load(data), say).all)
 
 
 def _parts(say: Console, recipe: Recipe, path: Path) -> None:
@@ -65,19 +68,15 @@ def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     say.print(f"parameters of {recipe.base.name}: {total:,}")
 
 
-def _prepared(say: Console, recipe: Recipe) -> Sets | None:
-    """The sets of the sources that are prepared, apart in training and evaluation; None where none is to train on.
-
-    Raises:
-        FileNotFoundError, LeakError, ValueError: as `mixture.load`.
-    """
-    prepared: dict[str, list[SourceSpec]] = {"train": [], "eval": []}
-    for purpose, specs in prepared.items():
-        for spec in getattr(recipe.data, purpose):
+def prepared(say: Console, data: AnyData) -> AnyData | None:
+    """The data with those of its sources that are prepared, the others printed; None where none is to train on."""
+    lying: dict[str, list[SourceSpec]] = {"train": [], "eval": []}
+    for purpose, specs in lying.items():
+        for spec in getattr(data, purpose):
             if (source_folder(spec.source) / f"{spec.split}.parquet").is_file():
                 specs.append(spec)
             else:
                 say.print(
                     f"{spec.source} ({spec.split}): not prepared, skipped; skinvl prep --list says how to obtain it"
                 )
-    return mixture.load(recipe.data.model_copy(update=prepared)) if prepared["train"] else None
+    return data.model_copy(update=lying) if lying["train"] else None

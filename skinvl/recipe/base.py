@@ -27,8 +27,6 @@ class Base(StrictModel):
     """Model id on the Hugging Face hub, or a local folder."""
     random: Text | None = None
     """Family whose tiny model with random weights is built into bases/<name>/, instead of `model`."""
-    format: Literal["transformers", "open_clip"] = "transformers"
-    """Of two towers: whose files these are; a checkpoint of open_clip is converted when it is first used."""
     quick_gelu: bool | None = None
     """Of a checkpoint of open_clip: whether its CLIP towers were trained with QuickGELU, which its files do not say;
     null is for towers that are not CLIP's."""
@@ -43,10 +41,10 @@ class Base(StrictModel):
     def _holds_together(self) -> Self:
         if (self.model is None) == (self.random is None):
             raise ValueError("expected either model (an id or a folder) or random (a family), and not both")
-        if self.format == "open_clip" and (self.kind != "dual" or self.random is not None):
-            raise ValueError("format open_clip is that of a checkpoint of two towers; set kind: dual and model")
-        if self.quick_gelu is not None and self.format != "open_clip":
-            raise ValueError("quick_gelu is asked of format open_clip alone; the files of transformers say it")
+        if self.quick_gelu is not None and (self.kind != "dual" or self.random is not None):
+            raise ValueError(
+                "quick_gelu is asked of checkpoints of open_clip alone (kind dual, with model); leave it out"
+            )
         return self
 
     @property

@@ -1,0 +1,73 @@
+"""What a recipe of two towers would do on its base, without the base's weights: the model is built on the meta device.
+
+What a training refuses and needs no weights is refused here too, by the same functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+from skinvl.data import texts
+from skinvl.model import objectives, towers_adapter
+from skinvl.model.base import count_parameters
+from skinvl.model.dual_batch import ImageSampler
+from skinvl.model.towers_adapter import PARTS
+from skinvl.model.towers_loaded import OpenTowers, attention_of
+from skinvl.plan.dry import prepared
+from skinvl.plan.dual_configs import blank, open_config
+from skinvl.plan.texts import checked_texts
+from skinvl.recipe import towers
+from skinvl.recipe.towers import PretrainRecipe
+
+
+def show(recipe: PretrainRecipe, configs: Path | None) -> None:
+    """Prints the resolved recipe, what trains with its hits, the exact parameter counts, and how long the texts are.
+
+    Args:
+        configs: a folder of model configs to read instead of the hub; the sub-folder is the last part of the model
+            id in lower case.
+    """
+    say = Console()
+    say.print(towers.dump(recipe), markup=False, highlight=False)
+    objectives.load(recipe.objective)
+    with TemporaryDirectory() as folder:
+        opened, own_tokenizer = open_config(recipe, configs, Path(folder))
+        parts(say, recipe, opened)
+        data = prepared(say, recipe.data)
+        if not own_tokenizer:
+            say.print(f"texts: not measured, {opened.path} holds no tokenizer")
+        elif data is not None:
+            seed = recipe.train.get("seed", 42)
+            rows = checked_texts(texts.load(data, recipe.objective), opened.tokenizer, recipe, seed, say)
+            sampler = ImageSampler(rows.train, seed, recipe.batch.images)
+            say.print(f"an epoch: {len(sampler) // sampler.batch:,} steps of {sampler.batch:,} images")
+
+
+def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers) -> None:
+    """Prints what trains of two towers, and refuses what a training would."""
+    attention_of(recipe, opened.config)
+    model = blank(opened.config)
+    total = count_parameters(model)
+    hits = towers_adapter.plan(model, recipe)
+    fresh = recipe.model_copy(update={"init_adapter": None})
+    counts = towers_adapter.check(towers_adapter.attach(model, fresh), fresh)
+    table = Table("part", "train", "trainable", "of")
+    for part in PARTS:
+        mode = getattr(recipe.towers, part).train
+        table.add_row(part, mode, f"{counts[part].trainable:,}", f"{counts[part].parameters:,}")
+    say.print(table)
+    for part, hit in hits.items():
+        for what in [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full):
+            say.print(f"{part}: {what}", markup=False, highlight=False, soft_wrap=True)
+    image, text = opened.config.image_and_text
+    say.print(
+        f"{image.model_type} of {opened.pixels.side} px and {text.model_type} of {opened.tokenizer.length} tokens, "
+        f"into {opened.config.projection_dim} dimensions",
+        highlight=False,
+        soft_wrap=True,
+    )
+    say.print(f"parameters of {recipe.base.name}: {total:,}")
