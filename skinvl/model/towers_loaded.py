@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import nn
 from transformers import AutoConfig
 from transformers import initialization as init
@@ -21,7 +19,6 @@ from skinvl.model.dual_inputs import PixelFormat as PixelFormat
 from skinvl.model.dual_inputs import TextTokenizer as TextTokenizer
 from skinvl.model.hub import BaseError, Snapshot
 from skinvl.model.loaded import LIBRARIES
-from skinvl.recipe.files import digest
 from skinvl.recipe.run import adapter_digest
 from skinvl.recipe.towers import PretrainRecipe
 
@@ -48,7 +45,7 @@ class OpenTowers:
                 "commit": self.files.commit,
                 "model_type": f"{image.model_type} + {text.model_type}",
             },
-            "adapter": trained_digest(self.trained) if self.trained else None,
+            "adapter": adapter_digest(self.trained) if self.trained else None,
             "precision": "bf16" if self.recipe.bf16 else "fp32",
             "image_side": self.pixels.side,
             "text_length": self.tokenizer.length,
@@ -94,7 +91,9 @@ def open_towers(recipe: PretrainRecipe, *, weights: bool = True) -> OpenTowers:
     files = snapshot(recipe, weights=weights)
     path = files.path
     if open_clip.is_checkpoint(path):
-        path = open_clip.converted(files, recipe.base.name, quick_gelu=recipe.base.quick_gelu)
+        whole = files if weights else snapshot(recipe)
+        quick_gelu, sources = recipe.base.quick_gelu, recipe.data.train
+        path = open_clip.converted(whole, recipe.base.name, quick_gelu=quick_gelu, sources=sources)
     config = read_config(path)
     trained = None
     if recipe.init_adapter is not None:
@@ -211,11 +210,3 @@ def load_towers(recipe: PretrainRecipe, device: torch.device) -> LoadedTowers:
         model = towers_adapter.attach(dual, recipe)
         towers_adapter.require_whole(model, opened.trained)
     return LoadedTowers(model.to(device).eval(), opened.tokenizer, opened.pixels, recipe, facts)
-
-
-def trained_digest(folder: Path) -> str:
-    """What tells what a run has trained from any other: 32 hexadecimal digits, xxh3, of its weights and settings."""
-    if (folder / "adapter_config.json").is_file():
-        return adapter_digest(folder)
-    files: Iterable[Path] = sorted(folder.glob("*.safetensors"))
-    return xxhash.xxh3_128_hexdigest("".join(f"{file.name} {digest(file)}\n" for file in files).encode())

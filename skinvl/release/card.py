@@ -15,12 +15,13 @@ from skinvl.data import licences
 from skinvl.data.licences import Licence
 from skinvl.data.source import source_folder
 from skinvl.recipe.recipe import Base
+from skinvl.recipe.towers import PretrainRecipe
 from skinvl.release.record import Record, Source
 from skinvl.release.record import source as read_source
 from skinvl.release.vetting import neutral
-from skinvl.score import tables
+from skinvl.score import tables, untrained
 
-TASKS = {"answers": "visual-question-answering", "classes": "image-classification"}
+TASKS = {"answers": "visual-question-answering", "classes": "image-classification", "retrieval": "retrieval"}
 _ON_THE_HUB = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/?")
 _LEAKS = ("moved-to-train", "left-out-of-eval")
 
@@ -38,7 +39,7 @@ def text(
 
     Args:
         base: where others get the base; None where they cannot.
-        merge: what merge.json says, for a merged model; None for an adapter.
+        merge: what merge.json says, for a merged model; None for what the run itself has made.
         quantization: arguments of BitsAndBytesConfig that the base was trained in.
         rights: what who publishes vouches for.
     """
@@ -49,7 +50,11 @@ def text(
     )
     environment.filters |= {"plain": plain, "number": tables.number, "code": _code, "neutral": neutral}
     scores = record.scores or {"sets": {}}
-    body = environment.get_template("card.md.j2").render(
+    towers = isinstance(record.recipe, PretrainRecipe)
+    body = environment.get_template("card_towers.md.j2" if towers else "card.md.j2").render(
+        towers=towers,
+        whole=merge is not None or record.whole,
+        worse=untrained.worse(scores),
         record=record,
         recipe=record.recipe,
         provenance=record.provenance,
@@ -102,18 +107,21 @@ def _front(
 ) -> ModelCardData:
     datasets = [match[1] for source in record.sources if (match := _ON_THE_HUB.fullmatch(source.address))]
     results = list(_results(record)) if record.scores else []
-    extra: dict[str, Any] = {"base_model_relation": "adapter" if merge is None else "finetune"} if base else {}
+    whole, towers = merge is not None or record.whole, isinstance(record.recipe, PretrainRecipe)
+    extra: dict[str, Any] = {"base_model_relation": "finetune" if whole else "adapter"} if base else {}
     return ModelCardData(
         base_model=base.model if base else None,
         datasets=datasets or None,
         # A file in LLaVA's form may be in any language; all other converters write or read English.
         language=["en"] if all(source.converter != "llava" for source in record.sources) else None,
-        library_name="peft" if merge is None else "transformers",
+        library_name="transformers" if whole else "peft",
         license=licence.id,
         license_name=licence.name,
         license_link=licence.link,
-        pipeline_tag="image-text-to-text",
-        tags=["dermatology", "medical", "vision-language", *(["lora"] if merge is None else []), "skinvl"],
+        pipeline_tag="zero-shot-image-classification" if towers else "image-text-to-text",
+        tags=["dermatology", "medical", "contrastive" if towers else "vision-language"]
+        + ([] if whole else ["lora"])
+        + ["skinvl"],
         model_name=repo.rpartition("/")[2] if results else None,
         eval_results=results or None,
         **extra,
@@ -147,6 +155,8 @@ def _numbers(block: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mappin
         yield "answers", None, block["answers"]["metrics"]
     for variant, numbers in block.get("classes", {"variants": {}})["variants"].items():
         yield "classes", variant, numbers
+    for direction, numbers in block.get("retrieval", {"directions": {}})["directions"].items():
+        yield "retrieval", direction, numbers["numbers"]
 
 
 def _slices(scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

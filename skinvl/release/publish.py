@@ -20,6 +20,7 @@ from skinvl.recipe import recipe as recipes
 from skinvl.recipe import strict
 from skinvl.recipe.files import read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Base
+from skinvl.recipe.towers import PretrainRecipe
 from skinvl.release import card, upload, vetting
 from skinvl.release import record as records
 from skinvl.release.record import Record
@@ -165,7 +166,7 @@ def _write(
     """What of it cannot be published; the folder then holds all that would be uploaded, and nothing else."""
     # The weights, and configs that say how they were trained.
     images, quantization = _as_trained(record)
-    folder = record.path / ("adapter" if merge is None else "merged")
+    folder = record.trained if merge is None else record.path / "merged"
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in LEFT_OUT:
             target = partial / path.relative_to(folder)
@@ -218,13 +219,18 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _as_trained(record: Record) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The image processor's arguments within the run's image budget, and how its base was quantised."""
+    """The image processor's arguments within the run's image budget, and how its base was quantised.
+
+    Two towers have saved theirs as they were trained.
+    """
+    if isinstance(record.recipe, PretrainRecipe):
+        return {}, None
     from transformers import AutoProcessor
 
     from skinvl.model import families
 
     family = families.load(record.provenance.base.model_type)
-    processor = AutoProcessor.from_pretrained(record.path / "adapter")
+    processor = AutoProcessor.from_pretrained(record.trained)
     images = family.image_arguments(processor, record.recipe.data.image_tokens)
     if record.recipe.quantization is None:
         return images, None

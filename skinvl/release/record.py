@@ -16,7 +16,8 @@ from skinvl.recipe import provenance
 from skinvl.recipe.files import digest, read_json, read_json_lines
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe
-from skinvl.recipe.run import Run, TowersRun, adapter_digest, begun, finished
+from skinvl.recipe.run import CONFIG, Run, TowersRun, adapter_digest, begun, finished, finished_towers
+from skinvl.recipe.towers import PretrainRecipe
 
 
 class RecordError(ValueError):
@@ -44,7 +45,7 @@ class Record:
     """A run that has ended, as its files have it."""
 
     path: Path
-    recipe: Recipe
+    recipe: Recipe | PretrainRecipe
     provenance: Provenance
     summary: dict[str, Any]
     steps: int | None
@@ -53,7 +54,13 @@ class Record:
     sources: tuple[Source, ...]
     unknown: dict[str, Terms]  # of an adapter that it went on from and of which no run is at hand
     base: Terms
-    adapter: str  # digest of its config and weights
+    trained: Path  # the folder of its adapter, or of the whole model that it trained
+    adapter: str  # digest of that folder's config and weights
+
+    @property
+    def whole(self) -> bool:
+        """Whether it made a whole model, and no adapter."""
+        return not (self.trained / CONFIG).is_file()
 
     @property
     def terms(self) -> dict[str, Terms]:
@@ -72,21 +79,23 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         RunError: it has not ended.
     """
     unused = dict(rights or {})  # each is taken out where it is used
-    trained = finished(run)
+    trained = begun(run)
+    folder = finished_towers(run).trained if isinstance(trained, TowersRun) else finished(run).adapter
     sources, unknown = _lineage(trained, unused)
     base = licences.of_base(trained.recipe.base, trained.provenance.base.model_type, unused)
-    adapter = adapter_digest(trained.adapter)
+    adapter = adapter_digest(folder)
     record = Record(
         path=run,
         recipe=trained.recipe,
         provenance=trained.provenance,
         summary=_json(run / "summary.json") if (run / "summary.json").is_file() else {},
         steps=max(_lines(run / "log.jsonl", "step"), default=None),
-        scores=_scores(run, adapter),
+        scores=_scores(run, folder, adapter),
         ledger=Counter(_lines(run / "ledger.jsonl", "rule")),
         sources=tuple(sources.values()),
         unknown=unknown,
         base=base,
+        trained=folder,
         adapter=adapter,
     )
     if unused:
@@ -163,7 +172,7 @@ def _lineage(run: Run | TowersRun, rights: dict[str, str]) -> tuple[dict[str, So
     return sources, {name: licences.read(rights.pop(name, None))}
 
 
-def _scores(run: Path, adapter: str) -> dict[str, Any] | None:
+def _scores(run: Path, folder: Path, adapter: str) -> dict[str, Any] | None:
     path = run / "scores.json"
     if not path.is_file():
         return None
@@ -173,7 +182,7 @@ def _scores(run: Path, adapter: str) -> dict[str, Any] | None:
             for what, scored in block.items():
                 if scored["settings"].get("adapter") != adapter:
                     raise RecordError(
-                        f"{path}: {name} ({what}) was asked of another adapter than {run / 'adapter'}; evaluate it "
+                        f"{path}: {name} ({what}) was asked of another {folder.name} than {folder}; evaluate it "
                         f"again, with make eval RUN={run}"
                     )
     except (KeyError, TypeError, AttributeError) as error:

@@ -16,6 +16,7 @@ from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
 PERMUTED, MAJORITY = "images permuted", "majority"
 HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
+GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.json has all
 RANKED = ("metric", "value", "chance", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
@@ -161,6 +162,8 @@ def _ranked(block: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for what, numbers in (("", block["numbers"]), (", group too", block["same_group"])):
         for metric, own in numbers.items():
+            if what and metric not in GROUPED:
+                continue
             chance = "" if what else f"{block['chance'][metric]:.3f}"
             rows.append(
                 [f"{metric}{what}".replace("_", " "), number(own), chance, f"{own['n']:,}", f"{own['groups']:,}"]

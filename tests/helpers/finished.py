@@ -70,6 +70,7 @@ def scores(adapter: str) -> dict[str, Any]:
         "reasons": {},
         "headline": "sum",
         "variants": {"sum": {"accuracy": number(0.613), "sensitivity": number(0.287), "specificity": number(0.934)}},
+        "spread": {},
         "valid": None,
         "majority": number(0.5),
         "slices": {},
@@ -77,7 +78,7 @@ def scores(adapter: str) -> dict[str, Any]:
     }
     sets = {"ham": {"answers": answers, "permuted": permuted}, "ham-classes": {"classes": classes}}
     found = {"run": "ham--qwen", "resamples": 1000, "seed": 0, "level": LEVEL, "sets": sets}
-    return {**found, "replicates": None, "comparison": None}
+    return {**found, "replicates": None, "comparison": None, "untrained": None}
 
 
 def run(

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from PIL import Image
+from safetensors.numpy import save_file
 
-from helpers import finished, pictures
+from helpers import finished, pictures, provenances
 from skinvl.data import licences
 from skinvl.data.pixels import size, upright
 from skinvl.recipe.recipe import Base
-from skinvl.recipe.run import RunError
+from skinvl.recipe.run import RunError, adapter_digest
 from skinvl.release import card, record
 from skinvl.release.record import Record, RecordError
 
@@ -342,3 +344,86 @@ def test_the_terms_that_no_one_licence_covers(tmp_path: Path) -> None:
     assert text.startswith("research-only: no single licence covers this model.")
     assert "- the base, Qwen/Qwen2-VL-2B-Instruct: Apache-2.0 (any use)" in text
     assert "- trained on ham: research use agreement (research only)" in text
+
+
+def towers(root: Path, whole: bool) -> Path:
+    """A run of two towers that has ended and was evaluated: a whole model, or an adapter."""
+    run = finished.run(root, scored=False)
+    data = yaml.safe_load((run / "recipe.yaml").read_text())["data"]
+    recipe = {
+        "name": "dermlip",
+        "base": {"name": "clip-b16", "model": "openai/clip-vit-base-patch16", "licence": "MIT"},
+        "data": {name: data[name] for name in ("train", "eval")},
+        "towers": {"image": {"train": "full" if whole else "lora"}, "text": {"train": "frozen"}},
+        "objective": {"name": "clip"},
+        "batch": {"images": 256, "at_once": 64},
+    }
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    of_towers = {
+        "texts": {"caption": 1234, "ontology": 567},
+        "distinct": 890,
+        "text_length": 77,
+        "too_long": 45,
+        "conversion": {"images": 6.1e-8, "texts": 0.0},
+    }
+    provenances.made(rows={"train": 2345}, base={"commit": "c" * 40}, towers=of_towers).write(run)
+    (run / "summary.json").write_text(json.dumps({"pairs": {"same_text_positive": 77}}))
+    trained = run / "adapter"
+    if whole:
+        shutil.rmtree(trained)
+        trained = run / "model"
+        trained.mkdir()
+        (trained / "config.json").write_text('{"model_type": "skinvl_dual_encoder"}')
+        save_file({"scale.log": np.zeros(1, np.float32)}, trained / "model.safetensors")
+
+    # Retrieval, worse than the base's.
+    direction = {"n": 123, "pool": 456, "numbers": {"R@10": finished.number(0.414)}, "chance": {"R@10": 0.022}}
+    settings = {"adapter": adapter_digest(trained)}
+    block = {"directions": {"image to text": {**direction, "same_group": {}}}, "left_out": {}, "settings": settings}
+    test = {"set": "ham", "what": "image to text", "metric": "R@10", "n": 123, "groups": 41, "unpaired": 0}
+    test |= {"ours": 0.414, "theirs": 0.512, "difference": finished.number(-0.098), "p": 0.01, "p_holm": 0.02}
+    beside = {"against": "dermlip--clip-b16--untrained", "tests": [{**test, "test": "McNemar"}], "why": None}
+    scores = finished.scores("") | {"sets": {"ham": {"retrieval": block}}, "untrained": beside}
+    (run / "scores.json").write_text(json.dumps(scores))
+    return run
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_two_towers_say_what_they_were_trained_on_and_how_they_retrieve(tmp_path: Path, whole: bool) -> None:
+    clip = Base(name="clip-b16", model="openai/clip-vit-base-patch16", revision="c" * 40)
+    text = made(towers(tmp_path, whole), base=clip)
+    data = ModelCard(text).data.to_dict()
+    assert data["pipeline_tag"] == "zero-shot-image-classification"
+    assert data["library_name"] == ("transformers" if whole else "peft")
+    assert data["base_model_relation"] == ("finetune" if whole else "adapter")
+    assert ("lora" in data["tags"]) is not whole
+    (result,) = model_index_to_eval_results(data["model-index"])[1]
+    assert (result.task_type, result.dataset_config, result.metric_value) == ("retrieval", "ham image to text", 0.414)
+
+    training, evaluation = section(text, "Training"), section(text, "Evaluation")
+    for line in (
+        "| objective | clip |",
+        "| texts | caption 1,234, ontology 567; 890 of them read differently |",
+        "| longer than 77 tokens | 45 texts (cut) |",
+        f"| image tower | {'full' if whole else 'lora'} |",
+        "| text tower | frozen |",
+        "| augmentation | mild |",
+        "| batch | 256 images compared with each other, 64 in memory at a time |",
+        "| pairs of an epoch that are no negatives | same text positive 77 |",
+        "| converted from open_clip | on probe inputs within 6e-08 (images) and 0 (texts) of",
+    ):
+        assert line in training
+    assert r"| R@10 | 0.414 \[0.364, 0.464\] W | 0.022 | 123 | 41 |" in evaluation
+    assert text.index("Worse than the base without training") < text.index("## Licence")
+    assert "ham, image to text: R@10 0.414 instead of 0.512" in text
+    load = section(text, "How to load it")
+    assert ("DualEncoder.from_pretrained" in load) is whole
+    assert ("init_adapter=ada/skin" in load) is not whole
+    assert "vision-language" not in text
+
+
+def test_scores_of_other_towers_are_refused(tmp_path: Path) -> None:
+    run = towers(tmp_path, whole=True)
+    save_file({"scale.log": np.ones(1, np.float32)}, run / "model" / "model.safetensors")
+    with pytest.raises(RecordError, match="was asked of another model than"):
+        made(run)
