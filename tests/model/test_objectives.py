@@ -12,6 +12,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn.functional import normalize
 
+from helpers import batches
 from skinvl.model import objectives
 from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE, Features, Pairing, make_ontology
 from skinvl.recipe import towers
@@ -448,6 +449,30 @@ def test_released_computes_what_upstream_does() -> None:
     assert apart(gradients(loss, *leaves), wanted) > 0.1
     with pytest.raises(RuntimeError, match="shape"):
         objective.loss(replace(features, texts=features.texts[1:]), replace(pairing, aspect=pairing.aspect[1:]), 0.0)
+
+
+def test_released_has_the_gradients_of_the_whole_in_chunks() -> None:
+    settings = towers.Objective.model_validate({"name": "make", "aspects": ASPECTS, "released": True})
+    cached = batches.cached("clip", "make", 4, settings=settings)
+    batch = batches.batch(cached.tokenizer, 4, texts=1)
+    places = torch.tensor([CAPTION, EMPTY, EMPTY, *[SENTENCE] * 3, *[EMPTY] * 5])
+    batch = replace(
+        batch,
+        owner=torch.arange(4).repeat_interleave(11),
+        aspect=places.repeat(4),
+        text=torch.arange(4 * 11) % len(batch.texts),
+        text_keys=torch.arange(4 * 11),
+    )
+
+    def computed(at_once: int) -> list[torch.Tensor]:
+        cached.model.zero_grad()
+        loss = replace(cached, at_once=at_once).gradients(batch, 0.3).loss
+        return [loss, *(weight.grad.clone() for weight in cached.model.parameters() if weight.grad is not None)]
+
+    whole = computed(4)
+    largest = max(float(gradient.norm()) for gradient in whole[1:])
+    for left, right in zip(computed(3), whole, strict=True):
+        assert float((left - right).norm()) < 1e-5 * largest
 
 
 def test_released_weights_come_from_other_images() -> None:
