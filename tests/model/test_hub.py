@@ -18,6 +18,8 @@ from skinvl.model.hub import BaseError, fetch
 
 COMMIT = "1" * 40
 FILES = {"config.json": b'{"model_type": "qwen2_vl"}', "model.safetensors": b"weights", "README.md": b"text"}
+FILES["pytorch_model.bin"] = b"the same, pickled"
+PICKLED = {name: data for name, data in FILES.items() if name != "model.safetensors"}  # of the owner of this name
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -31,6 +33,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        files = PICKLED if "/pickled/" in self.path else FILES
         if "/gated/" in self.path:
             self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
         elif "/absent/" in self.path:
@@ -39,12 +42,12 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(200, b"{}")
         elif self.path.startswith("/api/models/"):
             size = 10**16 if "/huge/" in self.path else None
-            siblings = [{"rfilename": name, "size": size or len(body)} for name, body in FILES.items()]
+            siblings = [{"rfilename": name, "size": size or len(body)} for name, body in files.items()]
             owner, name = self.path.split("/")[3:5]
             body = {"id": f"{owner}/{name.split('?')[0]}", "sha": COMMIT, "siblings": siblings}
             if "/tree/" in self.path:
                 entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in FILES.items()
+                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()
                 ]
                 self.answer(200, json.dumps(entries).encode())
             else:
@@ -73,11 +76,11 @@ def server() -> Iterator[ThreadingHTTPServer]:
     one.shutdown()
 
 
-def ask(model: str, home: Path, endpoint: str, weights: bool = True) -> tuple[int, str]:
+def ask(model: str, home: Path, endpoint: str, towers: bool = False) -> tuple[int, str]:
     """Exit status and last line of a fetch in a fresh process, since the hub's address is read at import."""
     code = (
         "import sys\nfrom skinvl.model.hub import BaseError, fetch\n"
-        f"try:\n    print(fetch({model!r}, None, weights={weights}))\n"
+        f"try:\n    print(fetch({model!r}, None, weights=True, towers={towers}))\n"
         "except BaseError as error:\n    sys.exit(f'refused: {error}')"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_TOKEN": "t"}
@@ -113,9 +116,31 @@ def test_the_hub_is_asked_first_and_only_what_is_needed_is_fetched(server: Threa
     assert "did not answer" in line
 
 
+def test_pickled_weights_are_fetched_for_two_towers_alone_and_where_there_are_no_others(
+    server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    for owner, towers, weights in (
+        ("pickled", True, {"pytorch_model.bin"}),
+        ("pickled", False, set()),
+        ("open", True, {"model.safetensors"}),
+    ):
+        server.asked.clear()  # type: ignore[attr-defined]
+        status, line = ask(f"{owner}/model", tmp_path / f"{owner}{towers}", endpoint, towers)
+        assert status == 0, line
+        fetched = {path.rsplit("/", 1)[-1] for path in server.asked if "/resolve/" in path}  # type: ignore[attr-defined]
+        assert fetched == {"config.json", *weights}
+
+
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BaseError, match=r"no config\.json"):
         fetch(str(tmp_path), None, weights=True)
+    with pytest.raises(BaseError, match=r"no config\.json nor open_clip_config\.json"):
+        fetch(str(tmp_path), None, weights=True, towers=True)
+    with pytest.raises(BaseError, match=r"init_adapter .*no adapter_config\.json nor config\.json"):
+        fetch(str(tmp_path), None, weights=True, what="init_adapter", towers=True)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    assert fetch(str(tmp_path), None, weights=True, towers=True).path == tmp_path
     (tmp_path / "config.json").write_text("{}")
     assert fetch(str(tmp_path), None, weights=True).path == tmp_path
     with pytest.raises(BaseError, match="no such folder, and not a model id"):
