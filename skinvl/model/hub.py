@@ -24,6 +24,7 @@ from skinvl.recipe.files import digest, existing
 
 CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("*.safetensors",)
+CONFIGS = ("config.json", "open_clip_config.json")  # one of which says what the weights are
 PICKLES = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")  # of two towers alone, which are read as tensors only
 # What a folder must hold, one of them at least.
 NEEDED = {"base": ("config.json",), "init_adapter": ("adapter_config.json",)}
@@ -52,7 +53,11 @@ class Snapshot:
         if self.commit is not None:
             return self.commit
         state = xxhash.xxh3_128()
-        for file in sorted([self.path / "config.json", *self.path.glob("*.safetensors")]):
+        configs = [file for name in CONFIGS if (file := self.path / name).is_file()]
+        weights = [*self.path.glob("*.safetensors")] or [
+            file for name in (*PICKLES, "*.pt") for file in self.path.glob(name)
+        ]
+        for file in sorted({*configs, *weights}):
             state.update(f"{file.name} {digest(file)}\n".encode())
         return state.hexdigest()
 

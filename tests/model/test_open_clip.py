@@ -12,12 +12,14 @@ import numpy as np
 import open_clip as oracle
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import nn
 from transformers import BertConfig
 
+from helpers import two_towers
 from helpers.sources import photo
 from skinvl.data import example
 from skinvl.data.example import Example, Facts
@@ -26,6 +28,7 @@ from skinvl.model.dual import DualEncoder
 from skinvl.model.hub import Snapshot
 from skinvl.model.open_clip import OpenClipError
 from skinvl.model.towers import beit_bert, clip
+from skinvl.model.towers_loaded import load_towers
 from skinvl.recipe.recipe import SourceSpec
 
 WORDS = ("an annular scaly plaque on the arm", "a brown macule, sharp and symmetrical", "nodule", "red papules 2.5 cm")
@@ -463,6 +466,28 @@ def test_nothing_but_tensors_is_read(published: dict[str, Published], tmp_path: 
     (one.folder / "open_clip_pytorch_model.bin").unlink()
     with pytest.raises(OpenClipError, match="files of weights: none"):
         convert(one)
+
+
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_recipe_opens_a_checkpoint_as_any_base(published: dict[str, Published], tmp_path: Path, file: str) -> None:
+    one = changed(published["clip"], tmp_path, lambda tensors: None)
+    if file.endswith(".bin"):
+        (one.folder / "open_clip_model.safetensors").unlink()
+        torch.save(one.model.state_dict(), one.folder / file)
+    base = {"kind": "dual", "model": str(one.folder), "quick_gelu": True}
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump({"name": "published", **base}))
+    recipe = two_towers.recipe(tmp_path, base=str(tmp_path / "published.yaml"))
+
+    model = load_towers(recipe, torch.device("cpu"))
+    assert distance(ours(one, model.model), one.features()) < 1e-6
+    assert model.tokenizer(WORDS) == one.ids
+    assert model.pixels.side == 32
+
+    # Another file, another base.
+    fingerprint = Snapshot(one.folder, None).fingerprint()
+    assert fingerprint == Snapshot(one.folder, None).fingerprint()
+    (one.folder / file).write_bytes((one.folder / file).read_bytes() + b" ")
+    assert fingerprint != Snapshot(one.folder, None).fingerprint()
 
 
 def test_it_is_converted_once(published: dict[str, Published], monkeypatch: pytest.MonkeyPatch) -> None:
