@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,35 +15,19 @@ import xxhash
 from torch.utils.data import Dataset
 
 from skinvl.data import labels
-from skinvl.data.example import Dropped
+from skinvl.data.draws import BatchError, Draw
 from skinvl.data.pixels import upright
-from skinvl.data.sampler import draw_share
-from skinvl.data.sentences import sentences
-from skinvl.data.texts import ASPECTS, ImageText, TextedImage, text_key
+from skinvl.data.texts import ASPECTS, ImageText, TextedImage
 from skinvl.model import augment
 from skinvl.model.augment import Augmentation
 from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
 from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE
 from skinvl.recipe.towers import Negatives
 
-T = TypeVar("T")
 UNKNOWN = -1
-TOGETHER = 10_000  # texts whose tokens are counted at a time
 DEPTH = 8  # levels of a path of diagnosis; of a longer one those in the middle are left out
 REASONS = ("same_text", "same_image", "same_group", "same_diagnosis")  # the fields of Negatives
 NO_TEXT = ImageText("", "caption", UNKNOWN)  # what stands in a place of the released MAKE's that has no text
-
-
-class BatchError(ValueError):
-    """Images that cannot be compared with one another."""
-
-
-class Draw(NamedTuple):
-    """One image of an epoch: what decides how it is augmented, whoever loads it."""
-
-    row: int  # among the images of the set
-    epoch: int
-    copy: int = 0  # how often the epoch has shown it before
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,138 +206,3 @@ def _holds(reason: str, keys: torch.Tensor, owner: torch.Tensor, text_keys: torc
         return has[:, number]
     own = keys[:, ("same_image", "same_group", "same_diagnosis").index(reason)]
     return (own[:, None] == own[owner]) & (own[:, None] != UNKNOWN)
-
-
-class ImageSampler:
-    """The Draws of one epoch, anew from (seed, epoch), as whole batches: what is left over is not shown.
-
-    Weight w is ⌊w⌋ copies of a source and a share w − ⌊w⌋ of its groups, as for conversations. The copies of an image
-    stand in different batches, as long as there are others. A batch is `batch` consecutive Draws, whatever the number
-    of ranks, each of which takes its `part` of it.
-
-    Raises:
-        BatchError: an epoch has less than a batch.
-    """
-
-    def __init__(self, images: Sequence[TextedImage], seed: int, batch: int) -> None:
-        self.seed, self.batch, self.epoch = seed, batch, 0
-        self.pools = [(str(image.root), image.weight) for image in images]
-        self.groups = [image.group for image in images]
-        drawn = len(draw_share(self.pools, self.groups, random.Random(0)))
-        self.length = drawn // batch * batch
-        self.left_over = drawn - self.length  # images that an epoch does not show
-        if not self.length:
-            raise BatchError(
-                f"batch.images: found {batch}, and an epoch has {drawn} images; set batch.images to {drawn} or less"
-            )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Has the next iteration draw this epoch. Called by the Trainer."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Draw]:
-        generator = random.Random(f"{self.seed}-{self.epoch}")
-        indices = draw_share(self.pools, self.groups, generator)
-        generator.shuffle(indices)
-        copies: Counter[int] = Counter()
-        for index in _apart(indices, self.batch)[: self.length]:
-            yield Draw(index, self.epoch, copies[index])
-            copies[index] += 1
-
-
-def _apart(indices: Sequence[int], size: int) -> list[int]:
-    """The indices in an order in which no `size` of them hold one twice, as long as there are others."""
-    if len(set(indices)) == len(indices):
-        return list(indices)
-    ordered: list[int] = []
-    coming, waiting = iter(indices), list[int]()
-    while len(ordered) < len(indices):
-        block: dict[int, None] = {}
-        later = []
-        for index in waiting:
-            if index in block or len(block) == size:
-                later.append(index)
-            else:
-                block[index] = None
-        while len(block) < size and (index := next(coming, -1)) >= 0:
-            if index in block:
-                later.append(index)
-            else:
-                block[index] = None
-        ordered += block
-        waiting = later
-        if len(block) < size:  # nothing is left but copies of what stands here
-            return ordered + waiting
-    return ordered
-
-
-def part(batch: Sequence[T], rank: int, ranks: int) -> Sequence[T]:
-    """What one of several ranks takes of a batch: consecutive, and at most one more than another rank."""
-    return batch[len(batch) * rank // ranks : len(batch) * (rank + 1) // ranks]
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """Images whose texts the text tower reads, and what became of those that are too long."""
-
-    images: list[TextedImage]
-    texts: int  # of all images
-    cut: int  # of these, read without their end
-    split: int  # were split into several, by their sentences
-    ledger: list[Dropped]  # `long-text`: a text that is left out; `no-text`: an image with no text left
-
-
-def fitted(
-    images: Sequence[TextedImage], tokenizer: TextTokenizer, too_long: Literal["cut", "split", "ledger"]
-) -> Fitted:
-    """The images with texts that fit, as data.too_long says; a split text's single sentences may still be cut."""
-    distinct = list({text.text: None for image in images for text in image.texts})
-    too_long_texts = set[str]()
-    for start in range(0, len(distinct), TOGETHER):
-        some = distinct[start : start + TOGETHER]
-        lengths = tokenizer.lengths(some)
-        too_long_texts |= {text for text, length in zip(some, lengths, strict=True) if length > tokenizer.length}
-
-    kept, ledger, split = [], list[Dropped](), 0
-    for image in images:
-        long = [text for text in image.texts if text.text in too_long_texts]
-        if not long or too_long == "cut":
-            kept.append(image)
-            continue
-        if too_long == "split":
-            parts: dict[int, ImageText] = {}
-            for text in image.texts:
-                pieces = _split(text, tokenizer) if text in long else [text]
-                split += len(pieces) > 1
-                for piece in pieces:
-                    parts.setdefault(piece.key, piece)
-            texts = tuple(parts.values())
-        else:
-            detail = f"longer than {tokenizer.length} tokens: "
-            ledger += [Dropped(image.name, "long-text", f"{text.aspect} {detail}{text.text!r:.80}") for text in long]
-            texts = tuple(text for text in image.texts if text not in long)
-        if texts:
-            kept.append(replace(image, texts=texts))
-        else:
-            ledger.append(Dropped(image.name, "no-text", "all of its texts are too long"))
-
-    every = [text.text for image in kept for text in image.texts]
-    if too_long == "split":  # a sentence alone may be too long
-        new = list(dict.fromkeys(every).keys() - set(distinct))
-        lengths = tokenizer.lengths(new)
-        too_long_texts |= {text for text, length in zip(new, lengths, strict=True) if length > tokenizer.length}
-    return Fitted(kept, len(every), sum(text in too_long_texts for text in every), split, ledger)
-
-
-def _split(text: ImageText, tokenizer: TextTokenizer) -> list[ImageText]:
-    """A text that is too long as few parts of whole sentences as fit, one of which may be too long by itself."""
-    parts: list[str] = []
-    for sentence in sentences(text.text):
-        if parts and not tokenizer.cut(f"{parts[-1]} {sentence}"):
-            parts[-1] += f" {sentence}"
-        else:
-            parts.append(sentence)
-    return [ImageText(part, text.aspect, text_key(part)) for part in parts]

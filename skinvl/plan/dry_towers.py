@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data import texts
+from skinvl.data.draws import ImageSampler
 from skinvl.model import objectives, towers_adapter
 from skinvl.model.base import count_parameters
-from skinvl.model.dual_batch import ImageSampler
 from skinvl.model.towers_adapter import PARTS
 from skinvl.model.towers_loaded import OpenTowers, attention_of
 from skinvl.plan.dry import prepared

@@ -11,8 +11,8 @@ from rich.table import Table
 from skinvl.data.example import Dropped
 from skinvl.data.permuted_texts import permuted
 from skinvl.data.texts import TextedImage, TextedSets
-from skinvl.model.dual_batch import fitted
 from skinvl.model.dual_inputs import TextTokenizer
+from skinvl.model.text_lengths import fitted
 from skinvl.plan.rows import say_shared
 from skinvl.recipe.towers import PretrainRecipe
 

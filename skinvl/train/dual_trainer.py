@@ -16,10 +16,11 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skinvl.data.draws import Draw, ImageSampler, part
 from skinvl.data.texts import TextedImage
 from skinvl.model import objectives, towers_adapter
 from skinvl.model.cached_gradients import CachedGradients, Whole
-from skinvl.model.dual_batch import Draw, DualBatch, DualCollator, ImageSampler, TextedDataset, part
+from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset
 from skinvl.model.objectives import EMPTY, NEGATIVE, POSITIVE
 from skinvl.model.towers_loaded import LoadedTowers
 from skinvl.train.loop import Loop

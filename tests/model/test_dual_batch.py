@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from helpers.sources import photo
-from skinvl.data.texts import ImageText, TextedImage, text_key
+from helpers.texted import Letters, image
+from skinvl.data.draws import BatchError, Draw, ImageSampler
+from skinvl.data.texts import ImageText, TextedImage
 from skinvl.model import dual_batch
-from skinvl.model.dual_batch import BatchError, Draw, DualBatch, DualCollator, ImageSampler, TextedDataset, fitted, part
+from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset
 from skinvl.model.dual_inputs import PixelFormat
 from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE
 from skinvl.recipe.towers import Negatives
@@ -25,34 +27,12 @@ FORMAT = PixelFormat(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 KEEP = Negatives(same_text="keep", same_image="keep", same_group="keep", same_diagnosis="keep")
 
 
-@dataclass
-class Letters:
-    """A tokenizer of words by their lengths, between 1 and 2."""
-
-    length: int = 8
-
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        return [[1, *(10 + len(word) for word in text.split()[: self.length - 2]), 2] for text in texts]
-
-    def lengths(self, texts: list[str]) -> list[int]:
-        return [len(text.split()) + 2 for text in texts]
-
-    def cut(self, text: str) -> bool:
-        return self.lengths([text])[0] > self.length
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for number in range(8):
         photo(number, 48).save(folder / f"{number}.png")
     return folder
-
-
-def image(folder: Path, number: int, *texts: str, **other: Any) -> TextedImage:
-    own = tuple(ImageText(text, "caption", text_key(text)) for text in texts)
-    values = {"image": number, "group": 100 + number, "diagnosis": None, **other}
-    return TextedImage(folder, f"{number}.png", "drawn", own, **values)
 
 
 def collated(*images: TextedImage, draws: Any = None, **settings: Any) -> DualBatch:
@@ -167,72 +147,6 @@ def test_a_batch_without_a_negative_is_refused(folder: Path) -> None:
     with pytest.raises(BatchError, match="batch of 3 images with 3 texts has no negative"):
         relate(batch, Negatives())
     assert (relate(batch, KEEP) == NEGATIVE).sum() == 6
-
-
-def test_an_epoch_is_drawn_by_seed_and_epoch_in_whole_batches(folder: Path) -> None:
-    images = [image(folder, number, "a") for number in range(50)]
-    sampler = ImageSampler(images, seed=3, batch=8)
-    first = list(sampler)
-    assert (len(sampler), sampler.left_over, len({draw.row for draw in first})) == (48, 2, 48)
-    assert first == list(ImageSampler(images, seed=3, batch=8))
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert {draw.epoch for draw in second} == {1}
-    assert [draw.row for draw in first] != [draw.row for draw in second]
-    with pytest.raises(
-        BatchError, match=r"batch\.images: found 64, and an epoch has 50 images; set batch\.images to 50"
-    ):
-        ImageSampler(images, seed=3, batch=64)
-
-
-def test_weights_are_copies_in_different_batches_and_a_share_of_groups(folder: Path) -> None:
-    other = folder / "other"
-    images = [image(folder, number, "a", weight=2.5, group=number // 2) for number in range(20)]
-    images += [replace(image(folder, 100 + number, "a", weight=0.5), root=other) for number in range(20)]
-    sampler = ImageSampler(images, seed=0, batch=6)
-    draws = list(sampler)
-    assert sampler.length + sampler.left_over == 60
-    shown = Counter(draw.row for draw in draws)
-    assert max(shown.values()) == 3
-    assert {draw.copy for draw in draws if shown[draw.row] == 3 and draw.row == max(shown, key=shown.get)} == {0, 1, 2}
-    for start in range(0, len(draws), 6):
-        assert len({draw.row for draw in draws[start : start + 6]}) == 6
-
-
-def test_copies_without_others_to_stand_between_lose_none() -> None:
-    assert sorted(dual_batch._apart([1, 1, 1, 1, 2, 3], 3)) == [1, 1, 1, 1, 2, 3]
-    assert len(set(dual_batch._apart([1, 1, 2, 3, 4, 5], 3)[:3])) == 3
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
-def test_ranks_take_one_batch_apart(ranks: int) -> None:
-    batch = list(range(10))
-    parts = [part(batch, rank, ranks) for rank in range(ranks)]
-    assert [each for own in parts for each in own] == batch
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_what_is_too_long_is_cut_split_or_left_out_and_counted(folder: Path) -> None:
-    short, long = "one two three", "one two three four. Five six seven. Eight nine."
-    endless = "a b c d e f g h i j"
-    images = [image(folder, 0, long, short), image(folder, 1, endless), image(folder, 2, short)]
-    cut = fitted(images, Letters(), "cut")  # type: ignore[arg-type]
-    assert (cut.images, cut.texts, cut.cut, cut.split, cut.ledger) == (images, 4, 2, 0, [])
-
-    split = fitted(images, Letters(), "split")  # type: ignore[arg-type]
-    assert [[text.text for text in each.texts] for each in split.images] == [
-        ["one two three four.", "Five six seven. Eight nine.", short],
-        [endless],
-        [short],
-    ]
-    assert (split.texts, split.cut, split.split) == (5, 1, 1)
-    assert split.images[0].texts[0].key == text_key("One two three four.")
-
-    left = fitted(images, Letters(), "ledger")  # type: ignore[arg-type]
-    assert [[text.text for text in each.texts] for each in left.images] == [[short], [short]]
-    assert [(row.row, row.rule) for row in left.ledger] == [
-        *(("drawn:0.png", "long-text"), ("drawn:1.png", "long-text"), ("drawn:1.png", "no-text"))
-    ]
 
 
 def test_the_pixels_of_a_draw_depend_on_row_epoch_copy_and_seed_alone(folder: Path) -> None:

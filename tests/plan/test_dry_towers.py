@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import save_file
 
 from helpers import published_configs, two_towers
+from skinvl.data.draws import BatchError
 from skinvl.model import towers_loaded
-from skinvl.model.dual_batch import BatchError
 from skinvl.model.hub import BaseError
 from skinvl.model.towers import clip
 from skinvl.plan import dry_towers, dual_configs

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from helpers import two_towers
 from skinvl.data import texts
+from skinvl.data.draws import BatchError
 from skinvl.data.permuted_texts import permuted
 from skinvl.model import towers_adapter
 from skinvl.model.dual import DualEncoder
-from skinvl.model.dual_batch import BatchError, DualCollator
+from skinvl.model.dual_batch import DualCollator
 from skinvl.model.towers_loaded import load_towers
 from skinvl.recipe import run
 from skinvl.recipe.towers import PretrainRecipe
