@@ -477,7 +477,7 @@ def test_released_has_the_gradients_of_the_whole_in_chunks() -> None:
 
 def test_released_weights_come_from_other_images() -> None:
     features, _, pairing, valid = released_batch()
-    released = objectives.make.ReleasedMake(towers.Objective.model_validate({"name": "make"}))
+    released = objectives.make.ReleasedMakeLoss(towers.Objective.model_validate({"name": "make"}))
     weights = released._weights(features.texts, valid).flatten()
     own = objectives.make.diagnosis_weights(features.texts, pairing, len(valid))
     sentences = (pairing.aspect == SENTENCE) & valid[:, 1].repeat_interleave(11)

@@ -29,7 +29,7 @@ from skinvl.model.objectives import NEGATIVE, POSITIVE, Features, Objective, Pai
 from skinvl.recipe import towers
 
 
-class Clip(Objective):
+class ClipLoss(Objective):
     """Symmetric InfoNCE; `released` knows no positives but an image's own texts, as DermLIP's code does."""
 
     def __init__(self, *, released: bool) -> None:
@@ -45,9 +45,9 @@ class Clip(Objective):
         return 0.5 * (mean(to_texts, pairs.share) + mean(to_images, pairs.share))
 
 
-def build(settings: towers.Objective) -> Clip:
+def build(settings: towers.Objective) -> ClipLoss:
     """The objective of a recipe."""
-    return Clip(released=settings.released)
+    return ClipLoss(released=settings.released)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from skinvl.recipe import towers
 BLOCK = 4096  # rows of the alignment's logits, float32[N, N] in all, that are in memory at a time
 
 
-class Make(Objective):
+class MakeLoss(Objective):
     """Multi-aspect texts with diagnosis-guided weights, and local alignment."""
 
     def __init__(self, settings: towers.Objective) -> None:
@@ -96,7 +96,7 @@ class Make(Objective):
         return local_features(queries, patches, self.sigma)[owner, place]
 
 
-class ReleasedMake(Objective):
+class ReleasedMakeLoss(Objective):
     """What MAKE's released code computes."""
 
     places = (1, 1, 1, 8)
@@ -151,7 +151,7 @@ class ReleasedMake(Objective):
 
 def build(settings: towers.Objective) -> Objective:
     """The objective of a recipe."""
-    return ReleasedMake(settings) if settings.released else Make(settings)
+    return ReleasedMakeLoss(settings) if settings.released else MakeLoss(settings)
 
 
 def local_features(queries: torch.Tensor, patches: torch.Tensor, sigma: float) -> torch.Tensor:

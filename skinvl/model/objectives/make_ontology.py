@@ -23,13 +23,13 @@ import torch
 
 from skinvl.model.objectives import NEGATIVE, Objective, Pairing
 from skinvl.model.objectives.clip import Positives, info_nce, mean
-from skinvl.model.objectives.make import Make, ReleasedMake
+from skinvl.model.objectives.make import MakeLoss, ReleasedMakeLoss
 from skinvl.recipe import towers
 
 TEMPERATURE = 0.07
 
 
-class MakeOntology(Make):
+class MakeOntologyLoss(MakeLoss):
     """MAKE with targets that fall off with the distance in the tree of diagnoses."""
 
     needs_ontology = True
@@ -58,7 +58,7 @@ class MakeOntology(Make):
         return mean(0.5 * (to_texts + to_images), pairs.share * weights[pairs.texts])
 
 
-class ReleasedMakeOntology(ReleasedMake):
+class ReleasedMakeOntologyLoss(ReleasedMakeLoss):
     """The released MAKE with these targets."""
 
     needs_ontology = True
@@ -83,7 +83,7 @@ class ReleasedMakeOntology(ReleasedMake):
 
 def build(settings: towers.Objective) -> Objective:
     """The objective of a recipe."""
-    return ReleasedMakeOntology(settings) if settings.released else MakeOntology(settings)
+    return ReleasedMakeOntologyLoss(settings) if settings.released else MakeOntologyLoss(settings)
 
 
 def share_of_soft(soft: float, progress: float) -> float:

@@ -19,7 +19,7 @@ from skinvl.model.objectives.clip import only_own
 from skinvl.recipe import towers
 
 
-class Siglip(Objective):
+class SiglipLoss(Objective):
     """Sigmoid loss; `released` knows no positives but an image's own texts."""
 
     def __init__(self, *, released: bool) -> None:
@@ -36,6 +36,6 @@ class Siglip(Objective):
         return -(labels.abs() * functional.logsigmoid(labels * logits)).sum() / len(logits)
 
 
-def build(settings: towers.Objective) -> Siglip:
+def build(settings: towers.Objective) -> SiglipLoss:
     """The objective of a recipe."""
-    return Siglip(released=settings.released)
+    return SiglipLoss(released=settings.released)
