@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from skinvl import __main__ as cli
-from skinvl.recipe import recipe
+from skinvl.recipe import loading, recipe, towers
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-NAMES = "data datasets evaluation limits release scale-and-interruptions synthesis training"
+NAMES = "contrastive data datasets evaluation limits release scale-and-interruptions synthesis training"
 BLOCK = re.compile(r"^```sh(?: needs (?P<needs>.+))?\n(?P<commands>.*?)^```$", re.MULTILINE | re.DOTALL)
 SKINVL = re.compile(r"(?:\S*\bskinvl|.* -m skinvl)\s")  # how a command starts that is the words of a verb
 Command = list[str]
@@ -78,7 +78,8 @@ def parse(words: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     (options,) = stopped.value.args
     named = getattr(options, "recipe", None)
     if named in recipe.recipes():
-        recipe.load(named, options.overrides)
+        load: Any = towers.load if loading.kind_of(named) == "pretrain" else recipe.load
+        load(named, options.overrides)
 
 
 def test_every_subject_has_its_page() -> None:
