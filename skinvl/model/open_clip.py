@@ -20,10 +20,12 @@ import xxhash
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from skinvl.model import hub, open_clip_fit, open_clip_forward, open_clip_names
+from skinvl.model.base import unsharded
 from skinvl.model.dual import DualEncoder
 from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
 from skinvl.model.hub import Snapshot
@@ -37,6 +39,14 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
 # open_clip's own vocabulary, token by token, and what it writes beside the checkpoints that it uploads.
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+# What open_clip's cleaning (ftfy, html.unescape) makes of what books and web pages leave in a text, and a tokenizer of
+# transformers does not: without it "dermatoﬁbroma" is another word than it was in training.
+CLEANED = {
+    **dict.fromkeys("‘’‚‛", "'"),
+    **dict.fromkeys("“”„‟", '"'),
+    **{"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"},
+    **{"&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " ", "&amp;": "&"},
+}
 VERSION = 1  # raised with every change of what is written, so that no older folder is taken for it
 TOLERANCE = 1e-5  # on embeddings of length one; float32 makes about 1e-7 of it
 PROBES = (
@@ -102,7 +112,7 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
         raise OpenClipError(f"{weights}: none of its towers is CLIP's; leave quick_gelu out of the base")
 
     # It is written, and read again as any user of it will, before it counts as there.
-    with whole_folder(out, shared=True) as partial:
+    with whole_folder(out, shared=True) as partial, unsharded():
         dual_encoder(checkpoint.tensors, architecture, bool(quick_gelu), str(weights)).save_pretrained(partial)
         tokenizer.save(partial)
         pixels.save(partial)
@@ -245,7 +255,17 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[PreTrainedTokenize
         path = hub.fetch(source, None, weights=False).path
     config = path / "config.json"
     beside = read_json(config, "remove it, or download it again", OpenClipError) if config.is_file() else {}
-    return AutoTokenizer.from_pretrained(path), source, beside if beside.get("model_type") == "bert" else {}
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    clean(tokenizer)
+    return tokenizer, source, beside if beside.get("model_type") == "bert" else {}
+
+
+def clean(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes a tokenizer clean a text first as open_clip does for all of its own, as far as CLEANED goes."""
+    backend: Any = tokenizer.backend_tokenizer
+    replaced = [normalizers.Replace(old, new) for old, new in CLEANED.items()]
+    after = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([*replaced, *after])
 
 
 def _pixel_format(preprocessing: Mapping[str, Any], side: int, folder: Path) -> PixelFormat:

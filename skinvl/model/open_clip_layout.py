@@ -26,26 +26,9 @@ from skinvl.model.dual import DualEncoderConfig
 HEAD = 64  # width of an attention head in CLIP, CAE and BERT of any size, where the config does not say another
 SIZES = frozenset(
     (  # fields of vision_cfg and text_cfg that a shape tells better, or that no result depends on
-        *(
-            "image_size",
-            "layers",
-            "width",
-            "patch_size",
-            "mlp_ratio",
-            "context_length",
-            "vocab_size",
-            "heads",
-            "head_width",
-        ),
-        *(
-            "patch_dropout",
-            "pretrain_path",
-            "hf_model_name",
-            "hf_tokenizer_name",
-            "hf_model_pretrained",
-            "output_tokens",
-        ),
-        *("tokenizer_kwargs", "tokenizer_mode"),
+        *("image_size", "layers", "width", "patch_size", "mlp_ratio", "context_length", "vocab_size", "heads"),
+        *("head_width", "patch_dropout", "pretrain_path", "output_tokens"),
+        *("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained"),
     )
 )
 PLAIN: dict[str, dict[str, Any]] = {  # and those that say how it computes, with the only value that is read

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import open_clip as oracle
 import pytest
 import torch
 import yaml
+from open_clip.tokenizer import default_bpe
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import nn
-from transformers import BertConfig
+from transformers import AutoTokenizer, BertConfig, CLIPTokenizer
 
 from helpers import two_towers
 from helpers.sources import photo
@@ -496,6 +499,46 @@ def test_it_is_converted_once(published: dict[str, Published], monkeypatch: pyte
     assert convert(published["clip"]) == first
     with pytest.raises(pytest.fail.Exception):
         convert(published["clip"], quick_gelu=False)  # another model
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> tuple[Any, Any]:
+    """open_clip's own tokenizer, and transformers' of the same vocabulary and merges."""
+    theirs = oracle.SimpleTokenizer()
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {ends.get(token, token): number for token, number in theirs.encoder.items()}
+    return theirs, CLIPTokenizer(vocab=vocabulary, merges=[tuple(line.split()) for line in lines])
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (open_clip.PROBES[1], True),
+        (open_clip.PROBES[2], True),
+        ("Fitzpatrick IV–V,  naïve café-au-lait\tmacules: 2.5×3 cm, µm, β… 皮膚 😀", True),
+        ("They've Langerhans' cells; isn't it?", True),
+        ("the patient’s “target” lesion, ‘wattles’", False),
+        ("a dermatoﬁbroma with conﬂuent, stiﬀ, suﬃcient scale", False),
+        ("p &lt; .05 &amp; &quot;benign&quot;", False),
+    ],
+)
+def test_texts_are_the_tokens_that_open_clip_trained_on(tokenizers: tuple[Any, Any], text: str, plain: bool) -> None:
+    theirs, plainly = tokenizers
+    expected = [number for number in theirs([text], 77)[0].tolist() if number]
+    assert (plainly(text, truncation=True, max_length=77)["input_ids"] == expected) == plain
+    cleaned = deepcopy(plainly)
+    open_clip.clean(cleaned)
+    assert cleaned(text, truncation=True, max_length=77)["input_ids"] == expected
+
+
+def test_bert_reads_the_tokens_that_open_clip_makes(published: dict[str, Published]) -> None:
+    text = "A scaly “plaque” ﬁrm on the arm &amp; 2.5 cm"
+    expected = oracle.get_tokenizer("tiny-bert")([text])[0].tolist()
+    tokenizer = AutoTokenizer.from_pretrained(convert(published["bert"]))
+    assert tokenizer(text, truncation=True, max_length=40)["input_ids"] == expected[: expected.index(0)]
+    beside = AutoTokenizer.from_pretrained(published["bert"].folder.parent / "bert")
+    assert beside(text)["input_ids"] != expected[: expected.index(0)]
 
 
 def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(published: dict[str, Published], tmp_path: Path) -> None:
