@@ -93,21 +93,7 @@ class CachedGradients:
 
     def text_chunks(self, batch: DualBatch) -> list[torch.Tensor]:
         """int64[n] each, which of a batch's distinct texts are encoded together: such as are about equally long."""
-        lengths = torch.tensor([len(ids) for ids in batch.texts], dtype=torch.int64)
-        order = lengths.argsort(stable=True)
-        if not self.tokenizer.trims:
-            return list(torch.split(order, self.at_once)) if len(order) else []
-        chunks, start = [], 0
-        for end in range(1, len(order) + 1):
-            # Texts a quarter longer than the shortest go apart, once there are enough to keep a processor busy.
-            if (
-                end == len(order)
-                or end - start == self.at_once
-                or (end - start >= min(FEW, self.at_once) and lengths[order[end]] > 1.25 * lengths[order[start]])
-            ):
-                chunks.append(order[start:end])
-                start = end
-        return chunks
+        return text_chunks([len(ids) for ids in batch.texts], self.at_once, trims=self.tokenizer.trims)
 
     def _encode(self, batch: DualBatch, *, keep: bool) -> _Encoded:
         """The features of this rank; with `keep` its last chunks, or all where they are few, can be differentiated."""
@@ -205,6 +191,30 @@ class CachedGradients:
         if self.objective.needs_ontology:
             similarity = tree_similarity(ranks.gathered(batch.paths)[0])[:, owner]
         return Pairing(owner, aspect, related, similarity), tally
+
+
+def text_chunks(lengths: Sequence[int], at_once: int, *, trims: bool) -> list[torch.Tensor]:
+    """int64[n] each, which texts of these lengths are encoded together: such as are about equally long.
+
+    Args:
+        at_once: most texts of a chunk.
+        trims: whether a text runs at its own length; else all are equally long.
+    """
+    sizes = torch.as_tensor(lengths, dtype=torch.int64)
+    order = sizes.argsort(stable=True)
+    if not trims:
+        return list(torch.split(order, at_once)) if len(order) else []
+    chunks, start = [], 0
+    for end in range(1, len(order) + 1):
+        # Texts a quarter longer than the shortest go apart, once there are enough to keep a processor busy.
+        if (
+            end == len(order)
+            or end - start == at_once
+            or (end - start >= min(FEW, at_once) and sizes[order[end]] > 1.25 * sizes[order[start]])
+        ):
+            chunks.append(order[start:end])
+            start = end
+    return chunks
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from skinvl.model.names import WRAPPER
 from skinvl.plan.meta_step import MetaStep, Trace
 from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe, deepspeed_config
+from skinvl.recipe.towers import PretrainRecipe
 
 BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit types
 NESTED = 256  # scales that share one in turn, with double quantisation
@@ -122,7 +123,7 @@ def zero(recipe: Recipe) -> Zero:
     )
 
 
-def state(recipe: Recipe, numbers: int) -> int:
+def state(recipe: Recipe | PretrainRecipe, numbers: int) -> int:
     """Bytes of what the optimizer keeps of one tensor of so many numbers.
 
     Raises:

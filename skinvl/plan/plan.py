@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from skinvl.model.families import PARTS
-from skinvl.plan import estimate, gpus, memory
+from skinvl.plan import estimate, gpus, memory, towers_plan
 from skinvl.plan.configs import open_config
 from skinvl.plan.estimate import NF4, Requirements
 from skinvl.plan.gpus import GIB, Gpu
 from skinvl.plan.workload import Assumed
+from skinvl.recipe import towers
+from skinvl.recipe.loading import kind_of
 from skinvl.recipe.recipe import load
 
 SMALLER = 0.95  # share of a step's activations at which a suggestion is worth making
@@ -42,12 +44,19 @@ def main(arguments: Sequence[str]) -> int:
         default="",
         metavar="KEY=NUMBER,…",
         help="where data is not prepared: rows, questions (about an image), and in tokens question, answer, around "
-        "(what the template adds)",
+        "(what the template adds); of two towers images, sentences (of an image), and in tokens caption, ontology, "
+        "concepts, sentence",
     )
     args = parser.parse_intermixed_args(arguments)
     if args.gpus < 1 or not 0 < args.mfu <= 1:
         parser.error("--gpus is at least 1, and --mfu above 0 and at most 1")
-    guess, rented = assumption(args.assume), gpus.find(args.gpu)
+    rented = gpus.find(args.gpu)
+    if kind_of(args.recipe, args.overrides) == "pretrain":
+        towers_plan.show(
+            towers.load(args.recipe, args.overrides), args.configs, rented, args.gpus, args.mfu, args.assume
+        )
+        return 0
+    guess = assumption(args.assume)
     recipe = load(args.recipe, args.overrides)
     say = Console()
     with TemporaryDirectory() as folder:

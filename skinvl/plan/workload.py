@@ -27,6 +27,7 @@ from skinvl.model.lengths import preflight, sizes
 from skinvl.model.pack import Batch, Collator
 from skinvl.model.row import EncodedRow, encode_row
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.towers import PretrainRecipe
 
 SAMPLE = 2048  # conversations of an epoch that are laid out; a longer one is scaled up from as many, evenly spread
 BATCH, SEED, EPOCHS = 8, 42, 3.0  # transformers' own defaults
@@ -94,7 +95,7 @@ def rows_of(chat: Chat, recipe: Recipe) -> list[Row]:
     return [every[length.index] for length in kept]
 
 
-def missing(recipe: Recipe) -> list[str]:
+def missing(recipe: Recipe | PretrainRecipe) -> list[str]:
     """The train sources of a recipe that are not prepared."""
     return [
         f"{spec.source} ({spec.split})"

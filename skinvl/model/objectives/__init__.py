@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -55,7 +57,7 @@ class Objective(ABC):
         Args:
             progress: the share of the training that is done, 0 to 1.
         """
-        with torch.autocast(features.images.device.type, enabled=False):
+        with _without_autocast(features.images.device):
             wide = Features(
                 _wide(features.images),
                 _wide(features.texts),
@@ -75,7 +77,7 @@ class Objective(ABC):
             texts: float32[n, D], the texts of these images.
             owner: int64[n], the image of each text among these; never falls.
         """
-        with torch.autocast(patches.device.type, enabled=False):
+        with _without_autocast(patches.device):
             return self._local(_wide(patches), _wide(texts), owner)
 
     @abstractmethod
@@ -94,6 +96,11 @@ def load(settings: towers.Objective) -> Objective:
     module = importlib.import_module(f"{__name__}.{settings.name.replace('-', '_')}")
     objective: Objective = module.build(settings)
     return objective
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, nothing is cast; of the meta device, which a plan counts on, torch knows no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
