@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.sources import fingerprint, phash, photo
 from skinvl.data.example import Example, read, text, write
-from skinvl.data.mixture import LeakError, Sets, leaks, load
+from skinvl.data.mixture import LeakError, Sets, keys, leaks, load, rows
 from skinvl.data.source import IMAGES_SCHEMA, source_folder
 from skinvl.recipe.recipe import Data, SourceSpec
 from skinvl.score import predictions
@@ -314,3 +314,23 @@ def test_one_source_by_two_paths_is_one(tmp_path: Path) -> None:
     linked = SourceSpec(source=str(tmp_path / "link"), split="test")
     with pytest.raises(ValueError, match="all 1 conversations of link share a group or an image"):
         load(data([one.spec("train")], [linked]))
+
+
+def test_keys_number_photographs_and_clusters_of_rows(tmp_path: Path) -> None:
+    one = Source(tmp_path / "one").has(
+        "train", example("a", "g1", "1.png"), example("b", "g2"), example("c", "g3", "2.png", "3.png")
+    )
+    other = Source(tmp_path / "other")
+    photo(2).save(other.root / "images" / "52.jpg", quality=60)
+    other.has("train", example("d", "h1", "52.jpg"), example("e", "h1", "6.png"), example("f", "h2", "3.png"))
+    every = [*rows(one.spec("train")), *rows(other.spec("train"))]
+    photographs, clusters = (numbers.tolist() for numbers in keys(every))
+    a, b, c, d, e, f = photographs
+    assert b == -1
+    assert c == d
+    assert len({a, c, e, f}) == 4
+    a, b, c, d, e, f = clusters
+    assert c == d == e == f  # by the group of d and e, and by the second image of c
+    assert len({a, b, c}) == 3
+    assert [numbers.tolist() for numbers in keys([])] == [[], []]
+    assert keys(every[1:2])[0].tolist() == [-1]
