@@ -192,7 +192,10 @@ def _add(
 ) -> tuple[str, str] | None:
     """What the answers of an Example add to its image; or the rule and the detail of why that is no text."""
     kind = example.facts.kind or UNKNOWN
-    answers = [words(message) for message in example.messages if message["role"] == "assistant"]
+    spoken = [words(message) for message in example.messages if message["role"] == "assistant"]
+    answers = [answer for answer in spoken if _LETTER.search(answer)]
+    if not answers:
+        return "empty-text", f"{kind}: {spoken[0]!r:.80}"
     template, aspect = templates.get(kind), KINDS.get(kind)
 
     # What is known of the image, whether or not it becomes a text.
@@ -219,11 +222,9 @@ def _add(
         made = [ONTOLOGY.format(", ".join([*levels, labels.diagnosis(name)]))]
     else:
         made = [CONCEPTS.format(value) for value in values] if aspect == "concepts" else answers
-    if not any(map(_LETTER.search, made)):
-        return "empty-text", f"{kind}: {made[0]!r:.80}"
     if not _wanted(aspect, objective):
         return "aspect-left-out", f"{kind}: {aspect}, which objective.aspects does not name"
-    gathered.texts[aspect] |= dict.fromkeys(" ".join(text.split()) for text in made if _LETTER.search(text))
+    gathered.texts[aspect] |= dict.fromkeys(" ".join(text.split()) for text in made)
     return None
 
 

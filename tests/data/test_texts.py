@@ -93,6 +93,7 @@ def test_what_gives_no_text_is_in_the_ledger_with_its_rule_and_nothing_is_lost(t
         example("vqa", "1.png", "open", "It is red."),
         example("llava", "2.png", None, "It is red."),
         example("signs", "2.png", "description", "—…"),
+        example("point", "2.png", "diagnosis", "."),
         example("concept", "2.png", "concept", "Scale."),
         example("colour", "2.png", "colour", "red."),
         example("prose", "2.png", "colour", "It is red. There is a rim around it."),
@@ -104,7 +105,13 @@ def test_what_gives_no_text_is_in_the_ledger_with_its_rule_and_nothing_is_lost(t
     sets = loaded(spec, aspects="caption ontology", colour="a {answer} lesion")
     assert {row.row.removeprefix("all:"): row.rule for row in sets.ledger} == {
         **{"both": "several-images", "none": "no-image", "vqa": "kind-without-text", "llava": "kind-without-text"},
-        **{"signs": "empty-text", "concept": "aspect-left-out", "prose": "long-answer", "reason": "long-answer"},
+        **{
+            "signs": "empty-text",
+            "point": "empty-text",
+            "concept": "aspect-left-out",
+            "prose": "long-answer",
+            "reason": "long-answer",
+        },
         "gone": "missing-image",
     }
     assert sets.used + len(sets.ledger) == len(examples)
