@@ -40,7 +40,8 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 # What open_clip's cleaning (ftfy, html.unescape) makes of what books and web pages leave in a text, and a tokenizer of
-# transformers does not: without it "dermatoﬁbroma" is another word than it was in training.
+# transformers does not: without it "dermatoﬁbroma" is another word than it was in training
+# (findings/clip-tokenizer-leaves-ligatures.sh).
 CLEANED = {
     **dict.fromkeys("‘’‚‛", "'"),
     **dict.fromkeys("“”„‟", '"'),
