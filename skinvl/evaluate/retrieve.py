@@ -106,9 +106,12 @@ def retrieve_sets(recipe: PretrainRecipe, out: Path) -> None:
         )
         for direction, numbers in retrieved.settings["numbers"].items():
             depth = "R@10" if "R@10" in numbers["numbers"] else "R@1"
-            number, chance = numbers["numbers"][depth], numbers["chance"][depth]
+            number, chance, unseen = (numbers[name][depth] for name in ("numbers", "chance", "blind"))
             interval = "" if number["low"] is None else f" [{number['low']:.3f}, {number['high']:.3f}]"
-            say.print(f"  {direction}: {depth} {number['value']:.3f}{interval}, by chance {chance:.3f}", soft_wrap=True)
+            say.print(
+                f"  {direction}: {depth} {number['value']:.3f}{interval}, by chance {chance:.3f}, one order {unseen:.3f}",
+                soft_wrap=True,
+            )
 
 
 def embedded(
@@ -128,12 +131,14 @@ def retrieve(loaded: LoadedTowers, name: str, own: Pools, images: Embeddings, wr
     """The ranks of every query in both directions, with what they were made with."""
     # Either side asks the other; what is right is the same, turned around.
     rows: dict[str, list[RankedQuery]] = {}
+    orders: dict[str, dict[str, dict[str, float]]] = {}
     neighbours: dict[str, list[dict[str, Any]]] = {}
     askers = ([image.path for image in own.images], [text.text for text in own.texts])
     owners = (own.images, [own.images[number] for number in own.first])
     sides = ((images, written, own.right, own.grouped), (written, images, own.right.T.tocsr(), own.grouped.T.tocsr()))
     for direction, ids, asking, (queries, pool, right, grouped) in zip(DIRECTIONS, askers, owners, sides, strict=True):
         ranked, widened = (ranking.ranks(queries, pool, positives) for positives in (right, grouped))
+        orders[direction] = {"chance": ranking.chance(right), "blind": ranking.blind(right)}
         counts = np.diff(right.indptr).tolist()
         rows[direction] = [
             RankedQuery(direction, query, owner.source, str(owner.group), *numbers)
@@ -148,6 +153,7 @@ def retrieve(loaded: LoadedTowers, name: str, own: Pools, images: Embeddings, wr
         "texts_cut": sum(loaded.tokenizer.cut(text.text) for text in own.texts),
         "left_out": own.left_out,
         "pools": own.digest,
+        "orders": orders,
         **loaded.facts,
         "neighbours": neighbours,
     }

@@ -1,4 +1,4 @@
-"""Where the right ones stand among all that a query is compared with: ranks, recall at k, and both by chance.
+"""Where the right ones stand among all that a query is compared with: ranks, recall at k, and both without a look.
 
 What is right for a query is a set: every text of the photograph, every image that a text was written for. Its rank is
 1 + the others that are nearer than the nearest right one, and half of those that are as near, so that no order of a
@@ -8,7 +8,6 @@ pool decides anything. The pool is fixed: intervals are over the groups of the q
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,27 +79,55 @@ def relevant(queries: Sequence[Sequence[int]], size: int) -> csr_array:
     return csr_array((np.ones(len(columns), np.bool_), columns, edges), shape=(len(queries), size))
 
 
-def chance(positives: Int, size: int, depth: int) -> float:
-    """R@depth of a random order of a pool of this size, whose queries have so many right ones, int64[N].
+def chance(positives: csr_array) -> dict[str, float]:
+    """The numbers of a random order of the pool: R@k of `depths`, and the median rank.
 
-    The probability that one of p is among the first k of M is 1 − C(M − p, k) / C(M, k).
+    Args:
+        positives: bool[N, M], as of `ranks`.
     """
-    if depth >= size or not len(positives):
-        return 1.0 if len(positives) else float("nan")
-    others = size - positives
-    enough = others >= depth  # else the first k cannot all be wrong
-    left = np.maximum(others - depth, 0)
-    missed = np.exp(gammaln(others + 1) - gammaln(left + 1) + gammaln(size - depth + 1) - gammaln(size + 1))
-    return float(1 - np.where(enough, missed, 0.0).mean())
+    counts, size = np.diff(positives.indptr).astype(np.int64), positives.shape[1]
+    return _expected(counts, np.full(len(counts), size), np.zeros(len(counts), np.int64), size)
 
 
-def chance_median(positives: Int, size: int) -> float:
-    """The rank that half of the queries reach in a random order."""
+def blind(positives: csr_array) -> dict[str, float]:
+    """The same of one order for all queries, in which comes first what is right for most; equals are in random order.
+
+    What many queries share is found without a look at any: captions that name one trait are such. As the majority class
+    it is taken from these queries themselves, which favours it.
+    """
+    queries, size = positives.shape
+    counts = np.bincount(positives.indices, minlength=size)
+    row, own = np.repeat(np.arange(queries), np.diff(positives.indptr)), counts[positives.indices]
+    best = np.zeros(queries, np.int64)
+    np.maximum.at(best, row, own)
+
+    # What more queries have stands before the first right one, and this one anywhere among what as many have.
+    ordered = np.sort(counts)
+    first, last = (size - np.searchsorted(ordered, best, side=side) for side in ("right", "left"))
+    right = np.bincount(row, own == best[row], queries).astype(np.int64)
+    return _expected(right, last - first, first, size)
+
+
+def _expected(right: Int, level: Int, above: Int, size: int) -> dict[str, float]:
+    """What becomes of queries whose right ones, int64[N], stand at random among `level` others after `above` others."""
+
+    def recall(depth: int) -> float:
+        return float(_hit(right, level, np.clip(depth - above, 0, level)).mean())
+
+    # The median is the first rank that half of the queries reach.
     low, high = 1, size
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if chance(positives, size, middle) >= 0.5 else (middle + 1, high)
-    return float(low)
+        low, high = (low, middle) if recall(middle) >= 0.5 else (middle + 1, high)
+    return {**{f"R@{depth}": recall(depth) for depth in depths(size)}, MEDIAN: float(low)}
+
+
+def _hit(right: Int, size: Int, depth: Int) -> Float:
+    """float64[N]: how likely one of p is among the first k of M in random order, 1 − C(M − p, k) / C(M, k)."""
+    others = size - right
+    left = np.maximum(others - depth, 0)
+    missed = np.exp(gammaln(others + 1) - gammaln(left + 1) + gammaln(size - depth + 1) - gammaln(size + 1))
+    return np.where(others >= depth, 1 - missed, 1.0)
 
 
 def depths(size: int) -> list[int]:
@@ -112,23 +139,6 @@ def estimates(ranked: Float, size: int, draws: Bootstrap, rows: Mask) -> dict[st
     """R@k of each depth, and the median rank, over the rows of ranks float64[N] in a pool of this size."""
     numbers = {f"R@{depth}": draws.share(ranked <= depth, rows) for depth in depths(size)}
     return {**numbers, MEDIAN: draws.estimate(_medians(ranked, draws, rows), rows)}
-
-
-def expected(positives: Int, size: int) -> dict[str, float]:
-    """What chance makes of the same numbers."""
-    numbers = {f"R@{depth}": chance(positives, size, depth) for depth in depths(size)}
-    return {**numbers, MEDIAN: chance_median(positives, size)}
-
-
-def block(ranked: Float, positives: Int, size: int, draws: Bootstrap) -> dict[str, Any]:
-    """Numbers with intervals beside those by chance, for one direction."""
-    numbers = estimates(ranked, size, draws, np.ones(len(ranked), np.bool_))
-    return {
-        "n": len(ranked),
-        "pool": size,
-        "numbers": {name: estimate.number() for name, estimate in numbers.items()},
-        "chance": expected(positives, size),
-    }
 
 
 def _medians(ranked: Float, draws: Bootstrap, rows: Mask) -> Float:

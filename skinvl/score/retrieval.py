@@ -17,7 +17,7 @@ import numpy as np
 from skinvl.recipe.files import read_json, read_json_lines, whole_file, write_json
 from skinvl.score import ranking
 from skinvl.score.predictions import PredictionError
-from skinvl.score.stats import Bootstrap, Estimate, Float, Mask
+from skinvl.score.stats import Bootstrap, Estimate, Float
 
 DIRECTIONS = ("image to text", "text to image")
 AGAIN = "make it again with skinvl retrieve"
@@ -70,7 +70,9 @@ def read(path: Path) -> RetrievedSet:
             raise PredictionError(f"{path}: not a file of ranks (fields {sorted(plain)}); {AGAIN}")
         rows[plain["direction"]].append(RankedQuery(**plain))
     settings = read_json(path.with_suffix(".json"), AGAIN, PredictionError)
-    if missing := [name for name in ("images", "texts", "pools", "left_out", "neighbours") if name not in settings]:
+    if missing := [
+        name for name in ("images", "texts", "pools", "orders", "left_out", "neighbours") if name not in settings
+    ]:
         raise PredictionError(f"{path.with_suffix('.json')}: has no {missing[0]}; {AGAIN}")
     return RetrievedSet(settings, {direction: ranked for direction, ranked in rows.items() if ranked})
 
@@ -87,7 +89,7 @@ def ranked(rows: Sequence[RankedQuery]) -> Float:
 
 def estimates(rows: Sequence[RankedQuery], size: int, draws: Bootstrap) -> dict[str, Estimate]:
     """R@k and the median rank in a pool of this size."""
-    return ranking.estimates(ranked(rows), size, draws, _every(rows))
+    return ranking.estimates(ranked(rows), size, draws, np.ones(len(rows), np.bool_))
 
 
 def block(retrieved: RetrievedSet, resamples: int, seed: int) -> dict[str, Any]:
@@ -95,16 +97,22 @@ def block(retrieved: RetrievedSet, resamples: int, seed: int) -> dict[str, Any]:
     directions = {}
     for direction, rows in retrieved.rows.items():
         size, draws = retrieved.size(direction), bootstrap(rows, resamples, seed)
-        positives = np.array([row.positives for row in rows], np.int64)
-        numbers = {**ranking.block(ranked(rows), positives, size, draws), "same_group": {}}
+        numbers = {
+            "n": len(rows),
+            "pool": size,
+            "numbers": _numbers(ranked(rows), size, draws),
+            **retrieved.settings["orders"][direction],
+            "same_group": {},
+        }
 
         # What shares the query's group is no second truth: beside it, where it makes a difference.
         widened = np.array([row.group_rank for row in rows], np.float64)
         if (widened != ranked(rows)).any():
-            too = ranking.estimates(widened, size, draws, _every(rows))
-            numbers["same_group"] = {name: number.number() for name, number in too.items()}
+            numbers["same_group"] = _numbers(widened, size, draws)
         directions[direction] = numbers
-    settings = {name: value for name, value in retrieved.settings.items() if name not in ("neighbours", "numbers")}
+    settings = {
+        name: value for name, value in retrieved.settings.items() if name not in ("neighbours", "numbers", "orders")
+    }
     return {"directions": directions, "left_out": retrieved.settings["left_out"], "settings": settings}
 
 
@@ -117,5 +125,6 @@ def flat(block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _every(rows: Sequence[RankedQuery]) -> Mask:
-    return np.ones(len(rows), np.bool_)
+def _numbers(ranks: Float, size: int, draws: Bootstrap) -> dict[str, Any]:
+    every = np.ones(len(ranks), np.bool_)
+    return {name: number.number() for name, number in ranking.estimates(ranks, size, draws, every).items()}

@@ -40,9 +40,10 @@ def base(scores: Mapping[str, Any], name: str, what: str) -> dict[str, float]:
 
 
 def recall_curve(numbers: Mapping[str, Any], theirs: Mapping[str, float], title: str) -> Markup:
-    """R@k by k, beside that of a random order and of the base."""
+    """R@k by k, beside that of a random order, of one for all queries, and of the base."""
     lines = {"this run": {name: number["value"] for name, number in numbers["numbers"].items()}}
-    lines |= {"random order": dict(numbers["chance"])} | ({"base without training": dict(theirs)} if theirs else {})
+    lines |= {"random order": dict(numbers["chance"]), "one order for all": dict(numbers["blind"])}
+    lines |= {"base without training": dict(theirs)} if theirs else {}
     points = {
         name: [(float(key.removeprefix("R@")), value) for key, value in line.items() if key.startswith("R@")]
         for name, line in lines.items()

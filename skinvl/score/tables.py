@@ -17,7 +17,7 @@ from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 PERMUTED, MAJORITY = "images permuted", "majority"
 HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
 GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.json has all
-RANKED = ("metric", "value", "chance", "n", "groups")
+RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
 LETTERS = {"paired bootstrap": "B", "McNemar": "M"}
@@ -158,16 +158,15 @@ def _classes(blocks: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]
 
 
 def _ranked(block: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each number of a direction beside what a random order comes to, then those with the group right too."""
+    """A row for each number of a direction beside a random order and one for all, then with the group right too."""
     rows = []
     for what, numbers in (("", block["numbers"]), (", group too", block["same_group"])):
         for metric, own in numbers.items():
             if what and metric not in GROUPED:
                 continue
-            chance = "" if what else f"{block['chance'][metric]:.3f}"
-            rows.append(
-                [f"{metric}{what}".replace("_", " "), number(own), chance, f"{own['n']:,}", f"{own['groups']:,}"]
-            )
+            beside = ["", ""] if what else [f"{block[order][metric]:.3f}" for order in ("chance", "blind")]
+            name = f"{metric}{what}".replace("_", " ")
+            rows.append([name, number(own), *beside, f"{own['n']:,}", f"{own['groups']:,}"])
     return rows
 
 

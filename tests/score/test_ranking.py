@@ -81,26 +81,45 @@ def test_what_cannot_be_ranked_is_refused() -> None:
 
 def test_chance_counts_every_order_of_the_pool() -> None:
     for right in (1, 2, 5, 8):
-        for depth in (1, 3, 7):
-            orders = [set(places) for places in combinations(range(9), right)]  # where the right ones may stand
-            hits = sum(min(places) < depth for places in orders) / len(orders)
-            assert ranking.chance(np.array([right]), 9, depth) == pytest.approx(hits, abs=1e-12)
-    mixed = ranking.chance(np.array([1, 4]), 9806, 10)
-    exact = 1 - (comb(9805, 10) + comb(9802, 10)) / comb(9806, 10) / 2
-    assert mixed == pytest.approx(exact, rel=1e-6)
+        orders = [set(places) for places in combinations(range(9), right)]  # where the right ones may stand
+        for name, value in ranking.chance(ranking.relevant([range(right)], 9)).items():
+            if name != ranking.MEDIAN:
+                hits = sum(min(places) < int(name[2:]) for places in orders) / len(orders)
+                assert value == pytest.approx(hits, abs=1e-12)
+    mixed = ranking.chance(ranking.relevant([[7], range(4)], 9806))["R@10"]
+    assert mixed == pytest.approx(1 - (comb(9805, 10) + comb(9802, 10)) / comb(9806, 10) / 2, rel=1e-6)
 
 
 def test_random_embeddings_have_the_recall_and_the_median_of_chance() -> None:
     queries, pool, right = drawn(5, 1500, 400)
     positives = ranking.relevant(right, 400)
-    block = ranking.block(
-        ranking.ranks(queries, pool, positives), np.diff(positives.indptr), 400, Bootstrap(range(1500), 200)
-    )
-    assert block["n"] == 1500
-    assert block["pool"] == 400
-    assert list(block["numbers"]) == list(block["chance"])
-    for name, number in block["numbers"].items():
-        assert number["low"] < block["chance"][name] < number["high"], name
+    ranked, every = ranking.ranks(queries, pool, positives), np.ones(1500, np.bool_)
+    numbers = ranking.estimates(ranked, 400, Bootstrap(range(1500), 200), every)
+    chance = ranking.chance(positives)
+    assert list(numbers) == list(chance)
+    for name, estimate in numbers.items():
+        number = estimate.number()
+        assert number["low"] < chance[name] < number["high"], name
+
+
+def test_one_order_for_all_has_first_what_most_queries_have() -> None:
+    _, _, right = drawn(7, 60, 40)
+    positives = ranking.relevant(right, 40)
+    counts = np.bincount(positives.indices, minlength=40)
+    generator, reached = np.random.default_rng(8), []
+    for _ in range(2000):
+        place = np.argsort(np.lexsort((generator.random(40), -counts)))  # equals at random
+        reached.append([place[own].min() + 1 for own in right])
+    blind = ranking.blind(positives)
+    for depth in (1, 5, 10):
+        assert blind[f"R@{depth}"] == pytest.approx((np.array(reached) <= depth).mean(), abs=0.01)
+    assert abs(blind[ranking.MEDIAN] - np.median(reached)) <= 1
+
+    # A phrase that half of the images have is found for these; where each has its own, chance is all there is.
+    shared = ranking.relevant([[0] if number % 2 else [number] for number in range(40)], 40)
+    assert ranking.blind(shared)["R@1"] == 0.525
+    own = ranking.relevant([[number] for number in range(40)], 40)
+    assert ranking.blind(own) == ranking.chance(own)
 
 
 def test_a_pool_has_no_recall_at_its_own_size() -> None:

@@ -22,14 +22,15 @@ def retrieved(seed: int, best: int, pools: str = "a") -> RetrievedSet:
     generator = np.random.default_rng(seed)
     rows = {
         direction: [
-            RankedQuery(
-                direction, f"{number}.png", "demo", f"patient-{number // 3}", float(rank), 1, float(max(1, rank - 3))
-            )
-            for number, rank in enumerate(generator.integers(1, best + 1, QUERIES))
+            RankedQuery(direction, f"{number}.png", "demo", f"patient-{number // 3}", rank, 1, max(1.0, rank - 3))
+            for number, rank in enumerate(map(float, generator.integers(1, best + 1, QUERIES)))
         ]
         for direction in DIRECTIONS
     }
+    numbers = {"R@1": 0.005, "R@5": 0.025, "R@10": 0.05, "R@50": 0.25, "R@100": 0.5, "median_rank": 100.0}
+    orders = {direction: {"chance": numbers, "blind": numbers} for direction in DIRECTIONS}
     settings = {"set": "demo", "images": POOL, "texts": POOL, "pools": pools, "left_out": {}, "neighbours": {}}
+    settings["orders"] = orders
     return RetrievedSet(settings, rows)
 
 
@@ -57,7 +58,7 @@ def test_scores_hold_both_directions_beside_chance(tmp_path: Path, capsys: pytes
     assert list(directions) == list(DIRECTIONS)
     block = directions["image to text"]
     assert (block["n"], block["pool"]) == (QUERIES, POOL)
-    assert block["chance"]["R@10"] == pytest.approx(10 / POOL)
+    assert block["chance"]["R@10"] == block["blind"]["R@10"] == 0.05
     number = block["numbers"]["R@10"]
     assert number["low"] < number["value"] < number["high"]
     assert number["groups"] == 20
