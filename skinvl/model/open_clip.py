@@ -38,7 +38,6 @@ FILE = "conversion.json"  # in the folder of a converted checkpoint: what it was
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # open_clip's own vocabulary, token by token, and what it writes beside the checkpoints that it uploads.
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 # What open_clip's cleaning (ftfy, html.unescape) makes of what books and web pages leave in a text, and a tokenizer of
 # transformers does not: without it "dermatoﬁbroma" is another word than it was in training
 # (findings/clip-tokenizer-leaves-ligatures.sh).
@@ -140,10 +139,12 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint of open_clip, and no model of transformers."""
-    return any((folder / name).is_file() for name in (CONFIG, *WEIGHTS)) or (
-        not (folder / "config.json").is_file() and len(_pickles(folder)) == 1
-    )
+    """Whether a folder holds a checkpoint of open_clip, and not the same model as transformers has it."""
+    config = folder / "config.json"
+    if config.is_file() and "model_type" in read_json(config, "download it again", OpenClipError):
+        return False
+    named = any((folder / name).is_file() for name in (CONFIG, *WEIGHTS))
+    return named or (not config.is_file() and len(_pickles(folder)) == 1)
 
 
 def weights_file(folder: Path) -> Path:
@@ -248,7 +249,7 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[PreTrainedTokenize
     """The tokenizer of a checkpoint, where it comes from, and the config.json beside it."""
     text = checkpoint.config.get("text_cfg") or {}
     source = text.get("hf_tokenizer_name") or CLIP_TOKENIZER
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if (folder / "tokenizer_config.json").is_file():
         source, path = "beside the checkpoint", folder
     elif Path(source).is_dir():
         path = Path(source)

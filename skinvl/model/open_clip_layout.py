@@ -29,6 +29,8 @@ SIZES = frozenset(
         *("image_size", "layers", "width", "patch_size", "mlp_ratio", "context_length", "vocab_size", "heads"),
         *("head_width", "patch_dropout", "pretrain_path", "output_tokens"),
         *("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained"),
+        # and of parts that are refused themselves
+        *("timm_pool", "timm_proj", "attn_pooler_queries", "attn_pooler_heads"),
     )
 )
 PLAIN: dict[str, dict[str, Any]] = {  # and those that say how it computes, with the only value that is read

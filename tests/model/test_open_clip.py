@@ -471,6 +471,17 @@ def test_nothing_but_tensors_is_read(published: dict[str, Published], tmp_path: 
         convert(one)
 
 
+def test_a_model_that_is_there_in_both_forms_is_read_as_transformers_has_it(
+    published: dict[str, Published], tmp_path: Path
+) -> None:
+    one = changed(published["clip"], tmp_path, lambda tensors: None)
+    assert open_clip.is_checkpoint(one.folder)
+    (one.folder / "config.json").write_text(json.dumps({"architecture": "vit"}))  # of timm
+    assert open_clip.is_checkpoint(one.folder)
+    (one.folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    assert not open_clip.is_checkpoint(one.folder)
+
+
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_a_recipe_opens_a_checkpoint_as_any_base(published: dict[str, Published], tmp_path: Path, file: str) -> None:
     one = changed(published["clip"], tmp_path, lambda tensors: None)
