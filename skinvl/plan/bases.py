@@ -14,22 +14,24 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data.example import text
-from skinvl.model import adapter, families, tiny
+from skinvl.model import adapter, families, tiny, tiny_towers, towers
 from skinvl.model.base import blank_model, count_parameters
 from skinvl.model.chat import Chat
 from skinvl.model.families import PARTS, Family
 from skinvl.model.loaded import OpenBase
-from skinvl.plan import estimate
+from skinvl.plan import dual_bases, estimate
 from skinvl.plan.configs import config_folder, open_config, open_folder
 from skinvl.plan.estimate import Requirements
 from skinvl.plan.gpus import GIB
 from skinvl.plan.workload import Assumed
+from skinvl.recipe.loading import kind_of
 from skinvl.recipe.printing import entry, narrow, right, short
 from skinvl.recipe.recipe import Base, Recipe, bases, load, load_base
+from skinvl.recipe.towers import load as load_towers
 
 UNSAID = "–"
 UNKNOWN = (
-    "–: the hub's cache has no config of it; skinvl sft RECIPE base=NAME --dry-run\n"
+    "–: the hub's cache has no config of it; a --dry-run of a recipe with base=NAME\n"
     "fetches that, --configs DIR names a folder with it."
 )
 CELL = 18  # characters of a cell in a comparison; what is longer stands below the table
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--configs", type=Path, metavar="DIR", help="model configs from this folder, not the hub")
     actions = parser.add_subparsers(dest="action", metavar="build | diff | NAME")
     build = actions.add_parser("build", help="a complete model folder with random weights")
-    build.add_argument("family", choices=families.names())
+    build.add_argument("family", choices=[*families.names(), *towers.names()])
     build.add_argument("out", type=Path)
     tokens = build.add_mutually_exclusive_group(required=True)
     tokens.add_argument("--source", type=Path, help="a prepared source, on whose train split the tokenizer is trained")
@@ -81,6 +83,15 @@ def _build(args: argparse.Namespace) -> None:
     for path in (args.tokenizer, args.template):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
+    if args.family in towers.names():
+        if args.source is None or args.template is not None:
+            raise ValueError(
+                f"{args.family}: two towers, whose tokenizer is trained on a source and which have no chat template; "
+                "give --source alone"
+            )
+        out = tiny_towers.build(args.family, args.out, texts=tiny.texts([args.source]), seed=args.seed)
+        _say_built(out, args.family)
+        return
     out = tiny.build(
         args.family,
         args.out,
@@ -89,31 +100,46 @@ def _build(args: argparse.Namespace) -> None:
         chat_template=None if args.template is None else args.template.read_text(encoding="utf-8"),
         seed=args.seed,
     )
+    _say_built(out, args.family)
+
+
+def _say_built(out: Path, family: str) -> None:
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    print(f"{out}: a random {args.family} base, {size:.1f} MB; name it in a recipe as base: {out}")
+    print(f"{out}: a random {family} base, {size:.1f} MB; name it in a recipe as base: {out}")
 
 
 def _list(say: Console, configs: Path | None) -> None:
     table = narrow("base", "family", right("parameters"), right(f"{SIDE} px image"), short("licence", 14))
     with TemporaryDirectory() as folder:
-        for name in bases():
+        for name in bases("vlm"):
             base = load_base(name)
             kind, parameters, image, _, _ = _about(base, configs, Path(folder) / name)
             table.add_row(name, kind, parameters, image, (base.licence or UNSAID).partition("; ")[0])
-    say.print(table)
+        say.print(table)
+        pairs = narrow("two towers", "image", "text", right("parameters"), right("px"), short("licence", 14))
+        for name in bases("dual"):
+            base = load_base(name)
+            about = dual_bases.about(base, _config(base, configs), Path(folder) / name) or [UNSAID] * 6
+            licence = (base.licence or UNSAID).partition("; ")[0]
+            pairs.add_row(name, *(words.partition("_")[0] for words in about[:2]), *about[2:4], licence)
+        say.print(pairs)
     for line in (f"An image: {IMAGE}.", UNKNOWN, "skinvl bases NAME says more of one."):
         say.print(line, highlight=False, soft_wrap=True)
 
 
 def _print_base(say: Console, name: str, configs: Path | None) -> None:
     base = load_base(name)
+    heads: Sequence[str] = ("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix")
     with TemporaryDirectory() as folder:
-        about = _about(base, configs, Path(folder) / name)
-    heads = ("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix")
+        if base.kind == "dual":
+            heads = dual_bases.HEADS
+            about = dual_bases.about(base, _config(base, configs), Path(folder) / name) or [UNSAID] * len(heads)
+        else:
+            about = _about(base, configs, Path(folder) / name)
     entry(say, "base", name)
     for head, words in (*zip(heads, about, strict=True), ("licence", base.licence), ("note", base.note)):
         entry(say, head, " ".join((words or UNSAID).split()))
-    for line in (f"An image: {IMAGE}.", *[UNKNOWN] * (UNSAID in about)):
+    for line in (*[f"An image: {IMAGE}."] * (base.kind == "vlm"), *[UNKNOWN] * (UNSAID in about)):
         say.print(line, highlight=False, soft_wrap=True)
 
 
@@ -158,7 +184,12 @@ def _targets(blank: Any, family: Family, recipe: Recipe) -> list[str]:
 
 def _diff(say: Console, args: argparse.Namespace) -> None:
     sides = []
+    of_towers = kind_of(args.recipe, args.overrides) == "pretrain"
     for name in (args.a, args.b):
+        if of_towers:
+            pair = load_towers(args.recipe, [*args.overrides, f"base={name}"])
+            sides.append(dual_bases.compared(pair, args.configs))
+            continue
         recipe = load(args.recipe, [*args.overrides, f"base={name}"])
         with TemporaryDirectory() as folder:
             base = open_config(recipe, args.configs, Path(folder))

@@ -23,6 +23,8 @@ from skinvl.plan.configs import config_folder
 from skinvl.recipe.files import read_json
 from skinvl.recipe.towers import PretrainRecipe
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # a folder with one of them has a tokenizer
+
 
 def open_config(recipe: PretrainRecipe, configs: Path | None, folder: Path) -> tuple[OpenTowers, bool]:
     """The two towers of a recipe without files of weights, and whether the tokenizer is their own or stands in.
@@ -40,7 +42,7 @@ def open_config(recipe: PretrainRecipe, configs: Path | None, folder: Path) -> t
     files, config = _read(recipe, configs, folder)
     image, text = config.image_and_text
     images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
-    side, own = images.side(image), any((files.path / name).is_file() for name in open_clip.TOKENIZER_FILES)
+    side, own = images.side(image), any((files.path / name).is_file() for name in TOKENIZER_FILES)
     if own:
         tokenizer = TextTokenizer.read(files.path, config.text_length, trims=texts.trims, lower_case=texts.lower_case)
     else:
@@ -82,7 +84,7 @@ def _of_open_clip(recipe: PretrainRecipe, files: Snapshot) -> DualEncoderConfig:
     if (files.path / open_clip.CONFIG).is_file():
         settings = read_json(files.path / open_clip.CONFIG, "download it again", BaseError).get("model_cfg") or {}
     source = (settings.get("text_cfg") or {}).get("hf_tokenizer_name") or open_clip.CLIP_TOKENIZER
-    own = any((files.path / name).is_file() for name in open_clip.TOKENIZER_FILES)
+    own = any((files.path / name).is_file() for name in TOKENIZER_FILES)
     beside = files.path if own else hub.fetch(source, None, weights=False).path
     bert = read_json(beside / "config.json", "download it again") if (beside / "config.json").is_file() else {}
     read = layout(

@@ -1,4 +1,4 @@
-"""`skinvl show`: conversations as the model will see them, with what is trained in colour."""
+"""`skinvl show`: conversations as the model will see them, with what is trained in colour; of two towers the texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from skinvl.data.pixels import ImageError
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
 from skinvl.model.lengths import sizes
 from skinvl.model.loaded import open_base
+from skinvl.plan import show_texts
+from skinvl.recipe import towers
 from skinvl.recipe.arguments import recipe_parser
+from skinvl.recipe.loading import kind_of
 from skinvl.recipe.recipe import Recipe, load
 
 
 def main(words: Sequence[str]) -> int:
-    """0, once the first conversations of each source of the recipe are painted."""
-    parser = recipe_parser("show", "Paint what a recipe trains, conversation by conversation.")
-    parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="conversations of each source (default 4)")
+    """0, once the first conversations, or images with their texts, of each source of the recipe are painted."""
+    parser = recipe_parser("show", "Paint what a recipe trains, conversation by conversation, or the texts of images.")
+    parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="of each source (default 4)")
     args = parser.parse_intermixed_args(words)
+    if kind_of(args.recipe, args.overrides) == "pretrain":
+        show_texts.show(towers.load(args.recipe, args.overrides), args.n)
+        return 0
     paint_sources(load(args.recipe, args.overrides), args.n)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from helpers import runs, tiny
+from helpers import published_configs, runs, tiny, two_towers
 from skinvl.data import example
 from skinvl.data.example import Example, text
 from skinvl.model import families
@@ -157,7 +158,7 @@ def test_the_list_tells_what_is_known_here(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = ["qwen2.5-vl-7b", "llama-3.2-11b-vision", "tiny-qwen3_vl"]
-    monkeypatch.setattr(bases, "bases", lambda: names)
+    monkeypatch.setattr(bases, "bases", lambda kind=None: [] if kind == "dual" else names)
 
     def listed(*words: str) -> dict[str, str]:
         assert bases.main([*words]) == 0
@@ -207,3 +208,34 @@ def test_a_difference_shows_both_sides(
     assert row.split("│")[2].strip() != row.split("│")[3].strip()
     table = [line for line in said.splitlines() if line.startswith("│")]
     assert all(line.split("│")[1].strip() and len(line) <= 80 for line in table)  # none goes on with the one before
+
+
+def test_two_towers_are_listed_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    configs = str(published_configs.write(tmp_path / "configs"))
+    bases.main(["--configs", configs, "dermlip-panderm"])
+    told = capsys.readouterr().out
+    for line in ("image tower: beit", "text tower: bert", "parameters: 196 million", "text length: 256 tokens"):
+        assert line in told
+    bases.main(["diff", "clip-b16", "tiny-clip", "tiny-clip", "--configs", configs])
+    told = capsys.readouterr().out
+    assert "149,620,737" in told
+    assert "GiB, 64 images at a time" in told
+    assert max(map(len, told.splitlines())) <= 120
+    monkeypatch.setattr(bases, "bases", lambda kind=None: {"dual": ["monet", "tiny-clip"], "vlm": []}[kind])
+    bases._list(bases.Console(), tmp_path / "configs")
+    told = capsys.readouterr().out
+    assert re.search(r"monet +clip +clip +428 million +224 px +not verified", told)
+    assert re.search(r"tiny-clip +clip +clip +about a million +112 px", told)
+
+
+def test_tiny_towers_are_built_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_towers.source(tmp_path / "source")
+    bases.main(["build", "siglip", str(tmp_path / "base"), "--source", str(tmp_path / "source")])
+    assert "a random siglip base" in capsys.readouterr().out
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["model_type"] == "skinvl_dual_encoder"
+    with pytest.raises(ValueError, match="clip: two towers, whose tokenizer is trained on a source"):
+        bases.main(["build", "clip", str(tmp_path / "other"), "--tokenizer", str(tmp_path / "base" / "tokenizer.json")])

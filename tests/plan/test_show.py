@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import runs
+from helpers import runs, two_towers
 from skinvl.data.example import read, text, write
 from skinvl.plan import show
+from skinvl.recipe import towers
 
 
 def test_what_is_trained_is_shown_and_why_a_row_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,3 +28,21 @@ def test_what_is_trained_is_shown_and_why_a_row_is_not(tmp_path: Path, capsys: p
     assert "control-token: <|im_end|>" in shown
     assert "missing-image" in shown
     assert "drawn/test-0-0" in shown
+
+
+def test_the_texts_of_images_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    recipe = two_towers.recipe(tmp_path, objective__aspects=["caption", "ontology"])
+    (tmp_path / "resolved.yaml").write_text(towers.dump(recipe))
+    show.main([str(tmp_path / "resolved.yaml"), "-n", "2"])
+    shown = capsys.readouterr().out
+    assert "train, lesions:images/train-0.png: 1 text ─" in shown
+    assert "diagnosis: melanoma metastasis" in shown
+    assert "\n  Number 0: a melanoma metastasis of train.\n" in shown
+    assert "caption (" in shown
+    assert "train-2.png" not in shown
+    assert "lesions, lesions:images/test-0.png" in shown
+    assert "left out: 12 × kind-without-text" in shown
