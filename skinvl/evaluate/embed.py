@@ -47,7 +47,7 @@ def images(
     with Progress(_title("images", state), len(mine), say or Console(quiet=True)) as progress:
         for block in streamed(loaded, blocks, vectors):
             progress.advance(len(block))
-    width = next((len(vector) for vector in vectors.values() if not isinstance(vector, str)), 0)
+    width = _model(loaded).config.projection_dim
     nothing = np.full(width, np.nan, np.float32)
     rows = [nothing if isinstance(vector := vectors[path], str) else vector for path in mine]
     return _whole(np.array(rows, np.float32).reshape(len(rows), width), paths, distinct, state)
@@ -165,11 +165,9 @@ def _whole(own: Vectors, every: Sequence[Key], distinct: Sequence[Key], state: P
 
 def _gathered(own: Vectors, count: int, state: PartialState) -> Vectors:
     """float32[count, D] of all ranks' rows, of which rank r has every one whose number is r modulo their count."""
-    rows = -(-count // state.num_processes)
-    widths: torch.Tensor = gather(torch.tensor([own.shape[1]], device=state.device))
-    width = int(widths.max())  # of a rank whose images cannot be read it is not known
+    rows, width = -(-count // state.num_processes), own.shape[1]
     padded = np.full((rows, width), np.nan, np.float32)
-    padded[: min(rows, len(own)), : own.shape[1]] = own[:rows]
+    padded[: len(own)] = own
     every: torch.Tensor = gather(torch.from_numpy(padded).to(state.device))
     by_rank: Vectors = every.cpu().numpy().reshape(state.num_processes, rows, width)
     return by_rank.swapaxes(0, 1).reshape(-1, width)[:count]

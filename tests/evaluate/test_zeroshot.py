@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def lines(tmp_path: Path, *templates: str) -> str:
     return str(tmp_path / "templates.txt")
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", pytest.param("beit_bert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["clip", "siglip", "beit_bert"])
 def test_scores_are_scale_times_cosine_of_what_the_prompts_come_to(tmp_path: Path, family: str) -> None:
     templates = ["{c}", "skin with {c}"]
     spec = {"source": str(tmp_path / "lesions"), "classes": list(DIAGNOSES), "validation": "validation"}
@@ -222,3 +225,47 @@ def test_what_cannot_be_asked_says_what_to_do(tmp_path: Path) -> None:
     answering.write_text(yaml.safe_dump({"base": "tiny-qwen2_vl", "data": {"train": []}}))
     with pytest.raises(RecipeError, match="a recipe of a vision-language model"):
         zeroshot.main([str(answering)])
+
+
+SHARED_WORK = """
+import numpy as np
+from pathlib import Path
+from skinvl.evaluate import distributed, embed, zeroshot
+from skinvl.model.towers_loaded import load_towers
+from skinvl.recipe import towers
+
+zeroshot.main(["towers.yaml", "run=two"])
+state = distributed.ranks()
+loaded = load_towers(towers.load("towers.yaml"), state.device)
+shown = [(Path("lesions"), f"images/test-{number}.png") for number in (1, 0, 2, 1, 3, 4)]
+np.save(f"images{state.process_index}.npy", embed.images(loaded, shown, state))
+np.save(f"lone{state.process_index}.npy", embed.images(loaded, shown[2:3], state))
+np.save(f"texts{state.process_index}.npy", embed.texts(loaded, ["a nevus", "a", "a nevus", "two"], state))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_ranks_share_samples_images_and_texts(tmp_path: Path) -> None:
+    """Two ranks write what one writes, and each has all embeddings: of more images than ranks, of one, of none read."""
+    one = two_towers.recipe(tmp_path)
+    cut = tmp_path / "lesions" / "images" / "test-2.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    zeroshot.zeroshot_sets(one, tmp_path / "one")
+    (tmp_path / "work.py").write_text(SHARED_WORK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "work.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    file = Path("eval", "classes", "lesions.jsonl")
+    assert (tmp_path / "runs" / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    loaded = load_towers(one, torch.device("cpu"))
+    shown = [(tmp_path / "lesions", f"images/test-{number}.png") for number in (1, 0, 2, 1, 3, 4)]
+    for rank in (0, 1):
+        images = np.load(tmp_path / f"images{rank}.npy")
+        np.testing.assert_allclose(images, embed.images(loaded, shown), atol=2e-6)
+        assert np.isnan(images).any(axis=1).tolist() == [False, False, True, False, False, False]
+        assert np.load(tmp_path / f"lone{rank}.npy").shape[0] == 1
+        texts = embed.texts(loaded, ["a nevus", "a", "a nevus", "two"])
+        np.testing.assert_allclose(np.load(tmp_path / f"texts{rank}.npy"), texts, atol=2e-6)
