@@ -1,8 +1,9 @@
-"""How long scoring takes: `python benchmarks/score.py [--rows 100000] [--classified 100000] [--classes 8]`.
+"""How long scoring takes: `python benchmarks/score.py [--rows 100000] [--classified 100000] [--ranked 10000]`.
 
 Answers of real length with facts, three rows a group, through all metrics that need no data of their own, and
 classified rows through all variants; intervals from 1,000 resamples, by kind, modality and source, and every slice.
 Beside it the same resamples of the same table summed row by row, on a sample, extrapolated: the sums must be equal.
+First, ranks of as many queries in as large a pool of random embeddings; those of a sample must be those in float64.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import numpy as np
 from skinvl.data.example import Facts
 from skinvl.data.workers import Workers
 from skinvl.recipe.recipe import Evaluate
-from skinvl.score import answers, class_report, classification, metrics, probabilities
+from skinvl.score import answers, class_report, classification, metrics, probabilities, ranking
 from skinvl.score.predictions import Answer, Classified
 from skinvl.score.stats import RESAMPLES, Bootstrap
 
 WORDS = 22  # of an open answer, as in MM-Skin
 SAMPLE = 10  # resamples that are summed row by row
 VOCABULARY = 5_000
+DIMENSIONS = 512  # of an embedding
+LOOKED_AT = 20  # queries that are ranked in float64 too
 
 
 def main() -> None:
@@ -34,7 +37,12 @@ def main() -> None:
     parser.add_argument("--classified", type=int, default=100_000, help="classified rows")
     parser.add_argument("--classes", type=int, default=8, help="classes of these")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--ranked", type=int, default=10_000, help="queries, and embeddings that they are ranked in")
+    parser.add_argument("--only", choices=["ranks"], help="this part alone")
     given = parser.parse_args()
+    _ranks(given.ranked)
+    if given.only:
+        return
     draw = random.Random(0)
     rows = [_answer(number, draw) for number in range(given.rows)]
     chosen = [metrics.load(name) for name in Evaluate().metrics]
@@ -82,6 +90,32 @@ def main() -> None:
         f"(made in {prepared:.1f} s)"
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+def _ranks(size: int) -> None:
+    generator = np.random.default_rng(0)
+    sides = [generator.standard_normal((size, DIMENSIONS), np.float32) for _ in range(2)]
+    queries, pool = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
+    right = ranking.relevant([[number, (number + 7) % size] for number in range(size)], size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    started, used = time.perf_counter(), time.process_time()
+    ranked = ranking.ranks(queries, pool, right)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    ranking.estimates(ranked, size, Bootstrap(range(size)), np.ones(size, np.bool_))
+    intervals = time.perf_counter() - started
+
+    exact = queries[:LOOKED_AT].astype(np.float64) @ pool.T.astype(np.float64)
+    for number, similarities in enumerate(exact):
+        own = right.indices[right.indptr[number] : right.indptr[number + 1]]
+        others = np.delete(similarities, own)
+        assert abs(1 + (others > similarities[own].max()).sum() - ranked[number]) <= 1  # what float32 cannot tell apart
+    print(
+        f"ranks of {size:,} in {size:,} × {DIMENSIONS}: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak / 1024:.0f} MiB at "
+        f"most, {(peak - before) / 1024:.0f} of them for it; intervals {intervals:.1f} s"
+    )
 
 
 def _answer(number: int, draw: random.Random) -> Answer:

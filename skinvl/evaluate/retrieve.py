@@ -108,10 +108,8 @@ def retrieve_sets(recipe: PretrainRecipe, out: Path) -> None:
             depth = "R@10" if "R@10" in numbers["numbers"] else "R@1"
             number, chance, unseen = (numbers[name][depth] for name in ("numbers", "chance", "blind"))
             interval = "" if number["low"] is None else f" [{number['low']:.3f}, {number['high']:.3f}]"
-            say.print(
-                f"  {direction}: {depth} {number['value']:.3f}{interval}, by chance {chance:.3f}, one order {unseen:.3f}",
-                soft_wrap=True,
-            )
+            beside = f"by chance {chance:.3f}, one order {unseen:.3f}"
+            say.print(f"  {direction}: {depth} {number['value']:.3f}{interval}, {beside}", soft_wrap=True)
 
 
 def embedded(
