@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 
-from helpers import tiny, two_towers
+from helpers import runs, tiny, two_towers
 from helpers.two_towers import DIAGNOSES
-from skinvl.evaluate import benchmarks, embed, prompts, zeroshot
+from skinvl.evaluate import benchmarks, embed, eval, prompts, zeroshot
 from skinvl.evaluate.prompts import PromptError
 from skinvl.model.towers_loaded import LoadedTowers, load_towers
 from skinvl.recipe.strict import RecipeError
@@ -225,6 +225,25 @@ def test_what_cannot_be_asked_says_what_to_do(tmp_path: Path) -> None:
     answering.write_text(yaml.safe_dump({"base": "tiny-qwen2_vl", "data": {"train": []}}))
     with pytest.raises(RecipeError, match="a recipe of a vision-language model"):
         zeroshot.main([str(answering)])
+
+
+@pytest.mark.slow
+def test_eval_looks_at_what_it_is_given_and_tests_it_against_the_other_kind(tmp_path: Path) -> None:
+    """Two towers classify and retrieve, a vision-language model is asked the same classes, and both are on one page."""
+    two_towers.recipe(tmp_path)
+    classify = [{"source": str(tmp_path / "lesions"), "classes": list(DIAGNOSES)}]
+    runs.make(tmp_path, "qwen2_vl", evaluate__classify=classify, evaluate__prompted=False, data__eval=[])
+    assert eval.main(["small.yaml", "run=answering"]) == 0
+    assert not Path("runs/answering/eval/retrieval").exists()
+    assert eval.main(["towers.yaml", "run=comparing", "--against", "runs/answering"]) == 0
+    scores = json.loads(Path("runs/comparing/scores.json").read_text())
+    assert {*scores["sets"]["lesions"]} == {"classes", "retrieval"}
+    tests = [test for test in scores["comparison"]["tests"] if test["metric"] == "accuracy"]
+    assert {(test["what"], test["n"]) for test in tests} == {("classes, prompts against sum", 5)}
+    page = Path("runs/comparing/report.html").read_text()
+    assert "Comparison with answering" in page
+    assert "classes, prompts against sum" in page
+    assert eval.main(["small.yaml", "run=answering", "--against", "runs/comparing"]) == 0
 
 
 SHARED_WORK = """
