@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data.mixture import Row
+from skinvl.model.base import count_parameters
 from skinvl.model.loaded import OpenBase, open_with_adapter
+from skinvl.model.towers_loaded import OpenTowers, open_towers
+from skinvl.plan.dual_configs import blank
 from skinvl.recipe.files import MANIFEST, existing, read_json, whole_folder, write_json
 from skinvl.recipe.recipe import Recipe
-from skinvl.recipe.run import Run, finished
-from skinvl.release import merge_check
+from skinvl.recipe.run import Run, TowersRun, begun, finished, finished_towers
+from skinvl.release import merge_check, merge_towers
 from skinvl.release.merge_check import MergeCheck
 from skinvl.release.merging import Merging, Onto
 
@@ -39,6 +42,8 @@ def main(words: Sequence[str]) -> int:
         MergeError, RunError, MergingError, MergeCheckError, AdapterError, BaseError: what a user can mend.
     """
     args = _arguments(words)
+    if isinstance(begun(args.run), TowersRun):
+        return _towers(args)
     run = finished(args.run)
     recipe = run.adapted()
     onto = _onto(recipe, args.onto)
@@ -48,12 +53,7 @@ def main(words: Sequence[str]) -> int:
     base = open_with_adapter(recipe)
     facts: dict[str, Any] = {"base": _base(run, base), "adapter": base.facts["adapter"], "onto": onto}
     say = Console(highlight=False)
-    if _merged(out, facts):
-        say.print(
-            f"{out}: merged already, from this adapter onto this base; remove it to merge again",
-            markup=False,
-            soft_wrap=True,
-        )
+    if _merged(out, facts, say):
         return 0
 
     rows = [] if args.unchecked else merge_check.examples(recipe, base.chat)
@@ -62,6 +62,27 @@ def main(words: Sequence[str]) -> int:
     _room(out, merging.bytes)
     facts |= _write(out, merging, recipe, facts, rows)
     _show(say, out, merging, facts)
+    return 0
+
+
+def _towers(args: argparse.Namespace) -> int:
+    """0, once the towers of a run with their adapter merged in lie in the folder.
+
+    Raises:
+        MergeError: the run made a whole model, or an option is of vision-language models; see `main` for the rest.
+    """
+    for option in ("onto", "unchecked"):
+        if getattr(args, option):
+            raise MergeError(f"--{option}: of vision-language models; {args.run} is a run of two towers, leave it out")
+    run = finished_towers(args.run)
+    if not run.recipe.makes_adapter:
+        raise MergeError(f"{run.trained}: a whole model already, without an adapter to merge; use it as it is")
+    out: Path = args.out or run.path / "merged"
+    opened, say = open_towers(run.adapted()), Console(highlight=False)
+    facts = {"base": _base(run, opened), "adapter": opened.facts["adapter"]}
+    if not _merged(out, facts, say):
+        _room(out, 4 * count_parameters(blank(opened.config)))
+        merge_towers.write(out, opened, facts, say)
     return 0
 
 
@@ -84,7 +105,7 @@ def _onto(recipe: Recipe, wanted: Onto | None) -> Onto:
     return wanted or ("bf16" if recipe.quantization is None else "dequantized")
 
 
-def _base(run: Run, base: OpenBase) -> dict[str, Any]:
+def _base(run: Run | TowersRun, base: OpenBase | OpenTowers) -> dict[str, Any]:
     """What says which base it is, the same now as when it was trained on.
 
     Raises:
@@ -102,8 +123,8 @@ def _base(run: Run, base: OpenBase) -> dict[str, Any]:
     return now
 
 
-def _merged(out: Path, facts: dict[str, Any]) -> bool:
-    """Whether the folder is what the merge would make; an older merge is replaced.
+def _merged(out: Path, facts: dict[str, Any], say: Console) -> bool:
+    """Whether the folder is what the merge would make, which is said then; an older merge is replaced.
 
     Raises:
         MergeError: something else lies there.
@@ -115,7 +136,14 @@ def _merged(out: Path, facts: dict[str, Any]) -> bool:
             raise MergeError(f"{out}: no merged model, and not empty; give another folder with --out, or remove it")
         return False
     then = read_json(out / "merge.json", "remove the folder and merge again", MergeError)
-    return all(then.get(name) == value for name, value in facts.items())
+    same = all(then.get(name) == value for name, value in facts.items())
+    if same:
+        say.print(
+            f"{out}: merged already, from this adapter onto this base; remove it to merge again",
+            markup=False,
+            soft_wrap=True,
+        )
+    return same
 
 
 def _room(out: Path, size: int) -> None:

@@ -16,10 +16,11 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from helpers import finished, hubserver
+from helpers import finished, hubserver, provenances
 from helpers.hubserver import TOKEN, Fault, Hub, Repo
 from skinvl.data import metadata
 from skinvl.data.licences import LicenceError
+from skinvl.recipe.recipe import load_base
 from skinvl.recipe.run import RunError
 from skinvl.release import publish, vetting
 from skinvl.release.publish import PublishError
@@ -262,6 +263,33 @@ def test_what_may_not_be_public(tmp_path: Path, hub: Hub) -> None:
     run = finished.run(tmp_path / "c", licence="unknown")
     publish.main([str(run), "ada/known", "--public", "--yes", "--rights", "ham=CC-BY-4.0"])
     assert not hub.repos["ada/known"].private
+
+
+@pytest.mark.usefixtures("_no_model")
+def test_two_towers_of_weights_without_derivatives_stay_private(
+    tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished.run(tmp_path)
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    panderm = load_base("dermlip-panderm")
+    recipe = {
+        "name": "dermlip",
+        "base": panderm.model_dump(),
+        "data": {name: values["data"][name] for name in ("train", "eval")},
+        "towers": {"image": {"train": "lora"}},
+        "objective": {"name": "clip"},
+        "batch": {"images": 256},
+    }
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    of_towers = {"texts": {"caption": 9}, "distinct": 9, "text_length": 256, "too_long": 0, "conversion": None}
+    base = {"model": panderm.model, "commit": "c" * 40, "model_type": "beit + bert"}
+    provenances.made(base=base, towers=of_towers).write(run)
+    with pytest.raises(PublishError, match=r"--public: the base allows no derivatives \(CC-BY-NC-ND-4.0\)"):
+        publish.main([str(run), REPO, "--public", "--yes"])
+    assert hub.calls == []
+    publish.main([str(run), REPO])
+    assert "not to be made public: the base allows no derivatives (CC-BY-NC-ND-4.0)" in capsys.readouterr().out
+    assert hub.repos[REPO].private
 
 
 @pytest.mark.usefixtures("_no_model")
