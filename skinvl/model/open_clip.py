@@ -118,10 +118,11 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
         pixels.save(partial)
         model: DualEncoder = DualEncoder.from_pretrained(partial, dtype=torch.float32)
         differences = compare(model, checkpoint.tensors, architecture, bool(quick_gelu), tokenizer)
-        if not max(differences.values()) <= TOLERANCE:
+        if not all(value <= TOLERANCE for value in differences.values()):  # nor where one is no number
+            of_each = ", ".join(f"{value:.1e} ({what})" for what, value in differences.items())
             raise OpenClipError(
-                f"{weights}: converted, its embeddings of probes differ by {max(differences.values()):.1e} from those "
-                f"that its own tensors give; expected at most {TOLERANCE:.0e}; it is not used. Please report it"
+                f"{weights}: converted, its embeddings of probes differ from those that its own tensors give by "
+                f"{of_each}; expected at most {TOLERANCE:.0e}; it is not used. Please report it"
             )
         facts = {
             "weights": weights.name,

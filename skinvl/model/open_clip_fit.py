@@ -6,7 +6,7 @@ their own texts its InfoNCE is higher than that of the right one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from skinvl.data import example
-from skinvl.data.pixels import upright
+from skinvl.data.pixels import ImageError, upright
 from skinvl.data.source import source_folder
 from skinvl.data.texts import KINDS
 from skinvl.model import open_clip_forward
@@ -54,17 +54,27 @@ def pairs(sources: Iterable[SourceSpec]) -> list[Pair]:
         folder = source_folder(spec.source)
         if not (folder / f"{spec.split}.parquet").is_file():
             continue
-        captions = {
-            example.words(message): folder / row.images[0]
-            for row in example.read(folder, spec.split)
-            if len(row.images) == 1 and KINDS.get(row.facts.kind or "") == "caption"
-            for message in row.messages
-            if message["role"] == "assistant"
-        }
-        by_image = {path: text for text, path in captions.items()}
-        if len(by_image) > 1:
-            return list(islice(by_image.items(), PAIRS))
+        few = list(islice(_captioned(folder, spec.split), PAIRS))
+        if len(few) > 1:
+            return few
     return []
+
+
+def _captioned(folder: Path, split: str) -> Iterator[Pair]:
+    """Images that can be read, each with one caption, and no caption twice."""
+    images, captions = set(), set()
+    for row in example.read(folder, split):
+        answers = [example.words(message) for message in row.messages if message["role"] == "assistant"]
+        is_caption = len(row.images) == 1 and KINDS.get(row.facts.kind or "") == "caption"
+        if not is_caption or row.images[0] in images or answers[0] in captions:
+            continue
+        try:
+            upright(folder / row.images[0])
+        except ImageError:
+            continue
+        images.add(row.images[0])
+        captions.add(answers[0])
+        yield folder / row.images[0], answers[0]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -289,9 +290,15 @@ def test_a_mistake_that_fits_in_shape_is_refused(
         return placed, left_over
 
     monkeypatch.setattr(open_clip_names, "converted", wrong)
-    with pytest.raises(OpenClipError, match="differ by"):
+    with pytest.raises(OpenClipError, match="differ from those"):
         convert(published[kind])
     assert not list(Path("bases").glob("*"))
+
+
+@pytest.mark.parametrize("name", ["ln_final.bias", "visual.ln_post.bias"])
+def test_weights_that_are_no_numbers_are_refused(published: dict[str, Published], tmp_path: Path, name: str) -> None:
+    with pytest.raises(OpenClipError, match=r"by .*nan"):
+        convert(changed(published["clip"], tmp_path, lambda tensors: tensors[name].fill_(math.nan)))
 
 
 def test_one_norm_instead_of_two_is_refused(published: dict[str, Published], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +306,7 @@ def test_one_norm_instead_of_two_is_refused(published: dict[str, Published], mon
         return head.projection(features if head.norm is None else head.norm(features.mean(1)))
 
     monkeypatch.setattr(dual.Head, "forward", once)
-    with pytest.raises(OpenClipError, match="differ by"):
+    with pytest.raises(OpenClipError, match="differ from those"):
         convert(published["panderm"])
 
 
@@ -402,13 +409,14 @@ def test_a_few_pairs_say_which_activation_fits(
     one, pairs = published["clip"], []
     (tmp_path / "data" / "images").mkdir(parents=True)
     examples = []
-    for number, text in enumerate(WORDS):
+    for number, text in enumerate([*WORDS, "no image", WORDS[1]]):
         path = f"images/{number}.png"
         photo(number, 48).save(tmp_path / "data" / path)
         messages = (example.text("user", "What is seen?", images=1), example.text("assistant", text))
         facts = Facts(kind="description" if number else "diagnosis")
         examples.append(Example(path, "data", (path,), messages, path, "train", "CC0", facts))
-        pairs += [(tmp_path / "data" / path, text)] * (number > 0)
+        pairs += [(tmp_path / "data" / path, text)] * (number in (1, 2, 3))
+    (tmp_path / "data" / "images" / "4.png").write_bytes(b"half an image")
     example.write(tmp_path / "data", "train", examples)
     absent, here = (SourceSpec(source=str(tmp_path / name), split="train") for name in ("absent", "data"))
     assert open_clip_fit.pairs([absent, here]) == pairs
