@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from helpers import two_towers
+from skinvl.data.texts import text_key
 from skinvl.model import objectives, towers
 from skinvl.model.cached_gradients import CachedGradients
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
@@ -35,10 +36,11 @@ DROPOUT = {
 def model(family: str, dropout: bool = False) -> DualEncoder:
     """Tiny towers with random weights, the same at every call."""
     config = DualEncoderConfig.from_pretrained(two_towers.base(family))
-    if dropout:
-        for side in (config.image_config, config.text_config):
-            for name, rate in DROPOUT[family].items():
-                setattr(side, name, rate)
+    for side in (config.image_config, config.text_config):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):  # BERT has them at 0.1
+            setattr(side, name, 0.0)
+        for name, rate in DROPOUT[family].items() if dropout else ():
+            setattr(side, name, rate)
     torch.manual_seed(0)
     made = DualEncoder(config)
     for name in (*made.images.fixed, *made.texts.fixed):
@@ -79,7 +81,7 @@ def batch(tokenizer: TextTokenizer, images: int, seed: int = 0, texts: int | Non
         owner=torch.tensor([owner for owner, _ in aspects], dtype=torch.int64),
         aspect=torch.tensor([aspect for _, aspect in aspects], dtype=torch.int64),
         keys=torch.tensor([(index, index // 2, index % 3) for index in range(images)], dtype=torch.int64).view(-1, 3),
-        text_keys=torch.tensor([hash(words) % 2**40 for words in said], dtype=torch.int64),
+        text_keys=torch.tensor([text_key(words) for words in said], dtype=torch.int64),
         paths=torch.tensor([[0, index % 3, *[-1] * (DEPTH - 2)] for index in range(images)]).view(-1, DEPTH),
         names=tuple(f"noise:{index}" for index in range(images)),
     )

@@ -1,4 +1,4 @@
-"""`python killed.py RECIPE COMMANDS`: trains in forks of one process that has imported everything once.
+"""`python killed.py RECIPE COMMANDS`: trains in forks of one process that has imported everything once, by its verb.
 
 COMMANDS is JSON, a list of `{"set": {recipe field: value}, …}` with one of: `"after": seconds` (SIGKILL from outside),
 `"call": n` (SIGKILL of itself at the n-th write of a save), `"bytes": n` (no file may grow beyond), `"term": step`
@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from skinvl.recipe import files, recipe
-from skinvl.train import checkpoint, sft
+from skinvl.recipe import files, loading, recipe, towers
+from skinvl.train import checkpoint, pretrain, sft
 
 torch.set_num_threads(1)
 
@@ -45,8 +45,8 @@ def dies(call: int) -> None:
         setattr(owner, name, counted(getattr(owner, name)))
 
 
-def child(one: recipe.Recipe, command: dict[str, Any], said: int) -> None:
-    """Ends the process with what `skinvl sft` would return."""
+def child(one: Any, train: Callable[[Any], None], command: dict[str, Any], said: int) -> None:
+    """Ends the process with what the verb would return."""
     os.dup2(said, 1)
     os.dup2(said, 2)
     code = 2
@@ -55,11 +55,11 @@ def child(one: recipe.Recipe, command: dict[str, Any], said: int) -> None:
             dies(command["call"])
         if "bytes" in command:
             resource.setrlimit(resource.RLIMIT_FSIZE, (command["bytes"], resource.RLIM_INFINITY))
-        sft.train(one.model_copy(update=command["set"]))
+        train(one.model_copy(update=command["set"]))
         code = 0
     except (ValueError, OSError) as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        print(f"skinvl sft: {error}", flush=True)
+        print(f"skinvl: {error}", flush=True)
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -67,14 +67,16 @@ def child(one: recipe.Recipe, command: dict[str, Any], said: int) -> None:
 
 def main() -> None:
     """Runs the commands, one after another."""
-    one = recipe.load(sys.argv[1])
+    of_towers = loading.kind_of(sys.argv[1]) == "pretrain"
+    one = (towers if of_towers else recipe).load(sys.argv[1])
+    train = pretrain.train if of_towers else sft.train
     for command in json.loads(sys.argv[2]):
         inside = Path(f"{os.getpid()}.inside")
         inside.unlink(missing_ok=True)
         said = os.open("said", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         process = os.fork()
         if process == 0:
-            child(one, command, said)
+            child(one, train, command, said)
         if "after" in command:
             time.sleep(command["after"])
             os.kill(process, signal.SIGKILL)

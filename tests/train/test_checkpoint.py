@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import runs
+from helpers import runs, two_towers
 from skinvl.recipe.files import MANIFEST
 from skinvl.train import checkpoint, sft
 from skinvl.train.callbacks import TrainingError
@@ -44,9 +44,10 @@ def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands(folder: Path, *given: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each run of `small.yaml` came to; see killed.py."""
+    """What each run of the folder's one recipe came to; see killed.py."""
+    (file,) = folder.glob("*.yaml")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "killed.py"), "small.yaml", json.dumps(given)],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "killed.py"), file.name, json.dumps(given)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -64,7 +65,8 @@ def result(folder: Path, name: str) -> tuple[bytes, list[dict[str, Any]], list[s
     timed = ("runtime", "per_second", "flos")
     entries = [{key: value for key, value in entry.items() if not any(word in key for word in timed)} for entry in log]
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes(), entries, left
+    (weights,) = [*run.glob("adapter/adapter_model.safetensors"), *run.glob("model/model.safetensors")]
+    return weights.read_bytes(), entries, left
 
 
 def killed(folder: Path, seeds: range) -> None:
@@ -99,6 +101,30 @@ def test_a_killed_run_ends_as_the_whole_one(tmp_path: Path) -> None:
 def test_runs_killed_by_twenty_seeds_end_as_the_whole_one(tmp_path: Path, family: str) -> None:
     runs.make(tmp_path, family, **SETTINGS)
     killed(tmp_path, range(2, 12) if family == "mllama" else range(12, 22))
+
+
+@pytest.mark.slow
+def test_two_towers_that_are_killed_or_stopped_or_out_of_disk_end_as_the_whole_run(tmp_path: Path) -> None:
+    """With augmentation and a worker that loads ahead; a model of all weights is what a checkpoint holds."""
+    changes = {key: value for key, value in SETTINGS.items() if key not in ("lora", "cache_gb")}
+    loader = {"data__augmentation": "mild", "train__dataloader_num_workers": 1}
+    small = {"train__logging_steps": 1, "train__disable_tqdm": True, "batch": {"images": 4, "at_once": 3}}
+    two_towers.source(tmp_path / "lesions", images=10)
+    two_towers.recipe(tmp_path, **changes, **loader, **small)
+    killed(tmp_path, range(2))
+    stopped, resumed, failed, freed = commands(
+        tmp_path,
+        {"set": {"run": "stopped"}, "term": 3},
+        {"set": {"run": "stopped", "resume": "auto"}},
+        {"set": {"run": "full"}, "bytes": 4_000_000},
+        {"set": {"run": "full", "resume": "auto"}},
+    )
+    assert [one["code"] for one in (stopped, resumed, freed)] == [0] * 3
+    assert "stopped by SIGTERM; runs/stopped/checkpoints/checkpoint-" in " ".join(stopped["said"].split())
+    assert result(tmp_path, "stopped")[0] == result(tmp_path, "whole")[0]
+    assert failed["code"] == 2
+    assert "checkpoint-2: cannot be written (" in failed["said"]
+    assert result(tmp_path, "full") == result(tmp_path, "whole")
 
 
 def test_early_stopping_counts_across_an_interruption(tmp_path: Path) -> None:
