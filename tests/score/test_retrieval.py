@@ -92,6 +92,10 @@ def test_two_towers_that_are_worse_than_their_base_say_so_first(tmp_path: Path) 
     first = tables.markdown(scores).splitlines()[0]
     assert first.startswith("Worse than the base without training: demo, image to text: R@5 ")
 
+    # A comparison with the base that was asked for is shown once.
+    score.main([str(trained), "--against", str(base), "--resamples", "200", "--metrics", "rouge"])
+    assert (trained / "scores.md").read_text().count(f"a against {base.name}:") == 1
+
     # The base has none beside it, and a run that is better says nothing.
     score.main([str(base), "--resamples", "200", "--metrics", "rouge"])
     assert json.loads((base / "scores.json").read_text())["untrained"] is None
