@@ -59,7 +59,7 @@ class TextTokenizer:
             return []
         if self.lower_case:
             texts = [text.lower() for text in texts]
-        # The maximum is named in either case, so that no warning is printed about a text that is only counted.
+        # A text that is only counted needs no warning about its length.
         limit = {"truncation": True, "max_length": self.length} if cut else {"verbose": False}
         ids: list[list[int]] = self.tokenizer(list(texts), **limit)["input_ids"]
         return ids
