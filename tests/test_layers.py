@@ -27,7 +27,7 @@ BEFORE["__main__"] = {*BEFORE["train"], "train", "release", "serve"}
 WINGS = {*BEFORE} - {"data_prep", "__main__"}
 LIGHT = ("recipe", "data", "sources", "score")  # wings that load no torch, and with them data_prep and release/publish
 # Verbs never import one another, but for eval, which calls those of its wing, score and report.
-MAY_CALL = {"eval": {"generate", "classify", "probe", "score", "report"}}
+MAY_CALL = {"eval": {"generate", "classify", "probe", "zeroshot", "retrieve", "score", "report"}}
 
 
 def files() -> dict[str, Path]:
