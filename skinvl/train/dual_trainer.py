@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from skinvl.data.draws import Draw, ImageSampler, part
+from skinvl.data.draws import BatchError, Draw, ImageSampler, part
 from skinvl.data.texts import TextedImage
 from skinvl.model import objectives, towers_adapter
 from skinvl.model.cached_gradients import CachedGradients, Whole
@@ -24,6 +24,8 @@ from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset
 from skinvl.model.objectives import EMPTY, NEGATIVE, POSITIVE
 from skinvl.model.towers_loaded import LoadedTowers
 from skinvl.train.loop import Loop
+
+NAMED = 8  # images that a message names
 
 
 class DualTrainer(Loop):
@@ -98,6 +100,7 @@ class DualTrainer(Loop):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
             generator=torch.Generator(),  # its own, so that dropout is the same whatever loads the images
         )
 
@@ -120,10 +123,15 @@ class DualTrainer(Loop):
 
         Raises:
             TrainingError: the loss is not a number; the message names the images of this rank's batch.
+            BatchError: nothing in the batch is to be told apart.
         """
         self.model.train()
         self.images_seen = True
-        whole = self.cached.gradients(inputs.to(self.args.device), self.progress)
+        try:
+            whole = self.cached.gradients(inputs.to(self.args.device), self.progress)
+        except BatchError as error:
+            names = ", ".join(inputs.names[:NAMED]) + ", …" * (len(inputs.names) > NAMED)
+            raise BatchError(f"step {self.state.global_step + 1}, with {names}: {error}") from error
         if not whole.loss.isfinite():
             self.refuse_loss(inputs.names, "look at these images and their texts with skinvl show")
         self._tally.update(whole.tally)
@@ -158,13 +166,19 @@ class DualTrainer(Loop):
         """The loss and R@1 of each eval set's pool, with the images in it, over all ranks, and the mean loss of all.
 
         Both depend on how large the pool is.
+
+        Raises:
+            BatchError: nothing in a pool is to be told apart.
         """
         metrics: dict[str, float] = {}
         losses, started = list[float](), time.monotonic()
         self.model.eval()
         cached = replace(self.cached, at_once=self.recipe.evaluate.batch_size)
         for name in self.eval_dataset if eval_dataset is None else eval_dataset:
-            whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
+            try:
+                whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
+            except BatchError as error:
+                raise BatchError(f"data.eval, {name}: {error}") from error
             losses.append(float(whole.loss))
             values = {"loss": losses[-1], "R@1": recall_at_1(whole), "images": float(len(self.pools[name]))}
             metrics |= {f"{metric_key_prefix}_{name}_{key}": value for key, value in values.items()}

@@ -264,6 +264,27 @@ def test_the_model_is_that_of_the_best_checkpoint(tmp_path: Path) -> None:
         pretrain.arguments(make(tmp_path, **steps, train__metric_for_best_model="bleu"), path)
 
 
+def test_bf16_trains_with_checkpointing_and_workers_that_stay(tmp_path: Path) -> None:
+    workers = {"train__dataloader_num_workers": 1, "train__dataloader_persistent_workers": True}
+    settings = {"train__bf16": True, "train__activation_checkpointing": True, "objective": {"name": "clip"}}
+    pretrain.train(make(tmp_path, run="one", **settings, **workers))
+    pretrain.train(make(tmp_path, run="two", train__bf16=True))
+    one, two = (log_of(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert [entry.get("loss") for entry in one] == [entry.get("loss") for entry in two]
+    assert run.finished_towers(tmp_path / "runs" / "one").provenance.precision == "bf16"
+
+
+def test_a_batch_without_a_negative_names_its_images(tmp_path: Path) -> None:
+    one = make(tmp_path, negatives={"same_diagnosis": "positive"}, data__texts={"description": "a {answer}"})
+    images = texts.load(one.data, one.objective).train[:10:3]  # all melanomas but the last, of no class
+    made = trainer(one, tmp_path)
+    batch = made.data_collator([(image, None) for image in images[:3]])
+    with pytest.raises(
+        BatchError, match=r"step 1, with lesions:images/train-0\.png, .*: a batch of 3 images .* no negative"
+    ):
+        made.training_step(made.model, batch)
+
+
 def test_a_batch_that_no_epoch_fills_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         BatchError, match=r"batch\.images: found 11, and an epoch has 10 images; set batch\.images to 10"
