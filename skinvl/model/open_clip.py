@@ -75,7 +75,7 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
         quick_gelu: whether CLIP's layers were trained with QuickGELU. A file may say so or be wrong, so it is asked
             for; None is for towers that are not CLIP's.
         sources: where a few images with captions are taken from, if one is prepared. InfoNCE on them by both
-            activations is kept, and told where `quick_gelu` is None or says the other.
+            activations is kept, and told where `quick_gelu` is None or clearly the other.
 
     Raises:
         OpenClipError: not a checkpoint that can be converted exactly; the message says what is in the way.
@@ -106,7 +106,7 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
                 "to true for weights that come from OpenAI's, by whatever training, and to false for those that "
                 "open_clip trained from the start"
             )
-        if fit is not None and fit.is_quick != quick_gelu:
+        if fit is not None and fit.fits == ("gelu" if quick_gelu else "quick_gelu"):
             warnings.warn(f"{weights}: base.quick_gelu is {str(quick_gelu).lower()}, and {fit}", stacklevel=2)
     elif quick_gelu:
         raise OpenClipError(f"{weights}: none of its towers is CLIP's; leave quick_gelu out of the base")
@@ -133,7 +133,7 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
             "quick_gelu": quick_gelu,
             "tokenizer": source,
             "differences": differences,
-            "pairs": None if fit is None else {**asdict(fit), "fits": "quick_gelu" if fit.is_quick else "gelu"},
+            "pairs": None if fit is None else {**asdict(fit), "fits": fit.fits},
         }
         write_json(partial / FILE, facts)
     return out

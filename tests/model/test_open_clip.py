@@ -403,9 +403,14 @@ def test_quick_gelu_is_asked_for(published: dict[str, Published]) -> None:
         convert(published["panderm"], quick_gelu=True)
 
 
+@pytest.mark.slow
 def test_a_few_pairs_say_which_activation_fits(
-    published: dict[str, Published], tmp_path: Path, recwarn: pytest.WarningsRecorder
+    published: dict[str, Published],
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(open_clip_fit, "CLEAR", 0)  # two layers differ by little
     one, pairs = published["clip"], []
     (tmp_path / "data" / "images").mkdir(parents=True)
     examples = []
@@ -450,6 +455,12 @@ def test_a_few_pairs_say_which_activation_fits(
     assert not [warning for warning in recwarn if "InfoNCE" in str(warning.message)]
     with pytest.warns(UserWarning, match=r"base.quick_gelu is false, and on 3 pairs .*: QuickGELU fits"):
         convert(trained, quick_gelu=False, sources=[here])
+
+
+def test_pairs_of_which_nothing_was_learnt_say_nothing() -> None:
+    assert open_clip_fit.Fit(8, 2.081, 2.079).fits is None
+    assert "neither is clearly less" in str(open_clip_fit.Fit(8, 2.081, 2.079))
+    assert open_clip_fit.Fit(8, 2.0, 1.9).fits == "gelu"
 
 
 def test_a_checkpoint_of_a_training_is_unwrapped(published: dict[str, Published], tmp_path: Path) -> None:
