@@ -295,7 +295,8 @@ def test_two_machines_form_one_job(tmp_path: Path) -> None:
         asked = ["make", "--dry-run", "--old-file=setup", "sft", *given, f"NODE_RANK={rank}"]
         shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         threads, torchrun, *rest = next(line for line in shown.splitlines() if "torchrun" in line).split()
-        assert threads == "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" and torchrun.endswith("bin/torchrun")
+        assert threads == "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}"
+        assert torchrun.endswith("bin/torchrun")
         command = [sys.executable, "-m", "torch.distributed.run", *rest]
         with (tmp_path / f"said{rank}").open("w") as said:
             started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said))
