@@ -109,6 +109,7 @@ def test_two_towers_that_are_killed_or_stopped_or_out_of_disk_end_as_the_whole_r
     changes = {key: value for key, value in SETTINGS.items() if key not in ("lora", "cache_gb")}
     loader = {"data__augmentation": "mild", "train__dataloader_num_workers": 1}
     small = {"train__logging_steps": 1, "train__disable_tqdm": True, "batch": {"images": 4, "at_once": 3}}
+    small["train__max_steps"] = 6
     two_towers.source(tmp_path / "lesions", images=10)
     two_towers.recipe(tmp_path, **changes, **loader, **small)
     killed(tmp_path, range(2))
