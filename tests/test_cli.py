@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from helpers import provenances
 from skinvl import __main__ as cli
 from skinvl.plan import show
-from skinvl.recipe import silence
+from skinvl.recipe import silence, towers
 from skinvl.train import sft
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +79,21 @@ def test_make_help_lists_the_targets_by_wing() -> None:
     for name, targets in wings.items():
         for target in targets:
             assert cli.WING_OF.get(target, name) == name
-    verbs = {"prep", "synth", "plan", "show", "sft", "pretrain", "cache", "eval", "merge", "publish", "ask", "demo", "serve"}
+    verbs = {
+        "prep",
+        "synth",
+        "plan",
+        "show",
+        "sft",
+        "pretrain",
+        "cache",
+        "eval",
+        "merge",
+        "publish",
+        "ask",
+        "demo",
+        "serve",
+    }
     assert verbs <= {target for targets in wings.values() for target in targets}
     assert {"setup", "check", "test"} <= set(wings["project"])
 
@@ -234,3 +249,40 @@ def test_a_pipe_that_closes_early_is_quiet() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        *(
+            ((verb, "runs/two"), "a run of two towers")
+            for verb in ("ask", "demo", "serve", "generate", "classify", "probe")
+        ),
+        *(
+            ((verb, "runs/two"), "the folder of a run of two towers, and no recipe")
+            for verb in ("sft", "cache", "plan")
+        ),
+        *(((verb, "tiny-clip"), "a recipe of two towers") for verb in ("sft", "cache", "generate", "ask")),
+        *(((verb, "tiny"), "a recipe of a vision-language model") for verb in ("pretrain", "zeroshot", "retrieve")),
+    ],
+)
+def test_the_other_kind_of_run_or_recipe_is_refused_in_one_sentence(
+    words: tuple[str, ...],
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "two"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(towers.dump(towers.load("tiny-clip")))
+    of_towers = {"texts": {"caption": 9}, "distinct": 9, "text_length": 77, "too_long": 0, "conversion": None}
+    provenances.made(towers=of_towers).write(run)
+    (tmp_path / "x.png").touch()
+    more = {"ask": ("x.png", "What is it?"), "plan": ("--gpu", "h200")}.get(words[0], ())
+    assert cli.main([*words, *more]) == 2
+    said = capsys.readouterr().err
+    assert what in said
+    assert said.count("\n") == 1
+    assert "; use skinvl eval" in said or ("skinvl eval, " in said and " evaluate" in said)

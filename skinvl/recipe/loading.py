@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -15,12 +16,12 @@ from skinvl.recipe.strict import Document, Fault, RecipeError, StrictModel
 
 R = TypeVar("R", bound=StrictModel)
 
-_INSTEAD: dict[RecipeKind, str] = {
-    "sft": "a recipe of a vision-language model (it has no key objective), which skinvl sft trains and skinvl eval, "
-    "generate and classify evaluate",
-    "pretrain": "a recipe of two towers (it has the key objective), which skinvl pretrain trains and skinvl eval, "
-    "zeroshot and retrieve evaluate",
+# Of each kind: what it is of, and the verbs that evaluate it.
+_RUN: dict[RecipeKind, tuple[str, str]] = {
+    "sft": ("a vision-language model", "eval, generate and classify"),
+    "pretrain": ("two towers", "eval, zeroshot and retrieve"),
 }
+_WHY: dict[RecipeKind, str] = {"sft": "it has no key objective", "pretrain": "it has the key objective"}
 
 
 def load(
@@ -43,7 +44,11 @@ def load(
     document, faults = _read(name_or_path, overrides)
     data = document.data
     if (other := _kind(data)) != kind:
-        raise RecipeError(f"{document.name}: {_INSTEAD[other]}")
+        what, verbs = _RUN[other]
+        raise RecipeError(
+            f"{document.name}: a recipe of {what} ({_WHY[other]}), which skinvl {other} trains and skinvl {verbs} "
+            "evaluate"
+        )
     faults += _lay_base(data, kind)
 
     # All faults at once: what pydantic does not see, then what it sees.
@@ -96,6 +101,13 @@ def of_training(data: dict[str, Any], during: int) -> list[Fault]:
 
 
 def _read(name_or_path: str, overrides: Sequence[str]) -> tuple[Document, list[Fault]]:
+    of_run = Path(name_or_path).expanduser() / "recipe.yaml"
+    if of_run.is_file():
+        what, verbs = _RUN[_kind(strict.read(of_run).data)]
+        raise RecipeError(
+            f"{name_or_path}: the folder of a run of {what}, and no recipe; skinvl {verbs} evaluate it, and {of_run} "
+            "is the recipe that it was trained by"
+        )
     path = find(name_or_path, "recipes")
     document = strict.read(path)
     faults = strict.override(document, overrides)

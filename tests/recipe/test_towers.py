@@ -105,7 +105,7 @@ def test_what_the_released_code_cannot_have_is_refused(write: Callable[[str], st
     assert faults[0].startswith("command line objective.released: the released code has a caption, an ontology text")
 
 
-def test_the_wrong_kind_of_recipe_names_its_verb(write: Callable[[str], str]) -> None:
+def test_the_wrong_kind_of_recipe_names_its_verb(write: Callable[[str], str], tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe.load(write(GOOD))
     assert str(caught.value) == (
@@ -114,6 +114,8 @@ def test_the_wrong_kind_of_recipe_names_its_verb(write: Callable[[str], str]) ->
     )
     with pytest.raises(RecipeError, match=r"tiny.yaml: a recipe of a vision-language model \(.*\), which skinvl sft"):
         towers.load("tiny")
+    with pytest.raises(RecipeError, match=r"the folder of a run of two towers, and no recipe; skinvl eval,"):
+        recipe.load(str(Path(write(GOOD)).rename(tmp_path / "recipe.yaml").parent))
     with pytest.raises(RecipeError, match="command line base: two towers, which skinvl pretrain trains; sft takes"):
         recipe.load("tiny", ["base=tiny-clip"])
 

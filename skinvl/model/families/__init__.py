@@ -18,6 +18,7 @@ from transformers.utils.generic import ModelOutput
 
 Size = tuple[int, int]  # height, width in pixels
 
+PAIRS = ("skinvl_dual_encoder", "clip", "siglip", "siglip2")  # model types of two towers
 PARTS = ("language", "projector", "vision")
 
 
@@ -235,6 +236,8 @@ def load(model_type: str) -> Family:
     Raises:
         ValueError: no file for it; the message says which file to write.
     """
+    if model_type in PAIRS:
+        raise ValueError(f"model type {model_type!r}: two towers, which answer nothing; skinvl pretrain trains them")
     if model_type not in names():
         raise ValueError(
             f"model type {model_type!r}: no such family; skinvl has {', '.join(names())}. "
