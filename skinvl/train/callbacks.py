@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +18,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from skinvl.data.progress import Progress
 from skinvl.model.names import WRAPPER
 from skinvl.recipe.recipe import EarlyStopping as Patience
-
-if TYPE_CHECKING:
-    from skinvl.train.loop import Loop
 
 UNSHOWN = ("tokens", "runtime")  # of an evaluation; log.jsonl has them
 
@@ -98,8 +95,8 @@ class Gradients(TrainerCallback):
     trainer can tell dead ones.
     """
 
-    def __init__(self, trainer: Loop) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer  # a Loop
         self.left = {part for part in type(trainer.parts).model_fields if trainer.spec(part).train != "frozen"}
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
