@@ -54,8 +54,8 @@ class CachedGradients:
     def gradients(self, batch: DualBatch, progress: float) -> Whole:
         """What the batches of all ranks come to; adds the gradient of its loss to `.grad` of all that trains.
 
-        The gradients are whole on every rank: summed over the ranks, not averaged, so that `.grad` is to be empty before
-        where there are several. A loss that is not finite leaves it as it is.
+        The gradients are whole on every rank: summed over the ranks, not averaged, so that `.grad` is to be empty
+        before. A loss that is not finite leaves it empty.
 
         Args:
             batch: that of this rank, on the model's device; it may hold no image while others do.
