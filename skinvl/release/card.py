@@ -49,7 +49,7 @@ def text(
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     environment.filters |= {"plain": plain, "number": tables.number, "code": _code, "neutral": neutral}
-    scores = record.scores or {"sets": {}}
+    scores = record.scores or {"sets": {}, "untrained": None}
     towers = isinstance(record.recipe, PretrainRecipe)
     body = environment.get_template("card_towers.md.j2" if towers else "card.md.j2").render(
         towers=towers,

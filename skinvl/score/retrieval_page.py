@@ -35,7 +35,7 @@ def context(run: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def base(scores: Mapping[str, Any], name: str, what: str) -> dict[str, float]:
     """The numbers of the base without training for a set and what was asked of it, as far as it was evaluated."""
-    tests = (scores.get("untrained") or {"tests": []})["tests"]
+    tests = (scores["untrained"] or {"tests": []})["tests"]
     return {test["metric"]: test["theirs"] for test in tests if (test["set"], test["what"]) == (name, what)}
 
 

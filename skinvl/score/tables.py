@@ -98,7 +98,7 @@ def _worse(scores: Mapping[str, Any]) -> list[str]:
 
 def _compared(scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The comparison that was asked for, and that with the base; neither if there are no tests."""
-    blocks = [block for block in (scores["comparison"], scores.get("untrained")) if block and block["tests"]]
+    blocks = [block for block in (scores["comparison"], scores["untrained"]) if block and block["tests"]]
     return list({block["against"]: block for block in blocks}.values())  # the base may be what was asked for
 
 

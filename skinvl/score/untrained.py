@@ -31,7 +31,7 @@ def block(name: str, tests: Sequence[Mapping[str, Any]], why: str | None = None)
 def worse(scores: Mapping[str, Any]) -> list[str]:
     """What the run is worse in than its base, a line for each set and what was asked of it."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for test in (scores.get("untrained") or {"tests": []})["tests"]:
+    for test in (scores["untrained"] or {"tests": []})["tests"]:
         metric, difference = test["metric"], test["difference"]["value"]
         if metric.startswith(SAID) and difference and (difference > 0) == (metric in LOWER):
             numbers = f"{metric.replace('_', ' ')} {test['ours']:.3f} instead of {test['theirs']:.3f}"

@@ -141,7 +141,7 @@ def scored(folder: Path, word: str = "plain", full: bool = True) -> Path:
     write(run / "eval/classes/ham10000.jsonl", classified(folder, names, word), settings)
     sets: dict[str, Any] = {"demo": {"answers": block(word, own, folder, 0.5)}}
     scores = {"run": run.name, "resamples": 1000, "seed": 0, "level": 0.95, "sets": sets, "replicates": None,
-              "comparison": None}  # fmt: skip
+              "comparison": None, "untrained": None}  # fmt: skip
     (run / "recipe.yaml").write_text(f"name: tiny\nnote: {word}\n")
     if full:
         sets["demo"]["permuted"] = block(word, own, folder)
@@ -482,14 +482,14 @@ def test_a_class_is_judged_by_its_probability_or_else_by_the_prompt() -> None:
 def test_images_are_upright_small_and_without_metadata(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (800, 400), "red").save(path, exif=pictures.exif(6, private=True), comment=b"Ada Patient")
-    found = samples._thumbnail(str(path))
+    found = samples.thumbnail(str(path))
     assert found.uri is not None
     data = base64.b64decode(found.uri.removeprefix("data:image/jpeg;base64,"))
     assert not [secret for secret in (*pictures.SECRETS, b"Exif") if secret in data]
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.size) == ("JPEG", (120, 240))
     path.write_bytes(b"no image")
-    assert samples._thumbnail(str(path)).why == "image unreadable"
+    assert samples.thumbnail(str(path)).why == "image unreadable"
 
 
 def test_losses_are_the_last_of_each_step_and_finite(tmp_path: Path) -> None:

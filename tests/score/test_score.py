@@ -468,6 +468,7 @@ def test_the_printed_tables_fit_into_80_columns() -> None:
             },
         },
         "comparison": {"against": "another--qwen3-vl-8b", "tests": tests},
+        "untrained": None,
     }
     shown = printed.unbroken(lambda console: tables.show(console, scores))
     rows = [line.split()[0] for line in shown if re.match(r"[a-z-]+[_-][a-z0-9]+ ", line)]
