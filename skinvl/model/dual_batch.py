@@ -109,7 +109,7 @@ class DualCollator:
             _int64(text),
             _int64([owner for owner, _ in slots]),
             _int64([ASPECTS.index(text.aspect) if text is not NO_TEXT else EMPTY for _, text in slots]),
-            _int64([(image.image, image.group, _diagnosis(image.diagnosis)) for image in images]).view(-1, 3),
+            keys_of(images),
             _int64([text.key for _, text in slots]),
             _int64([_path(image) for image in images]).view(-1, DEPTH),
             tuple(image.name for image in images),
@@ -147,6 +147,11 @@ def _hashed(name: str) -> int:
 @lru_cache(maxsize=1 << 14)
 def _diagnosis(name: str | None) -> int:
     return UNKNOWN if name is None else _hashed(labels.key(name))
+
+
+def keys_of(images: Sequence[TextedImage]) -> torch.Tensor:
+    """int64[b, 3], the `keys` of a DualBatch."""
+    return _int64([(image.image, image.group, _diagnosis(image.diagnosis)) for image in images]).view(-1, 3)
 
 
 def _path(image: TextedImage) -> tuple[int, ...]:
@@ -190,11 +195,20 @@ def relation(
                     tally[f"{reason} {verdict}"] += int(holds.sum())
     if not (related == NEGATIVE).any():
         raise BatchError(
-            f"a batch of {len(keys)} images with {len(owner)} texts has no negative: each image shares its text, "
-            "photograph, patient or diagnosis with all others, as negatives says; "
-            "raise batch.images, train on more than one patient, or set negatives.… to keep"
+            f"{len(keys)} images with {len(owner)} texts have no negative: each shares its text, photograph, patient "
+            "or diagnosis with all others, as negatives says"
         )
     return related
+
+
+def require_negatives(images: Sequence[TextedImage], negatives: Negatives) -> None:
+    """Checks that images with their texts can be compared, before any of them is read.
+
+    Raises:
+        BatchError: no pair is a negative.
+    """
+    owner = _int64([number for number, image in enumerate(images) for _ in image.texts])
+    relation(keys_of(images), owner, _int64([text.key for image in images for text in image.texts]), negatives)
 
 
 def _holds(reason: str, keys: torch.Tensor, owner: torch.Tensor, text_keys: torch.Tensor) -> torch.Tensor:

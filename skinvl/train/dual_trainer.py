@@ -20,7 +20,7 @@ from skinvl.data.draws import BatchError, Draw, ImageSampler, part
 from skinvl.data.texts import TextedImage
 from skinvl.model import objectives, towers_adapter
 from skinvl.model.cached_gradients import CachedGradients, Whole
-from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset
+from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset, require_negatives
 from skinvl.model.objectives import EMPTY, NEGATIVE, POSITIVE
 from skinvl.model.towers_loaded import LoadedTowers
 from skinvl.train.loop import Loop
@@ -35,6 +35,9 @@ class DualTrainer(Loop):
         train: images with texts that the text tower reads.
         evaluation: those of each eval set.
         log: the JSON-lines file that every logged dictionary is appended to.
+
+    Raises:
+        BatchError: an epoch has less than a batch, or an eval set nothing to be told apart.
     """
 
     section = "towers"
@@ -69,7 +72,7 @@ class DualTrainer(Loop):
         self.cached = CachedGradients(
             model, loaded.tokenizer, objective, recipe.negatives, recipe.batch.at_once, loaded.autocast
         )
-        self.pools = {name: self._pool(images) for name, images in evaluation.items()}
+        self.pools = {name: self._pool(name, images) for name, images in evaluation.items()}
         self._read: dict[str, DualBatch] = {}  # this rank's share of a pool, once its images are decoded
         self._tally: Counter[str] = Counter()  # of the steps since the log was last written
         self._steps = 0
@@ -85,7 +88,7 @@ class DualTrainer(Loop):
         return towers_adapter.dead_pairs(self.model)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """The weights that decay: matrices that are no embeddings of a norm; neither biases nor the scale."""
+        """The weights that decay: matrices; neither norms, biases, single vectors nor the scale."""
         names: list[str] = super().get_decay_parameter_names(model)
         matrices = {name for name, weight in model.named_parameters() if weight.dim() > 1}
         return [name for name in names if name in matrices]
@@ -131,7 +134,10 @@ class DualTrainer(Loop):
             whole = self.cached.gradients(inputs.to(self.args.device), self.progress)
         except BatchError as error:
             names = ", ".join(inputs.names[:NAMED]) + ", …" * (len(inputs.names) > NAMED)
-            raise BatchError(f"step {self.state.global_step + 1}, with {names}: {error}") from error
+            raise BatchError(
+                f"step {self.state.global_step + 1}, with {names}: {error}; raise batch.images, train on more than one "
+                "patient, or set negatives.… to keep"
+            ) from error
         if not whole.loss.isfinite():
             self.refuse_loss(inputs.names, "look at these images and their texts with skinvl show")
         self._tally.update(whole.tally)
@@ -166,19 +172,13 @@ class DualTrainer(Loop):
         """The loss and R@1 of each eval set's pool, with the images in it, over all ranks, and the mean loss of all.
 
         Both depend on how large the pool is.
-
-        Raises:
-            BatchError: nothing in a pool is to be told apart.
         """
         metrics: dict[str, float] = {}
         losses, started = list[float](), time.monotonic()
         self.model.eval()
         cached = replace(self.cached, at_once=self.recipe.evaluate.batch_size)
         for name in self.eval_dataset if eval_dataset is None else eval_dataset:
-            try:
-                whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
-            except BatchError as error:
-                raise BatchError(f"data.eval, {name}: {error}") from error
+            whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
             losses.append(float(whole.loss))
             values = {"loss": losses[-1], "R@1": recall_at_1(whole), "images": float(len(self.pools[name]))}
             metrics |= {f"{metric_key_prefix}_{name}_{key}": value for key, value in values.items()}
@@ -188,11 +188,23 @@ class DualTrainer(Loop):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _pool(self, images: Sequence[TextedImage]) -> list[TextedImage]:
-        """A fixed sample of an eval set, in its order."""
+    def _pool(self, name: str, images: Sequence[TextedImage]) -> list[TextedImage]:
+        """A fixed sample of an eval set, in its order.
+
+        Raises:
+            BatchError: nothing in it is to be told apart, which the first evaluation would find out late.
+        """
         count = min(self.recipe.evaluate.during, len(images))
         chosen = random.Random(self.args.seed).sample(range(len(images)), count)
-        return [images[index] for index in sorted(chosen)]
+        pool = [images[index] for index in sorted(chosen)]
+        try:
+            require_negatives(pool, self.recipe.negatives)
+        except BatchError as error:
+            raise BatchError(
+                f"data.eval, {name}: {error}; raise evaluate.during, name another source or split, or set negatives.… "
+                "to keep"
+            ) from error
+        return pool
 
     def _share(self, name: str) -> DualBatch:
         """What this rank encodes of a pool."""

@@ -280,9 +280,20 @@ def test_a_batch_without_a_negative_names_its_images(tmp_path: Path) -> None:
     made = trainer(one, tmp_path)
     batch = made.data_collator([(image, None) for image in images[:3]])
     with pytest.raises(
-        BatchError, match=r"step 1, with lesions:images/train-0\.png, .*: a batch of 3 images .* no negative"
+        BatchError,
+        match=r"step 1, with lesions:images/train-0\.png, .*: 3 images .* no negative.*; raise batch\.images",
     ):
         made.training_step(made.model, batch)
+
+
+def test_an_eval_set_without_a_negative_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    two_towers.source(tmp_path / "alone", images=1)
+    one = make(tmp_path, data__eval=[{"source": str(tmp_path / "alone"), "split": "test"}])
+    with pytest.raises(
+        BatchError, match=r"^data\.eval, alone: 1 images with 1 texts have no negative.*; raise evaluate\.during, name"
+    ):
+        pretrain.train(one)
+    assert not (run.folder(one) / "log.jsonl").exists()
 
 
 def test_a_batch_that_no_epoch_fills_is_refused(tmp_path: Path) -> None:
