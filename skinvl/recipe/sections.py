@@ -122,6 +122,11 @@ _OWNED: dict[RecipeKind, dict[str, dict[str, str]]] = {
                 "a setting of language models": "use_liger_kernel liger_kernel_config use_cache neftune_noise_alpha "
                 "include_num_input_tokens_seen",
                 "towers decide": "optim_target_modules",
+                "skinvl sums the gradients of the ranks itself": "ddp_find_unused_parameters ddp_bucket_cap_mb "
+                "ddp_broadcast_buffers ddp_static_graph",
+                "a step runs in chunks of many lengths, each of which would be compiled anew": "torch_compile "
+                "torch_compile_backend torch_compile_mode",
+                "batch.at_once bounds the memory": "torch_empty_cache_steps",
             }
         ),
     },

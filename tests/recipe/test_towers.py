@@ -75,6 +75,8 @@ def test_the_values_arrive_and_are_written_out(write: Callable[[str], str]) -> N
         ("train.gradient_accumulation_steps=8", "train.gradient_accumulation_steps: not taken: batch.images are"),
         ("train.deepspeed=zero2", "train.deepspeed: not taken: two towers fit one GPU with batch.at_once; ranks by to"),
         ("train.fsdp=x", "train.fsdp: not taken: two towers fit one GPU with batch.at_once; ranks by torchrun"),
+        ("train.torch_compile=true", "train.torch_compile: not taken: a step runs in chunks of many lengths, each"),
+        ("train.ddp_bucket_cap_mb=8", "train.ddp_bucket_cap_mb: not taken: skinvl sums the gradients of the ranks"),
         ("train.packing=true", "train.packing: unknown; "),
         ("train.lr_scheduler_type=cosin", "train.lr_scheduler_type: found 'cosin'; expected linear, cosine"),
         ("train.eval_strategy=epochs", "train.eval_strategy: found 'epochs'; expected no, steps or epoch"),
