@@ -54,14 +54,14 @@ def images(
 
 
 def texts(
-    loaded: LoadedTowers, said: Sequence[str], state: PartialState | None = None, say: Console | None = None
+    loaded: LoadedTowers, written: Sequence[str], state: PartialState | None = None, say: Console | None = None
 ) -> Vectors:
     """float32[N, D], of length one, of N texts; texts of like length run together.
 
     Args:
         state: as of `images`.
     """
-    mine, distinct = _own(said, state)
+    mine, distinct = _own(written, state)
     ids = loaded.tokenizer(mine)
     order = sorted(range(len(mine)), key=lambda row: len(ids[row]))
     size, device = loaded.recipe.evaluate.batch_size, next(loaded.model.parameters()).device
@@ -75,7 +75,7 @@ def texts(
             vectors |= dict(zip(rows, made.float().cpu().numpy(), strict=True))
             progress.advance(len(rows))
     own = np.array([vectors[row] for row in range(len(mine))], np.float32)
-    return _whole(own, said, distinct, state)
+    return _whole(own, written, distinct, state)
 
 
 def streamed(
@@ -159,8 +159,8 @@ def _whole(own: Vectors, every: Sequence[Key], distinct: Sequence[Key], state: P
         return own.reshape(0, 0)
     if state is not None and state.num_processes > 1:
         own = _gathered(own, len(distinct), state)
-    number = {one: row for row, one in enumerate(distinct)}
-    return own[[number[one] for one in every]]
+    row_of = {key: row for row, key in enumerate(distinct)}
+    return own[[row_of[key] for key in every]]
 
 
 def _gathered(own: Vectors, count: int, state: PartialState) -> Vectors:

@@ -61,9 +61,9 @@ def search(recipe: PretrainRecipe, query: str, source: str, split: str | None, t
     loaded = load_towers(recipe, state.device)
     asked = embed.texts(loaded, [query]) if image is None else embed.images(loaded, [(image.parent, image.name)])
     images = embed.images(loaded, [(root, path) for path in paths], say=console)
-    said = {each.path: tuple(text.text for text in each.texts) for each in texted}
+    texts_of = {each.path: tuple(text.text for text in each.texts) for each in texted}
     nearest = [
-        Neighbour(cosine, root / paths[number], said.get(paths[number], ()))
+        Neighbour(cosine, root / paths[number], texts_of.get(paths[number], ()))
         for number, cosine in _nearest(images, asked[0], top)
     ]
     written = list(dict.fromkeys(text.text for each in texted for text in each.texts))

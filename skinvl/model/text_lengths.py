@@ -32,9 +32,11 @@ def fitted(
     distinct = list({text.text: None for image in images for text in image.texts})
     too_long_texts = set[str]()
     for start in range(0, len(distinct), TOGETHER):
-        some = distinct[start : start + TOGETHER]
-        lengths = tokenizer.lengths(some)
-        too_long_texts |= {text for text, length in zip(some, lengths, strict=True) if length > tokenizer.length}
+        texts_together = distinct[start : start + TOGETHER]
+        lengths = tokenizer.lengths(texts_together)
+        too_long_texts |= {
+            text for text, length in zip(texts_together, lengths, strict=True) if length > tokenizer.length
+        }
 
     kept, ledger, split = [], list[Dropped](), 0
     for image in images:

@@ -134,5 +134,5 @@ def _first(what: str, model_type: str, types: dict[str, tuple[str, ...]]) -> Tow
     for name, own in types.items():
         if model_type in own:
             return load(name)
-    known = ", ".join(sorted(one for own in types.values() for one in own))
+    known = ", ".join(sorted(known_type for own in types.values() for known_type in own))
     raise ValueError(f"model type {model_type!r}: not known as {what}; skinvl has {known}")
