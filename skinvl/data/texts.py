@@ -8,11 +8,12 @@ What becomes a text is told by an Example's `facts.kind`, which is all that a pr
 | hierarchy | derm1m hierarchy | ontology: "Skin condition: infectious, fungal, tinea corporis." |
 | diagnosis | derm1m, mm_skin classification, ham10000, isic, … | ontology: "Skin condition: tinea corporis." |
 | concept | derm1m concept | concepts: "Visible features: erythema and scale." |
-| open, closed, colour, site, malignancy, category, … | mm_skin, dermasynth, demo, … | none |
-| unknown, where an Example states none | llava | none |
+| open, closed, colour, site, malignancy, category, … | mm_skin, dermasynth, demo, … | by a template alone |
+| unknown, where an Example states none | llava | by a template alone |
 
-`data.texts` has a template for each further kind whose answers are to be captions, and one for a kind above goes before
-the table. The sentences are those of the captions. Placeholders of a missing value ("nan", "No visual concepts") and
+`data.texts` has a template for each further kind. What it says around a value, "a {answer} lesion", is of the concepts:
+images share it, where a caption tells an image from others; "{answer}" alone takes answers that are captions. A template
+for a kind above goes before the table, its aspect stays. The sentences are those of the captions. Placeholders of a missing value ("nan", "No visual concepts") and
 what a tokenizer has left ("</s>") never come here: data_prep and `skinvl prep` keep them out.
 
 Nothing is lost: each Example gave a text, said again what another one had, or is a row of the ledger: `no-image`,
@@ -102,8 +103,14 @@ def load(data: PretrainData, objective: Objective) -> TextedSets:
 
     Raises:
         FileNotFoundError, ValueError: see `mixture.load`.
-        TextsError: a source of which no image has a text.
+        TextsError: a source of which no image has a text, or a template whose texts the objective leaves out.
     """
+    for kind, template in data.texts.items():
+        if not _wanted(aspect := _aspect(kind, template), objective):
+            raise TextsError(
+                f"data.texts.{kind}: its texts are of the aspect {aspect}, which objective.aspects does not name; "
+                f"found {', '.join(objective.aspects)}; add {aspect} there, or leave the template out"
+            )
     sets = mixture.load(data)
     every = [*sets.train, *(row for rows in sets.evaluation.values() for row in rows)]
     images, groups = (numbers.tolist() for numbers in mixture.keys(every))
@@ -208,10 +215,10 @@ def _add(
 
     # The texts themselves.
     if template is not None:
-        whole = template.strip() == "{answer}"
+        whole, aspect = _whole(template), _aspect(kind, template)
         if not whole and any(map(_long, values)):
             return "long-answer", f"{kind}: {answers[0]!r:.120}, and data.texts.{kind} takes a value"
-        made, aspect = answers if whole else [template.format(answer=value) for value in values], "caption"
+        made = answers if whole else [template.format(answer=value) for value in values]
     elif aspect is None:
         return "kind-without-text", f"{kind}: no template in data.texts"
     elif aspect == "ontology":
@@ -226,6 +233,15 @@ def _add(
         return "aspect-left-out", f"{kind}: {aspect}, which objective.aspects does not name"
     gathered.texts[aspect] |= dict.fromkeys(" ".join(text.split()) for text in made)
     return None
+
+
+def _whole(template: str) -> bool:
+    return template.strip() == "{answer}"
+
+
+def _aspect(kind: str, template: str) -> Aspect:
+    """What a template makes of the answers of a kind."""
+    return KINDS.get(kind, "caption" if _whole(template) else "concepts")
 
 
 def _wanted(aspect: Aspect, objective: Objective) -> bool:
@@ -289,6 +305,6 @@ def _require_texts(
         listed = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
         raise TextsError(
             f"{where}: no image of {root} has a text. Its kinds of question: {listed}. Of these texts are "
-            f"{', '.join(KINDS)}, where objective.aspects names their aspect; make captions of another's short answers "
-            f"with data.texts={{{other}: 'a photo of {{answer}}'}}"
+            f"{', '.join(KINDS)}, where objective.aspects names their aspect; make texts of another's short answers "
+            f"with data.texts={{{other}: 'a photo of {{answer}}'}} and concepts in objective.aspects"
         )

@@ -94,7 +94,7 @@ def test_what_gives_no_text_is_in_the_ledger_with_its_rule_and_nothing_is_lost(t
         example("llava", "2.png", None, "It is red."),
         example("signs", "2.png", "description", "—…"),
         example("point", "2.png", "diagnosis", "."),
-        example("concept", "2.png", "concept", "Scale."),
+        example("disease", "2.png", "diagnosis", "Melanoma."),
         example("colour", "2.png", "colour", "red."),
         example("prose", "2.png", "colour", "It is red. There is a rim around it."),
         example("reason", "2.png", "diagnosis", "The rim is raised. This suggests a basal cell carcinoma."),
@@ -102,20 +102,20 @@ def test_what_gives_no_text_is_in_the_ledger_with_its_rule_and_nothing_is_lost(t
     )  # fmt: skip
     spec = source(tmp_path / "all", "train", *examples)
     (tmp_path / "all" / "images" / "3.png").unlink()
-    sets = loaded(spec, aspects="caption ontology", colour="a {answer} lesion")
+    sets = loaded(spec, aspects="caption concepts", colour="a {answer} lesion")
     assert {row.row.removeprefix("all:"): row.rule for row in sets.ledger} == {
         **{"both": "several-images", "none": "no-image", "vqa": "kind-without-text", "llava": "kind-without-text"},
         **{
             "signs": "empty-text",
             "point": "empty-text",
-            "concept": "aspect-left-out",
+            "disease": "aspect-left-out",
             "prose": "long-answer",
             "reason": "long-answer",
         },
         "gone": "missing-image",
     }
     assert sets.used + len(sets.ledger) == len(examples)
-    assert [said(image) for image in sets.train] == [[("caption", "A red patch.")], [("caption", "a red lesion")]]
+    assert [said(image) for image in sets.train] == [[("caption", "A red patch.")], [("concepts", "a red lesion")]]
 
 
 def test_a_template_goes_before_the_table_and_unknown_is_a_kind(tmp_path: Path) -> None:
@@ -126,11 +126,20 @@ def test_a_template_goes_before_the_table_and_unknown_is_a_kind(tmp_path: Path) 
         example("b", "2.png", None, "A long answer of its own. In two sentences."),
         example("c", "3.png", "diagnosis", "The diagnosis is melanoma."),
     )
-    sets = loaded(spec, site="on the {answer}", unknown="{answer}", diagnosis="a photo of {answer}")
+    sets = loaded(
+        spec,
+        aspects="caption ontology concepts",
+        site="on the {answer}",
+        unknown="{answer}",
+        diagnosis="a photo of {answer}",
+    )
     assert [each.text for image in sets.train for each in image.texts] == [
         *("on the left arm", "A long answer of its own. In two sentences.", "a photo of melanoma")
     ]
+    assert [image.texts[0].aspect for image in sets.train] == ["concepts", "caption", "ontology"]
     assert sets.train[2].diagnosis == "melanoma"
+    with pytest.raises(TextsError, match=r"data\.texts\.site: its texts are of the aspect concepts, which objective"):
+        loaded(spec, site="on the {answer}", unknown="{answer}")
 
 
 def test_a_source_without_a_text_is_refused_with_its_kinds(tmp_path: Path) -> None:
