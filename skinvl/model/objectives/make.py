@@ -90,22 +90,16 @@ class MakeLoss(Objective):
         """v, float32[n, D], of each text."""
         # Texts of an image as rows of one matrix, padded to the most texts that an image has: no copy of its patches.
         counts = torch.bincount(owner, minlength=len(patches))
-        place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
-        queries = texts.new_zeros(len(patches), int(counts.max()), texts.shape[1]).index_put((owner, place), texts)
+        column = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+        queries = texts.new_zeros(len(patches), int(counts.max()), texts.shape[1]).index_put((owner, column), texts)
 
-        return local_features(queries, patches, self.sigma)[owner, place]
+        return local_features(queries, patches, self.sigma)[owner, column]
 
 
-class ReleasedMakeLoss(Objective):
-    """What MAKE's released code computes."""
+class ReleasedMakeLoss(MakeLoss):
+    """What MAKE's released code computes, of the same settings."""
 
     places = (1, 1, 1, 8)
-
-    def __init__(self, settings: towers.Objective) -> None:
-        self.weighted = settings.weights == "diagnosis"
-        self.alignment = settings.local
-        self.sigma = settings.sigma
-        self.needs_patches = settings.local > 0
 
     def _loss(self, features: Features, pairing: Pairing, progress: float) -> torch.Tensor:
         size, texts = len(features.images), features.texts
