@@ -22,7 +22,7 @@ from skinvl.model import augment
 from skinvl.model.augment import Augmentation
 from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
 from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE
-from skinvl.recipe.towers import Negatives
+from skinvl.recipe.towers import Negatives, PretrainRecipe
 
 UNKNOWN = -1
 DEPTH = 8  # levels of a path of diagnosis; of a longer one those in the middle are left out
@@ -201,14 +201,24 @@ def relation(
     return related
 
 
-def require_negatives(images: Sequence[TextedImage], negatives: Negatives) -> None:
-    """Checks that images with their texts can be compared, before any of them is read.
+def pool(name: str, images: Sequence[TextedImage], recipe: PretrainRecipe, seed: int) -> list[TextedImage]:
+    """The images of an eval set that an evaluation within the training compares: a fixed sample, in their order.
 
     Raises:
-        BatchError: no pair is a negative.
+        BatchError: nothing in it is to be told apart, which the first evaluation would find out late.
     """
-    owner = _int64([number for number, image in enumerate(images) for _ in image.texts])
-    relation(keys_of(images), owner, _int64([text.key for image in images for text in image.texts]), negatives)
+    count = min(recipe.evaluate.during, len(images))
+    chosen = [images[index] for index in sorted(random.Random(seed).sample(range(len(images)), count))]
+    owner = _int64([number for number, image in enumerate(chosen) for _ in image.texts])
+    text_keys = _int64([text.key for image in chosen for text in image.texts])
+    try:
+        relation(keys_of(chosen), owner, text_keys, recipe.negatives)
+    except BatchError as error:
+        raise BatchError(
+            f"data.eval, {name}: {error}; raise evaluate.during, name another source or split, or set negatives.… to "
+            "keep"
+        ) from error
+    return chosen
 
 
 def _holds(reason: str, keys: torch.Tensor, owner: torch.Tensor, text_keys: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ What a training refuses and needs no weights is refused here too, by the same fu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -15,13 +16,13 @@ from rich.table import Table
 from skinvl.data import mixture
 from skinvl.data.source import source_folder
 from skinvl.model import adapter, ways_out
+from skinvl.model.adapter import Hits, Trained
 from skinvl.model.base import attention_kernel, blank_model, count_parameters, read_config
-from skinvl.model.families import PARTS
 from skinvl.model.precompute import require_room
 from skinvl.plan.configs import files, open_folder
 from skinvl.plan.rows import checked
-from skinvl.recipe.recipe import Data, Recipe, SourceSpec, dump
-from skinvl.recipe.towers import PretrainData
+from skinvl.recipe.recipe import Data, Parts, Recipe, SourceSpec, dump
+from skinvl.recipe.towers import PretrainData, Towers
 
 AnyData = TypeVar("AnyData", Data, PretrainData)
 
@@ -55,17 +56,21 @@ def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     ahead = ways_out.ahead(blank, family, recipe)
     peft_model = adapter.attach(blank, family, recipe)
     counts = adapter.check(peft_model, family, recipe)
+    say_parts(say, recipe.parts, counts, hits)
+    for line in ahead:
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
+    say.print(f"parameters of {recipe.base.name}: {total:,}")
+
+
+def say_parts(say: Console, specs: Parts | Towers, counts: Mapping[str, Trained], hits: Mapping[str, Hits]) -> None:
+    """Prints how much of each part trains, and the modules that it trains in."""
     table = Table("part", "train", "trainable", "of")
-    for part in PARTS:
-        mode = getattr(recipe.parts, part).train
-        table.add_row(part, mode, f"{counts[part].trainable:,}", f"{counts[part].parameters:,}")
+    for part, count in counts.items():
+        table.add_row(part, getattr(specs, part).train, f"{count.trainable:,}", f"{count.parameters:,}")
     say.print(table)
     for part, hit in hits.items():
         for what in [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full):
             say.print(f"{part}: {what}", markup=False, highlight=False, soft_wrap=True)
-    for line in ahead:
-        say.print(line, markup=False, highlight=False, soft_wrap=True)
-    say.print(f"parameters of {recipe.base.name}: {total:,}")
 
 
 def prepared(say: Console, data: AnyData) -> AnyData | None:

@@ -9,15 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from rich.table import Table
 
 from skinvl.data import texts
 from skinvl.data.draws import ImageSampler
 from skinvl.model import objectives, towers_adapter
 from skinvl.model.base import count_parameters
-from skinvl.model.towers_adapter import PARTS
+from skinvl.model.dual_batch import pool
 from skinvl.model.towers_loaded import OpenTowers, attention_of
-from skinvl.plan.dry import prepared
+from skinvl.plan.dry import prepared, say_parts
 from skinvl.plan.dual_configs import blank, open_config
 from skinvl.plan.texts import checked_texts
 from skinvl.recipe import towers
@@ -44,6 +43,8 @@ def show(recipe: PretrainRecipe, configs: Path | None) -> None:
             seed = recipe.train.get("seed", 42)
             rows = checked_texts(texts.load(data, recipe.objective), opened.tokenizer, recipe, seed, say)
             sampler = ImageSampler(rows.train, seed, recipe.batch.images)
+            for name, images in rows.evaluation.items():
+                pool(name, images, recipe, seed)
             say.print(f"an epoch: {len(sampler) // sampler.batch:,} steps of {sampler.batch:,} images")
 
 
@@ -55,14 +56,7 @@ def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers) -> None:
     hits = towers_adapter.plan(model, recipe)
     fresh = recipe.model_copy(update={"init_adapter": None})
     counts = towers_adapter.check(towers_adapter.attach(model, fresh), fresh)
-    table = Table("part", "train", "trainable", "of")
-    for part in PARTS:
-        mode = getattr(recipe.towers, part).train
-        table.add_row(part, mode, f"{counts[part].trainable:,}", f"{counts[part].parameters:,}")
-    say.print(table)
-    for part, hit in hits.items():
-        for what in [f"{pattern} ×{count}" for pattern, count in hit.patterns.items()] + list(hit.full):
-            say.print(f"{part}: {what}", markup=False, highlight=False, soft_wrap=True)
+    say_parts(say, recipe.towers, counts, hits)
     image, text = opened.config.image_and_text
     say.print(
         f"{image.model_type} of {opened.pixels.side} px and {text.model_type} of {opened.tokenizer.length} tokens, "

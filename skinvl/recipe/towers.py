@@ -9,25 +9,17 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from skinvl.recipe import loading, sections, strict
-from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, SourceSpec, Text
+from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, PartSpec, SourceSpec, Text
 from skinvl.recipe.strict import Fault, StrictModel
 
 AspectName = Literal["caption", "ontology", "concepts", "sentences"]
 
 
-class TowerSpec(StrictModel):
+class TowerSpec(PartSpec):
     """How one tower, or the heads, trains."""
 
     train: Literal["frozen", "lora", "full"] = "full"
     """Not at all, through LoRA on its linear layers, or all of its weights."""
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Peak learning rate, per step; null is train.learning_rate."""
-
-    @model_validator(mode="after")
-    def _used(self) -> Self:
-        if self.train == "frozen" and self.learning_rate is not None:
-            raise ValueError("what is frozen has no learning_rate; leave it out, or set train to lora or full")
-        return self
 
 
 class Towers(StrictModel):

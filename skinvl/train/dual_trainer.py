@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from skinvl.data.draws import BatchError, Draw, ImageSampler, part
 from skinvl.data.texts import TextedImage
 from skinvl.model import objectives, towers_adapter
 from skinvl.model.cached_gradients import CachedGradients, Whole
-from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset, require_negatives
+from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset, pool
 from skinvl.model.objectives import EMPTY, NEGATIVE, POSITIVE
 from skinvl.model.towers_loaded import LoadedTowers
 from skinvl.train.loop import Loop
@@ -72,7 +71,7 @@ class DualTrainer(Loop):
         self.cached = CachedGradients(
             model, loaded.tokenizer, objective, recipe.negatives, recipe.batch.at_once, loaded.autocast
         )
-        self.pools = {name: self._pool(name, images) for name, images in evaluation.items()}
+        self.pools = {name: pool(name, images, recipe, args.seed) for name, images in evaluation.items()}
         self._read: dict[str, DualBatch] = {}  # this rank's share of a pool, once its images are decoded
         self._tally: Counter[str] = Counter()  # of the steps since the log was last written
         self._steps = 0
@@ -187,24 +186,6 @@ class DualTrainer(Loop):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _pool(self, name: str, images: Sequence[TextedImage]) -> list[TextedImage]:
-        """A fixed sample of an eval set, in its order.
-
-        Raises:
-            BatchError: nothing in it is to be told apart, which the first evaluation would find out late.
-        """
-        count = min(self.recipe.evaluate.during, len(images))
-        chosen = random.Random(self.args.seed).sample(range(len(images)), count)
-        pool = [images[index] for index in sorted(chosen)]
-        try:
-            require_negatives(pool, self.recipe.negatives)
-        except BatchError as error:
-            raise BatchError(
-                f"data.eval, {name}: {error}; raise evaluate.during, name another source or split, or set negatives.… "
-                "to keep"
-            ) from error
-        return pool
 
     def _share(self, name: str) -> DualBatch:
         """What this rank encodes of a pool."""

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl
 
 from skinvl.model.names import WRAPPER
 from skinvl.recipe.recipe import EarlyStopping, Parts, PartSpec
-from skinvl.recipe.towers import Towers, TowerSpec
+from skinvl.recipe.towers import Towers
 from skinvl.train import checkpoint
 from skinvl.train.callbacks import Gradients, Log, Steps, StopEarly, Throughput, TrainingError
 
@@ -38,9 +38,9 @@ class Loop(_Trainer):  # type: ignore[misc]
         """The part that a parameter belongs to, by its name in the base."""
         raise NotImplementedError
 
-    def spec(self, part: str) -> PartSpec | TowerSpec:
+    def spec(self, part: str) -> PartSpec:
         """How a part trains."""
-        spec: PartSpec | TowerSpec = getattr(self.parts, part)
+        spec: PartSpec = getattr(self.parts, part)
         return spec
 
     def dead_layers(self) -> list[str]:

@@ -69,7 +69,7 @@ def test_the_values_arrive_and_are_written_out(write: Callable[[str], str]) -> N
         ("data.texts={colour: '{answer'}", "data.texts: colour: found '{answer'; expected a template"),
         ("towers.image={train: full}", "lora: no tower trains with it; set towers.image.train=lora, or leave lora"),
         ("towers.heads={train: lora}", "towers: the heads are two small layers; set towers.heads.train to full or"),
-        ("towers.text={train: frozen, learning_rate: 1.0}", "towers.text: what is frozen has no learning_rate"),
+        ("towers.text={train: frozen, learning_rate: 1.0}", "towers.text: a frozen part has no learning_rate"),
         ("lora.target_modules=x", "lora.target_modules: not taken: towers decide, for every base alike"),
         ("train.per_device_train_batch_size=8", "train.per_device_train_batch_size: not taken: batch.images are"),
         ("train.gradient_accumulation_steps=8", "train.gradient_accumulation_steps: not taken: batch.images are"),
