@@ -27,6 +27,10 @@ Vectors = NDArray[np.float32]
 Key = TypeVar("Key", bound=Hashable)
 
 
+class EmbedError(ValueError):
+    """Towers that make no embeddings."""
+
+
 def images(
     loaded: LoadedTowers,
     shown: Sequence[tuple[Path, str]],
@@ -37,6 +41,9 @@ def images(
 
     Args:
         state: the ranks that share the work; each gets all of it. None is this process alone.
+
+    Raises:
+        EmbedError: an embedding is not finite.
     """
     paths = [root / path for root, path in shown]
     mine, distinct = _own(paths, state)
@@ -60,6 +67,9 @@ def texts(
 
     Args:
         state: as of `images`.
+
+    Raises:
+        EmbedError: as `images`.
     """
     mine, distinct = _own(written, state)
     ids = loaded.tokenizer(mine)
@@ -72,7 +82,7 @@ def texts(
             input_ids, mask = loaded.tokenizer.pad([ids[row] for row in rows])
             with torch.no_grad(), exact(), loaded.autocast():
                 made = _model(loaded).encode_texts(input_ids.to(device), mask.to(device))
-            vectors |= dict(zip(rows, made.float().cpu().numpy(), strict=True))
+            vectors |= dict(zip(rows, _finite(made, repr(mine[rows[0]])), strict=True))
             progress.advance(len(rows))
     own = np.array([vectors[row] for row in range(len(mine))], np.float32)
     return _whole(own, written, distinct, state)
@@ -87,6 +97,9 @@ def streamed(
 
     Args:
         known: those of earlier blocks, which are not made again; these are added.
+
+    Raises:
+        EmbedError: as `images`.
     """
     known = {} if known is None else known
     seen, new = set(known), []
@@ -102,7 +115,7 @@ def streamed(
         if paths:
             with torch.no_grad(), exact(), loaded.autocast():
                 made = _model(loaded).encode_images(loaded.pixels.normalised(pixels.to(device))).embeddings
-            known.update(zip(paths, made.float().cpu().numpy(), strict=True))
+            known.update(zip(paths, _finite(made, str(paths[0])), strict=True))
         known.update(refused)
         yield {path: known[path] for path in block}
 
@@ -136,6 +149,24 @@ class _Reading:
         side = self.pixels.side
         stacked = torch.from_numpy(np.array(squares, np.uint8).reshape(len(squares), side, side, 3))
         return read, stacked.permute(0, 3, 1, 2), refused
+
+
+def _finite(made: torch.Tensor, first: str) -> Vectors:
+    """float32[n, D] of the embeddings float[n, D].
+
+    Args:
+        first: what the first of them is of.
+
+    Raises:
+        EmbedError: one is not finite.
+    """
+    vectors: Vectors = made.float().cpu().numpy()
+    if not np.isfinite(vectors).all():
+        raise EmbedError(
+            f"the embeddings of {first}, or of what is embedded with it, are no finite numbers: the weights hold "
+            "such, or overflow; evaluate an earlier checkpoint of the run, or set train.bf16=false and train again"
+        )
+    return vectors
 
 
 def _model(loaded: LoadedTowers) -> Any:

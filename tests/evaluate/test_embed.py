@@ -76,6 +76,18 @@ def test_workers_decode_the_same_and_what_cannot_be_read_is_no_number(tmp_path: 
     assert why.startswith("unreadable-image: ")
 
 
+def test_towers_that_make_no_numbers_are_refused_and_not_their_images(tmp_path: Path) -> None:
+    one = loaded(tmp_path)
+    model: Any = one.model
+    for head in (model.image_head, model.text_head):
+        with torch.no_grad():
+            head.projection.weight[0, 0] = torch.nan
+    with pytest.raises(embed.EmbedError, match=r"of .*test-0\.png, or of what .* are no finite numbers: the weights"):
+        embed.images(one, [(tmp_path / "lesions", f"images/test-{number}.png") for number in range(2)])
+    with pytest.raises(embed.EmbedError, match="embeddings of 'a', or of what"):
+        embed.texts(one, SAID)
+
+
 def test_the_precision_is_that_of_the_training_and_no_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [(tmp_path / "lesions", f"images/test-{number}.png") for number in range(3)]
     single, half = loaded(tmp_path), loaded(tmp_path, train__bf16=True)
