@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
 from skinvl.data.example import Dropped
 from skinvl.data.permuted_texts import permuted
-from skinvl.data.texts import TextedImage, TextedSets
+from skinvl.data.texts import ASPECTS, TextedImage, TextedSets
+from skinvl.model import objectives
 from skinvl.model.dual_inputs import TextTokenizer
 from skinvl.model.text_lengths import fitted
 from skinvl.plan.rows import say_shared
@@ -48,6 +50,7 @@ def checked_texts(
         ValueError: a set has no image left.
     """
     say_shared(say, sets.ledger, sets.leaking)
+    places = objectives.load(recipe.objective).places
     table = Table("set", "images", "texts", "too long", title=f"texts of at most {tokenizer.length} tokens")
     images, ledger, too_long = dict[str, list[TextedImage]](), list(sets.ledger), 0
     for name, of_set in {"train": sets.train, **sets.evaluation}.items():
@@ -61,8 +64,8 @@ def checked_texts(
                 f"{name}: none of {len(of_set):,} images has a text of at most {tokenizer.length} tokens; "
                 "set data.too_long to cut or split"
             )
-        images[name] = fit.images
-        ledger += fit.ledger
+        images[name], no_place = (fit.images, []) if places is None else _placed(fit.images, places)
+        ledger += fit.ledger + no_place
         too_long += long if name == "train" else 0
     say.print(table)
     train = images.pop("train")
@@ -74,3 +77,18 @@ def checked_texts(
             style="red",
         )
     return CheckedTexts(train, images, ledger, too_long)
+
+
+def _placed(images: Sequence[TextedImage], places: Sequence[int]) -> tuple[list[TextedImage], list[Dropped]]:
+    """The images with no more texts of each aspect than an objective has places for; a row `no-place` of each other."""
+    placed, ledger = [], list[Dropped]()
+    for image in images:
+        left, kept = dict(zip(ASPECTS, places, strict=True)), []
+        for text in image.texts:
+            left[text.aspect] -= 1
+            if left[text.aspect] >= 0:
+                kept.append(text)
+            else:
+                ledger.append(Dropped(image.name, "no-place", f"{text.aspect}: {text.text!r:.80}"))
+        placed.append(replace(image, texts=tuple(kept)))
+    return placed, ledger

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 
-from helpers import two_towers
+from helpers import texted, two_towers
 from skinvl.data import texts
 from skinvl.data.draws import BatchError
 from skinvl.data.permuted_texts import permuted
@@ -20,6 +20,7 @@ from skinvl.model import towers_adapter
 from skinvl.model.dual import DualEncoder
 from skinvl.model.dual_batch import DualCollator
 from skinvl.model.towers_loaded import load_towers
+from skinvl.plan.texts import checked_texts
 from skinvl.recipe import run
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.train import pretrain
@@ -294,6 +295,19 @@ def test_an_eval_set_without_a_negative_is_refused_before_the_first_step(tmp_pat
     ):
         pretrain.train(one)
     assert not (run.folder(one) / "log.jsonl").exists()
+
+
+def test_texts_that_the_released_make_has_no_place_for_are_in_the_ledger(tmp_path: Path) -> None:
+    every = ["caption", "ontology", "concepts", "sentences"]
+    one = make(tmp_path, objective={"name": "make", "aspects": every, "released": True})
+    images = [texted.image(tmp_path, number, f"red {number}", f"scar {number}") for number in range(2)]
+    sets = texts.TextedSets(images, {"test": images[:1]}, [], 4)
+    letters: Any = texted.Letters()
+    checked = checked_texts(sets, letters, one, 0, Console(quiet=True))
+    assert [[text.text for text in image.texts] for image in checked.train] == [["red 0"], ["red 1"]]
+    assert [(row.rule, row.detail) for row in checked.ledger] == [
+        ("no-place", f"caption: 'scar {number}'") for number in (0, 1, 0)
+    ]
 
 
 def test_a_batch_that_no_epoch_fills_is_refused(tmp_path: Path) -> None:
