@@ -154,7 +154,9 @@ def same(path: Path, recipe: Recipe | PretrainRecipe, data: Mapping[str, str], r
     before = begun.provenance
     differences += [f"{name} is another file" for name, digest in before.data.items() if data.get(name) != digest]
     if ranks is not None and before.ranks != ranks:
-        differences.append(f"ranks were {before.ranks} and are {ranks}, which would draw other batches")
+        differences.append(
+            f"ranks were {before.ranks} and are {ranks}, which would draw other batches or random numbers"
+        )
     if differences:
         raise CheckpointError(
             f"{path}: resume=auto goes on with the same training, but {'; '.join(differences[:3])}. Give it what it "
