@@ -80,7 +80,11 @@ def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base"
         needed = (OF_TOWERS if towers else NEEDED)[what]
         if not any(file.is_file() for name in needed for file in path.glob(name)):
             expected = " nor ".join(needed[:2])
-            raise BaseError(f"{what} {model}: the folder has no {expected}; give that of a model, or of an adapter")
+            # The folder of a run is the likely slip: what it has trained lies one folder below.
+            folders = (path / "adapter", path / "model")
+            trained = [folder for folder in folders if any(any(folder.glob(name)) for name in needed)]
+            wanted = f"{trained[0]}, which the run has made" if trained else "that of a model, or of an adapter"
+            raise BaseError(f"{what} {model}: the folder has no {expected}; give {wanted}")
         return Snapshot(path, None)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise BaseError(

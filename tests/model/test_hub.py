@@ -146,3 +146,12 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BaseError, match="no such folder, and not a model id"):
         fetch("./nowhere", None, weights=True)
     shutil.rmtree(tmp_path)
+
+
+def test_the_folder_of_a_run_is_answered_with_the_folder_of_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    with pytest.raises(BaseError, match=r"give .*/model, which the run has made"):
+        fetch(str(tmp_path), None, weights=False, what="init_adapter", towers=True)
+    with pytest.raises(BaseError, match=r"give that of a model, or of an adapter"):  # sft cannot start from towers
+        fetch(str(tmp_path), None, weights=False, what="init_adapter")
