@@ -12,10 +12,10 @@ What becomes a text is told by an Example's `facts.kind`, which is all that a pr
 | unknown, where an Example states none | llava | by a template alone |
 
 `data.texts` has a template for each further kind. What it says around a value, "a {answer} lesion", is of the concepts:
-images share it, where a caption tells an image from others; "{answer}" alone takes answers that are captions. A template
-for a kind above goes before the table, its aspect stays. The sentences are those of the captions. Placeholders of a
-missing value ("nan", "No visual concepts") and what a tokenizer has left ("</s>") never come here: data_prep and
-`skinvl prep` keep them out.
+images share it, where a caption tells an image from others; "{answer}" alone takes answers that are captions. Where a
+kind above has a template, this goes before the table and the aspect stays. The sentences are those of the captions.
+Placeholders of a missing value ("nan", "No visual concepts") and what a tokenizer has left ("</s>") never come here:
+data_prep and `skinvl prep` keep them out.
 
 Nothing is lost: each Example gave a text, said again what another one had, or is a row of the ledger: `no-image`,
 `several-images`, `kind-without-text`, `aspect-left-out` (of objective.aspects), `long-answer` (sentences where a
