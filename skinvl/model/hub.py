@@ -116,14 +116,14 @@ def fetch(model: str, revision: str | None, *, weights: bool, what: str = "base"
         return _cached(model, revision, patterns + PICKLES if towers and weights else patterns, error, what)
     if towers and weights and not any(fnmatch(file.rfilename, "*.safetensors") for file in info.siblings or []):
         patterns += PICKLES
-    wanted = {
+    sizes = {
         file.rfilename: file.size or 0
         for file in info.siblings or []
         if any(fnmatch(file.rfilename, pattern) for pattern in patterns)
     }
     missing = sum(
         size
-        for name, size in wanted.items()
+        for name, size in sizes.items()
         if not isinstance(try_to_load_from_cache(model, name, revision=info.sha), str)
     )
     cache = Path(constants.HF_HUB_CACHE)
