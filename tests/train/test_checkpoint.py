@@ -108,10 +108,9 @@ def test_two_towers_that_are_killed_or_stopped_or_out_of_disk_end_as_the_whole_r
     """With augmentation and a worker that loads ahead; a model of all weights is what a checkpoint holds."""
     changes = {key: value for key, value in SETTINGS.items() if key not in ("lora", "cache_gb")}
     loader = {"data__augmentation": "mild", "train__dataloader_num_workers": 1}
-    small = {"train__logging_steps": 1, "train__disable_tqdm": True, "batch": {"images": 4, "at_once": 3}}
-    small["train__max_steps"] = 6
+    small = {"train__max_steps": 6, "train__logging_steps": 1, "batch": {"images": 4, "at_once": 3}}
     two_towers.source(tmp_path / "lesions", images=10)
-    two_towers.recipe(tmp_path, **changes, **loader, **small)
+    two_towers.recipe(tmp_path, **{**changes, **loader, **small, "train__disable_tqdm": True})
     killed(tmp_path, range(2))
     stopped, resumed, failed, freed = commands(
         tmp_path,
