@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from skinvl.data import labels
 from skinvl.data.example import Example, Facts, read, text, words
@@ -132,6 +132,31 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
     source = Path(spec.source).stem if _is_table(spec) else source_name(root)  # the file has the converter's name
     asked = [replace(sample, example=replace(_asking(sample, question, field), source=source)) for sample in samples]
     return Task(name(spec), classes, benchmark, labels.malignant(classes), question, asked)
+
+
+def lacking(verb: str) -> str:
+    """What a verb says where a recipe names no set."""
+    return (
+        f"evaluate.classify: names no set, so that there is nothing to {verb}; name one in the recipe, or on the "
+        'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
+    )
+
+
+def settings(task: Task, spec: ClassSpec, split: str, path: Path) -> dict[str, Any]:
+    """What the settings of predictions hold of their task, whatever predicts.
+
+    Args:
+        path: where the predictions will lie.
+    """
+    return {
+        "set": path.stem,
+        "rows": len(task.samples),
+        "source": spec.source,
+        "split": split,
+        "benchmark": task.benchmark,
+        "classes": list(task.classes),
+        "malignant": task.malignant and list(task.malignant),
+    }
 
 
 def name(spec: ClassSpec) -> str:

@@ -9,7 +9,6 @@ the name without the image (PMI: Holtzman et al. 2021, Surface Form Competition,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from skinvl.recipe import run
 from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import ClassSpec, Generation, Recipe
 from skinvl.score import predictions
-from skinvl.score.predictions import Classified, PredictionJournal, rule
+from skinvl.score.predictions import Classified, PredictionJournal, unscored
 
 PROMPTED = Generation(max_new_tokens=48)  # a class name, and a few words around it
 
@@ -55,10 +54,7 @@ def main(words: Sequence[str]) -> int:
 def classify_sets(recipe: Recipe, out: Path) -> None:
     """Writes the likelihoods of each set that the recipe classifies to `out/eval/classes`."""
     if not recipe.evaluate.classify:
-        raise ClassifyError(
-            "evaluate.classify: names no set, so that there is nothing to classify; name one in the recipe, or on the "
-            'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
-        )
+        raise ClassifyError(benchmarks.lacking("classify"))
     state = ranks()
     say = Console(quiet=not state.is_main_process)
     if state.is_main_process:
@@ -86,21 +82,11 @@ def classified(
 
     Samples that share a group or an image with the train rows are not classified, unless `data.allow_leak` has it so.
     """
-    task = benchmarks.load(spec, split)
-    apart = contamination.without(task.samples, train) if train else task.samples
-    leaking = sum(sample.detail.startswith(contamination.RULE) for sample in apart)
-    if not loaded.recipe.data.allow_leak:
-        task = replace(task, samples=apart)
+    task, leaking = contamination.guarded(benchmarks.load(spec, split), train, loaded.recipe.data.allow_leak)
     collate = ClassCollator(loaded.collator, task, loaded.recipe.evaluate.prompted)
     tokens, prior = collate.names(loaded, predictions.begun(path))
     settings = {
-        "set": path.stem,
-        "rows": len(task.samples),
-        "source": spec.source,
-        "split": split,
-        "benchmark": task.benchmark,
-        "classes": list(task.classes),
-        "malignant": task.malignant and list(task.malignant),
+        **benchmarks.settings(task, spec, split, path),
         "question": task.question,
         "leaking": leaking,
         "allow_leak": loaded.recipe.data.allow_leak,
@@ -125,9 +111,7 @@ def classified(
         state,
         say,
     )
-    rest = Counter(rule(row.detail) for row in rows if row.detail)
-    why = "".join(f"; {count:,} not scored: {reason}" for reason, count in rest.items())
-    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes{why}")
+    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes{unscored(rows)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,17 @@ import pyarrow as pa
 from skinvl.data import fingerprints, mixture
 from skinvl.data.mixture import Row
 from skinvl.data.source import used_images
-from skinvl.evaluate.benchmarks import Sample
+from skinvl.evaluate.benchmarks import Sample, Task
 from skinvl.score.predictions import key
 
 RULE = "trained-on"
+
+
+def guarded(task: Task, train: Sequence[Row], allow_leak: bool) -> tuple[Task, int]:
+    """The task as `without` leaves its samples, or as it was where leaks are allowed, and how many were trained on."""
+    apart = without(task.samples, train) if train else task.samples
+    leaking = sum(sample.detail.startswith(RULE) for sample in apart)
+    return (task if allow_leak else replace(task, samples=apart)), leaking
 
 
 def without(samples: Sequence[Sample], train: Sequence[Row]) -> list[Sample]:

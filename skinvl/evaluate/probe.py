@@ -109,10 +109,7 @@ def probe_sets(recipe: Recipe, out: Path) -> None:
     """
     specs = recipe.evaluate.classify
     if not specs:
-        raise ProbeError(
-            "evaluate.classify: names no set, so that there is nothing to probe; name one in the recipe, or on the "
-            'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
-        )
+        raise ProbeError(benchmarks.lacking("probe"))
     if recipe.init_adapter is not None and recipe.parts.vision.train != "frozen":
         raise ProbeError(
             f"parts.vision={recipe.parts.vision.train}: a probe measures the frozen tower, and this adapter changed "

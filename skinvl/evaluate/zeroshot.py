@@ -8,7 +8,6 @@ template alone, and every choice of one name for each class, would give: score t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from skinvl.recipe import run
 from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import ClassSpec
 from skinvl.recipe.towers import PretrainRecipe
-from skinvl.score.predictions import Classified, PredictionJournal, rule
+from skinvl.score.predictions import Classified, PredictionJournal, unscored
 from skinvl.score.probabilities import PROMPTS
 
 
@@ -54,10 +53,7 @@ def zeroshot_sets(recipe: PretrainRecipe, out: Path) -> None:
         BenchmarkError, PromptError, TextListError: a set, its classes or the templates do not fit.
     """
     if not recipe.evaluate.classify:
-        raise ZeroshotError(
-            "evaluate.classify: names no set, so that there is nothing to classify; name one in the recipe, or on the "
-            'command line: "evaluate.classify=[{source: ham10000, split: test}]"'
-        )
+        raise ZeroshotError(benchmarks.lacking("classify"))
     state = ranks()
     say = Console(quiet=not state.is_main_process)
 
@@ -97,10 +93,7 @@ def _classified(
     Samples that share a group or an image with the train rows are not classified, unless `data.allow_leak` has it so.
     """
     recipe = loaded.recipe
-    apart = contamination.without(task.samples, train) if train else task.samples
-    leaking = sum(sample.detail.startswith(contamination.RULE) for sample in apart)
-    if not recipe.data.allow_leak:
-        task = replace(task, samples=apart)
+    task, leaking = contamination.guarded(task, train, recipe.data.allow_leak)
 
     # The classes as embeddings, and what they were made of.
     texts = asked.texts
@@ -108,13 +101,7 @@ def _classified(
     model: Any = loaded.model
     scale = float(model.scale.value().detach())
     settings = {
-        "set": path.stem,
-        "rows": len(task.samples),
-        "source": spec.source,
-        "split": split,
-        "benchmark": task.benchmark,
-        "classes": list(task.classes),
-        "malignant": task.malignant and list(task.malignant),
+        **benchmarks.settings(task, spec, split, path),
         "question": None,
         "leaking": leaking,
         "allow_leak": recipe.data.allow_leak,
@@ -140,9 +127,10 @@ def _classified(
         state,
         say,
     )
-    rest = Counter(rule(row.detail) for row in rows if row.detail)
-    why = "".join(f"; {count:,} not scored: {reason}" for reason, count in rest.items())
-    say.print(f"{path}: {len(rows):,} rows, {len(task.classes)} classes, {len(texts):,} prompts{why}", soft_wrap=True)
+    say.print(
+        f"{path}: {len(rows):,} rows, {len(task.classes)} classes, {len(texts):,} prompts{unscored(rows)}",
+        soft_wrap=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)

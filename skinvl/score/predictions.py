@@ -7,6 +7,7 @@ A set's predictions are `<set>.jsonl`, one row for each question that was to be 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -83,6 +84,12 @@ def key(row: Identified) -> str:
 def rule(detail: str) -> str:
     """The name of a reason, without what was found in the one row that it stands in."""
     return detail.partition(":")[0]
+
+
+def unscored(rows: Iterable[Classified]) -> str:
+    """How many rows are not scored and why, as the end of a sentence; empty where all are."""
+    rest = Counter(rule(row.detail) for row in rows if row.detail)
+    return "".join(f"; {count:,} not scored: {reason}" for reason, count in rest.items())
 
 
 def read(path: Path, kind: type[T]) -> tuple[dict[str, Any], list[T]]:

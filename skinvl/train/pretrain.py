@@ -13,13 +13,11 @@ from transformers import TrainingArguments, set_seed
 
 from skinvl.data import mixture, texts
 from skinvl.data.example import write_jsonl
-from skinvl.data.mixture import digests
 from skinvl.model import towers_adapter
 from skinvl.model.towers_loaded import LoadedTowers, open_towers, read_model
 from skinvl.plan import dry_towers
 from skinvl.plan.texts import checked_texts
 from skinvl.recipe import run, towers
-from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.train import start, summary
@@ -30,12 +28,7 @@ from skinvl.train.records import towers_provenance
 
 def main(words: Sequence[str]) -> int:
     """0, once the run folder holds the towers and their records (or, dry, once all but the weights is shown)."""
-    parser = recipe_parser("pretrain", "Train a recipe of two towers: they come to embed images and texts alike.")
-    parser.add_argument("--dry-run", action="store_true", help="show what would train, without any weights")
-    parser.add_argument("--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder")
-    args = parser.parse_intermixed_args(words)
-    if args.configs is not None and not args.dry_run:
-        parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
+    args = start.parsed("pretrain", "Train a recipe of two towers: they come to embed images and texts alike.", words)
     recipe = towers.load(args.recipe, args.overrides)
     if args.dry_run:
         require_startable(recipe)
@@ -47,19 +40,7 @@ def main(words: Sequence[str]) -> int:
 
 def train(recipe: PretrainRecipe) -> None:
     """Trains a recipe; its run folder then holds the adapter or model and the records of how it was made."""
-    path = run.folder(recipe)
-    args = arguments(recipe, path)
-    say = Console(quiet=args.process_index != 0)
-
-    # The folder first: what is wrong with it shows before anything is downloaded or loaded.
-    data = digests(recipe.data) if args.process_index == 0 else {}
-    resume = start.claimed(recipe, args, path, data)
-
-    trainer = prepare(recipe, args, path, say, data)
-    minutes = start.trained(trainer, path, resume, say)
-    if minutes is not None:
-        finish(trainer, path, minutes, say)
-    trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
+    start.train(recipe, arguments(recipe, run.folder(recipe)), prepare, finish)
 
 
 def require_startable(recipe: PretrainRecipe) -> None:
@@ -69,9 +50,8 @@ def require_startable(recipe: PretrainRecipe) -> None:
         CheckpointError, RunError: as `start.claimed`.
         ValueError: as `arguments`.
     """
-    path = run.folder(recipe)
-    arguments(recipe, path)
-    start.require_startable(recipe, path, digests(recipe.data))
+    arguments(recipe, run.folder(recipe))
+    start.require_startable(recipe)
 
 
 def prepare(

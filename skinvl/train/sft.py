@@ -14,7 +14,6 @@ from trl import SFTConfig
 
 from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
-from skinvl.data.mixture import digests
 from skinvl.model import adapter, precompute, ways_out
 from skinvl.model.base import blank_model, load_base, unsharded
 from skinvl.model.loaded import OpenBase, open_base
@@ -23,7 +22,6 @@ from skinvl.model.precompute import Kept
 from skinvl.plan import dry
 from skinvl.plan.rows import checked
 from skinvl.recipe import run
-from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.files import read_json, write_json, write_text
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
 from skinvl.score import metrics
@@ -36,12 +34,7 @@ from skinvl.train.trainer import Trainer
 
 def main(words: Sequence[str]) -> int:
     """0, once the run folder holds the adapter and its records (or, dry, once everything but the weights is shown)."""
-    parser = recipe_parser("sft", "Train a recipe: prepared sources and a base become an adapter.")
-    parser.add_argument("--dry-run", action="store_true", help="show what would train, without any weights")
-    parser.add_argument("--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder")
-    args = parser.parse_intermixed_args(words)
-    if args.configs is not None and not args.dry_run:
-        parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
+    args = start.parsed("sft", "Train a recipe: prepared sources and a base become an adapter.", words)
     recipe = load(args.recipe, args.overrides)
     if args.dry_run:
         require_startable(recipe)
@@ -53,19 +46,7 @@ def main(words: Sequence[str]) -> int:
 
 def train(recipe: Recipe) -> None:
     """Trains a recipe; its run folder then holds the adapter and the records of how it was made."""
-    path = run.folder(recipe)
-    args = arguments(recipe, path)
-    say = Console(quiet=args.process_index != 0)
-
-    # The folder first: what is wrong with it shows before anything is downloaded or loaded.
-    data = digests(recipe.data) if args.process_index == 0 else {}
-    resume = start.claimed(recipe, args, path, data)
-
-    trainer = prepare(recipe, args, path, say, data)
-    minutes = start.trained(trainer, path, resume, say)
-    if minutes is not None:
-        finish(trainer, path, minutes, say)
-    trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
+    start.train(recipe, arguments(recipe, run.folder(recipe)), prepare, finish)
 
 
 def require_startable(recipe: Recipe) -> None:
@@ -77,9 +58,8 @@ def require_startable(recipe: Recipe) -> None:
         CheckpointError, RunError: as `start.claimed`.
         ValueError: as `arguments`.
     """
-    path = run.folder(recipe)
-    arguments(recipe, path, launched=False)
-    start.require_startable(recipe, path, digests(recipe.data))
+    arguments(recipe, run.folder(recipe), launched=False)
+    start.require_startable(recipe)
 
 
 def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Mapping[str, str]) -> Trainer:

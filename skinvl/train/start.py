@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,9 @@ from rich.console import Console
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from skinvl.data.mixture import digests
 from skinvl.recipe import run
+from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.files import appear, partial_folder
 from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.towers import PretrainRecipe
@@ -23,14 +26,55 @@ from skinvl.train.log import rewind
 from skinvl.train.loop import Loop
 
 A = TypeVar("A", bound=TrainingArguments)
+L = TypeVar("L", bound=Loop)
+R = TypeVar("R", Recipe, PretrainRecipe)
 
 
-def require_startable(recipe: Recipe | PretrainRecipe, path: Path, data: Mapping[str, str]) -> None:
+def parsed(verb: str, description: str, words: Sequence[str]) -> argparse.Namespace:
+    """The words of a verb that trains: `recipe`, `overrides`, `dry_run` and `configs`."""
+    parser = recipe_parser(verb, description)
+    parser.add_argument("--dry-run", action="store_true", help="show what would train, without any weights")
+    parser.add_argument("--configs", type=Path, metavar="DIR", help="with --dry-run: model configs from this folder")
+    args = parser.parse_intermixed_args(words)
+    if args.configs is not None and not args.dry_run:
+        parser.error("--configs names configs without weights; add --dry-run, or give base=FOLDER")
+    return args
+
+
+def train(
+    recipe: R,
+    args: A,
+    prepare: Callable[[R, A, Path, Console, Mapping[str, str]], L],
+    finish: Callable[[L, Path, float, Console], None],
+) -> None:
+    """Trains a recipe in the folder of its run.
+
+    Args:
+        args: the arguments of its trainer.
+        prepare: (recipe, args, folder, console, digests of the data) → the trainer, everything checked.
+        finish: (trainer, folder, minutes, console), what is saved and evaluated, unless SIGTERM stopped the training.
+    """
+    path = run.folder(recipe)
+    say = Console(quiet=args.process_index != 0)
+
+    # The folder first: what is wrong with it shows before anything is downloaded or loaded.
+    data = digests(recipe.data) if args.process_index == 0 else {}
+    resume = claimed(recipe, args, path, data)
+
+    trainer = prepare(recipe, args, path, say, data)
+    minutes = _trained(trainer, path, resume, say)
+    if minutes is not None:
+        finish(trainer, path, minutes, say)
+    trainer.accelerator.end_training()  # its threads, left to the interpreter, now and then abort a finished rank
+
+
+def require_startable(recipe: Recipe | PretrainRecipe) -> None:
     """Checks what `claimed` checks, without beginning; how many ranks there will be is not asked for.
 
     Raises:
         CheckpointError, RunError: as `claimed`.
     """
+    path, data = run.folder(recipe), digests(recipe.data)
     run.require_free(path, recipe.resume is not None)
     if recipe.resume:
         checkpoint.same(path, recipe, data, None)
@@ -64,7 +108,7 @@ def claimed(recipe: Recipe | PretrainRecipe, args: Any, path: Path, data: Mappin
     return resume
 
 
-def trained(trainer: Loop, path: Path, resume: Path | None, say: Console) -> float | None:
+def _trained(trainer: Loop, path: Path, resume: Path | None, say: Console) -> float | None:
     """The minutes that the training took; None if SIGTERM stopped it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the collator's workers are forks
     started = time.monotonic()
