@@ -7,7 +7,7 @@ Any library that reads the Hugging Face `messages` + `images` columns can use it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, chain
 from operator import attrgetter, itemgetter
@@ -48,6 +48,22 @@ class Facts:
     sex: str | None = None  # female or male
     site: str | None = None  # body site
     kind: str | None = None  # kind of question: diagnosis, site, symptom, …; "open" or "closed" where no more is known
+    institution: str | None = None  # where it was taken
+    confirmed: str | None = None  # how the diagnosis was confirmed: histopathology, expert consensus, follow-up, …
+    tone: str | None = None  # skin tone on a scale other than Fitzpatrick's, with its name: Monk 7, MILK 3
+    views: tuple[str, ...] = ()  # of each image: clinical close-up, clinical overview, dermoscopic, histology, …
+    present: tuple[str, ...] = ()  # concepts that an expert sees
+    absent: tuple[str, ...] = ()  # concepts that an expert does not see; those in neither are not known
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One of several right answers to the last question."""
+
+    text: str
+    weight: float = 1.0  # -1 to 1, how good it is; what is not above 0 is never trained on
+    author: str | None = None  # who gave it
+    completeness: float | None = None  # 0 to 1, how much of the question it answers, by its dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,11 @@ class Example:
     facts: Facts = Facts()
     tags: tuple[str, ...] = ()  # rules of `skinvl prep` that it breaks and was kept in spite of
     identities: tuple[str, ...] = ()  # all that it says of itself: patient, lesion, case, …; empty is the group alone
+    references: tuple[Reference, ...] = ()  # the last answer, then others as right; empty where it is the only one
+    options: tuple[str, ...] = ()  # of a last question with a set of right options, as it lists them
+    right: tuple[int, ...] = ()  # the right ones' numbers in `options`, from 0, ascending
+    schema: str | None = None  # JSON schema of the last answer, where that is JSON
+    thoughts: tuple[str | None, ...] = ()  # what goes before each answer, None for nothing; empty where none has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,15 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_FACTS = [pa.field(fact.name, pa.float64() if fact.name == "age" else pa.string()) for fact in fields(Facts)]
+LISTS = ("views", "present", "absent")  # the facts that are lists
+SCALARS = tuple(fact.name for fact in fields(Facts) if fact.name not in LISTS)
+_FACTS = [
+    pa.field(
+        fact.name,
+        pa.float64() if fact.name == "age" else pa.list_(pa.string()) if fact.name in LISTS else pa.string(),
+    )
+    for fact in fields(Facts)
+]
 _COLUMNS = {
     "id": pa.string(),
     "source": pa.string(),
@@ -109,7 +138,16 @@ _COLUMNS = {
     "facts": pa.struct(_FACTS),
     "tags": pa.list_(pa.string()),
     "identities": pa.list_(pa.string()),
+    "references": pa.list_(
+        pa.struct({"text": pa.string(), "weight": pa.float64(), "author": pa.string(), "completeness": pa.float64()})
+    ),
+    "options": pa.list_(pa.string()),
+    "right": pa.list_(pa.int64()),
+    "schema": pa.string(),
+    "thoughts": pa.list_(pa.string()),
 }
+# Columns that a source prepared before they came to be does not have.
+_LATER = ("references", "options", "right", "schema", "thoughts")
 _INFO = {"info": {"features": {name: _feature(kind) for name, kind in _COLUMNS.items()}}}
 # The columns of a split, with what tells the datasets library that `images` holds images.
 SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps(_INFO)})
@@ -180,6 +218,49 @@ def validate(example: Example) -> None:
             fail(f"a {message['role']} turn without words", "words in every turn")
     if pictures != len(example.images):
         fail(f"{pictures} image parts and {len(example.images)} images", "as many parts as images")
+
+    # What few Examples have: views, concepts, several answers, options, a schema, thoughts.
+    facts = example.facts
+    if facts.views and len(facts.views) != len(example.images):
+        fail(f"{len(facts.views)} views and {len(example.images)} images", "a view for each image, or none")
+    if both := {*facts.present} & {*facts.absent}:
+        fail(f"{min(both)!r} among the concepts present and absent", "each in one of them")
+    if example.references or example.options or example.schema is not None or example.thoughts:
+        _validate_answers(example, fail)
+
+
+def _validate_answers(example: Example, fail: Callable[[str, str], None]) -> None:
+    """Checks what an Example says of its answers beside their words."""
+    answers = [words(message) for message in example.messages if message["role"] == "assistant"]
+    if example.references:
+        first, *others = example.references
+        if not others or first.text != answers[-1] or first.weight <= 0:
+            fail(f"references that begin with {first.text[:40]!r}", "the last answer, weighted above 0, then others")
+        for reference in example.references:
+            if not reference.text.strip() or not -1 <= reference.weight <= 1:
+                fail(f"the reference {reference.text[:40]!r} of weight {reference.weight}", "words, and -1 to 1")
+    if example.options or example.right:
+        numbers = range(len(example.options))
+        if len({*example.options}) < max(2, len(example.options)):
+            fail(f"options {list(example.options)}", "at least two, each once")
+        if not example.right or list(example.right) != sorted({*example.right} & {*numbers}):
+            fail(
+                f"right options {list(example.right)}", f"numbers from 0 to {len(numbers) - 1}, ascending, at least one"
+            )
+    if example.schema is not None and not _is_json_object(example.schema):
+        fail(f"the schema {example.schema[:40]!r}", "a JSON schema, which is an object")
+    if example.thoughts:
+        if len(example.thoughts) != len(answers) or not any(example.thoughts):
+            fail(f"{len(example.thoughts)} thoughts for {len(answers)} answers", "one or None for each, or none at all")
+        if any(thought is not None and not thought.strip() for thought in example.thoughts):
+            fail("a thought without words", "words, or None")
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 def write(folder: Path, split: str, examples: Iterable[Example]) -> int:
@@ -259,6 +340,13 @@ def table(rows: Sequence[Example]) -> pa.Table:
         "facts": _facts(facts),
         "tags": _words([row.tags for row in rows]),
         "identities": _words([row.identities for row in rows]),
+        "references": _references([row.references for row in rows]),
+        "options": _words([row.options for row in rows]),
+        "right": _list(
+            (len(row.right) for row in rows), pa.array([number for row in rows for number in row.right], pa.int64())
+        ),
+        "schema": _texts(row.schema for row in rows),
+        "thoughts": _words([row.thoughts for row in rows]),
     }
     return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -266,29 +354,57 @@ def table(rows: Sequence[Example]) -> pa.Table:
 def examples(rows: pa.Table) -> list[Example]:
     """The Examples of a table that `table` made; columns that are no field of an Example are left out.
 
+    Fields that came later than the table have their defaults.
+
     Raises:
         KeyError, TypeError: the table has not the columns of SCHEMA.
     """
+    later = [name for name in _LATER if name in rows.column_names]
+    names = [name for name in SCHEMA.names if name in later or name not in _LATER]
     return [
         Example(
             **{
                 **row,
                 "images": tuple(image["path"] for image in row["images"]),
                 "messages": tuple(row["messages"]),
-                "facts": Facts(**row["facts"]),
+                "facts": facts_of(row["facts"]),
                 "tags": tuple(row["tags"]),
                 "identities": tuple(row["identities"]),
+                **answers_of(row),
             }
         )
-        for row in rows.select(SCHEMA.names).to_pylist()
+        for row in rows.select(names).to_pylist()
     ]
+
+
+def facts_of(plain: Mapping[str, Any]) -> Facts:
+    """The Facts of an object as a file has them; what it does not say is unknown."""
+    lists = {name: tuple(plain[name]) for name in LISTS if plain.get(name)}
+    return Facts(**{**plain, **dict.fromkeys(LISTS, ()), **lists})
+
+
+def answers_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields about an Example's answers of an object as a file has them, those that it has."""
+    fields = {name: tuple(plain[name]) for name in ("options", "right", "thoughts") if name in plain}
+    if "references" in plain:
+        fields["references"] = tuple(Reference(**reference) for reference in plain["references"])
+    return fields
 
 
 def _texts(values: Iterable[str | None]) -> pa.Array:
     return pa.array(list(values), pa.string())
 
 
-def _words(rows: Sequence[tuple[str, ...]]) -> pa.ListArray:
+def _references(rows: Sequence[tuple[Reference, ...]]) -> pa.ListArray:
+    references = list(chain.from_iterable(rows))
+    columns = {
+        field.name: pa.array([getattr(reference, field.name) for reference in references], field.type)
+        for field in SCHEMA.field("references").type.value_type
+    }
+    return _list(map(len, rows), _struct(**columns))
+
+
+def _words(rows: Sequence[tuple[str | None, ...]]) -> pa.ListArray:
     """The column of lists of texts; of none at all it is made faster."""
     return _list(map(len, rows), _texts(chain.from_iterable(rows)) if any(rows) else pa.array([], pa.string()))
 
@@ -299,7 +415,8 @@ def _facts(rows: Sequence[Facts]) -> pa.StructArray:
         values = {column.name: pa.scalar(getattr(rows[0], column.name), column.type) for column in _FACTS}
         return _struct(**{name: pa.repeat(value, len(rows)) for name, value in values.items()})
     columns = {column.name: list(map(attrgetter(column.name), rows)) for column in _FACTS}
-    return _struct(**{column.name: pa.array(columns[column.name], column.type) for column in _FACTS})
+    arrays = {column.name: pa.array(columns[column.name], column.type) for column in _FACTS}
+    return _struct(**arrays)
 
 
 def _struct(**columns: pa.Array) -> pa.StructArray:

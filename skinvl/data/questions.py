@@ -210,4 +210,10 @@ def _with_kind(facts: Facts, kind: str) -> Facts:
         facts.sex,
         facts.site,
         kind,
+        facts.institution,
+        facts.confirmed,
+        facts.tone,
+        facts.views,
+        facts.present,
+        facts.absent,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from skinvl.data import labels
-from skinvl.data.example import Example, Facts, read, text, words
+from skinvl.data.example import SCALARS, Example, Facts, read, text, words
 from skinvl.data.match import match
 from skinvl.data.normal import APOSTROPHES, unmarked
 from skinvl.data.questions import choices
@@ -229,7 +229,7 @@ def _rows(spec: ClassSpec, split: str) -> tuple[list[Labelled], Path]:
 
 
 def _check(spec: ClassSpec) -> None:
-    known = [field.name for field in fields(Facts)]
+    known = list(SCALARS)
     for key in spec.where:
         if key not in known:
             raise BenchmarkError(f"{spec.source} where.{key}: {strict.unknown(key, known)}")

@@ -20,7 +20,11 @@ from skinvl.recipe.shipped import shipped as shipped
 from skinvl.recipe.strict import Fault, StrictModel
 from skinvl.recipe.strict import RecipeError as RecipeError
 
-Fact = Literal["modality", "diagnosis", "malignancy", "skin_type", "age", "sex", "site", "kind"]  # as data.example
+# The facts of data.example that are single values.
+Fact = Literal[
+    *("modality", "diagnosis", "malignancy", "skin_type", "age", "sex", "site", "kind"),
+    *("institution", "confirmed", "tone"),
+]
 
 
 class SourceSpec(StrictModel):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from skinvl.data.example import Facts
+from skinvl.data.example import Facts, Reference, answers_of, facts_of
 from skinvl.recipe.files import read_json, read_json_lines, whole_file, write_json
 
 FOLDERS = ("answers", "permuted", "classes", "retrieval")  # of RUN/eval/: what there may be for a set
@@ -39,6 +39,11 @@ class Answer:
     detail: str  # why it was refused, else empty
     tokens: int  # generated, the end of turn included
     seed: int  # of this row's sampling; 0 where decoding was greedy
+    references: tuple[Reference, ...] = ()  # this and the next three: of the Example, where this is its last question
+    options: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
+    schema: str | None = None
+    thought: str | None = None  # what the model wrote before the answer, where its template sets thoughts apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +191,10 @@ class PredictionJournal:
 
 
 def _row(plain: dict[str, Any], kind: Any) -> Any:
-    """The row of a line; a KeyError where its fields are not those of the kind."""
-    values = {**plain, "facts": Facts(**plain["facts"]), "images": tuple(plain["images"])}
-    if values.keys() != {field.name for field in fields(kind)}:
-        raise KeyError(f"fields {sorted(values)}")
+    """The row of a line, fields that came later at their defaults; a KeyError where others are missing."""
+    values = {**plain, "facts": facts_of(plain["facts"]), "images": tuple(plain["images"]), **answers_of(plain)}
+    if missing := {field.name for field in fields(kind) if field.default is MISSING} - values.keys():
+        raise KeyError(f"no {', '.join(sorted(missing))}")
     for name in ("scores", "varied"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +10,20 @@ import datasets
 import pytest
 
 from helpers import tiny
-from skinvl.data.example import SCHEMA, Dropped, Example, ExampleError, Facts, read, text, validate, write, write_jsonl
+from skinvl.data.example import (
+    LISTS,
+    SCALARS,
+    SCHEMA,
+    Dropped,
+    Example,
+    ExampleError,
+    Facts,
+    read,
+    text,
+    validate,
+    write,
+    write_jsonl,
+)
 from skinvl.model import families
 from skinvl.model.chat import DATE, Chat
 from skinvl.recipe.recipe import Fact
@@ -77,16 +90,25 @@ def test_what_breaks_the_contract_is_refused(change: dict[str, Any], message: st
 
 
 def test_the_columns_are_those_that_the_datasets_library_would_write() -> None:
-    word = datasets.Value("string")
+    word, number = datasets.Value("string"), datasets.Value("float64")
     features = datasets.Features(
         {
             **dict.fromkeys(("id", "source"), word),
             "images": datasets.List(datasets.Image(decode=False)),
             "messages": datasets.List({"role": word, "content": datasets.List({"type": word, "text": word})}),
             **dict.fromkeys(("group", "split", "licence"), word),
-            "facts": {one.name: datasets.Value("float64") if one.name == "age" else word for one in fields(Facts)},
+            "facts": {
+                **dict.fromkeys(SCALARS, word),
+                "age": datasets.Value("float64"),
+                **dict.fromkeys(LISTS, datasets.List(word)),
+            },
             "tags": datasets.List(word),
             "identities": datasets.List(word),
+            "references": datasets.List({"text": word, "weight": number, "author": word, "completeness": number}),
+            "options": datasets.List(word),
+            "right": datasets.List(datasets.Value("int64")),
+            "schema": word,
+            "thoughts": datasets.List(word),
         }
     )
     assert SCHEMA.equals(features.arrow_schema, check_metadata=True)
@@ -115,4 +137,4 @@ def test_a_prepared_source_renders_without_skinvl(tmp_path: Path, shared: Path, 
 
 
 def test_a_recipe_balances_by_any_fact_of_an_example_and_by_no_other() -> None:
-    assert list(get_args(Fact)) == [fact.name for fact in fields(Facts)]
+    assert get_args(Fact) == SCALARS

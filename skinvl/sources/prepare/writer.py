@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skinvl.data.example import SCHEMA, Dropped, Message, examples, table, write_jsonl
+from skinvl.data.example import LISTS, SCALARS, SCHEMA, Dropped, Message, examples, table, write_jsonl
 from skinvl.data.source import IMAGES_SCHEMA
 from skinvl.sources.prepare.blocks import Block
 from skinvl.sources.prepare.join import SPLITS, BlockRows, Fates, Mask
@@ -28,7 +28,8 @@ IDENTITIES = SCHEMA.field("identities").type
 # Columns of few different values; a dictionary of the others would cost time and save nothing.
 WORDS = [
     *("source", "split", "licence", "messages.list.element.role", "messages.list.element.content.list.element.type"),
-    *(f"facts.{fact.name}" for fact in SCHEMA.field("facts").type),
+    *(f"facts.{name}" for name in SCALARS),
+    *(f"facts.{name}.list.element" for name in LISTS),
 ]
 
 

@@ -10,13 +10,13 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from skinvl.data.example import Facts
+from skinvl.data.example import SCALARS, Facts
 from skinvl.recipe import strict
 from skinvl.recipe.recipe import Name, Text
 from skinvl.recipe.shipped import find, shipped
@@ -25,7 +25,7 @@ from skinvl.sources.asking.request import Request
 from skinvl.sources.synthesis import wording
 
 CAPTION = "caption"
-KNOWN = (*(fact.name for fact in fields(Facts) if fact.name != "kind"), CAPTION)  # what a context may hold
+KNOWN = (*(fact for fact in SCALARS if fact != "kind"), CAPTION)  # what a context may hold
 # What the templates may use: `prompt` all of it, the other two `pairs` alone.
 VARIABLES = {"context", "question", "instruction", "examples", "form", "pairs"}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from skinvl.data.example import ExampleError, Facts, have, splits, words
+from skinvl.data.example import SCALARS, ExampleError, Facts, have, splits, words
 from skinvl.data.source import read_card
 from skinvl.sources.synthesis.programme import Programme, Unit
 
 SPLITS = ("train", "validation", "test")  # an image of several splits belongs to the first of these
 POOL = 1_000  # tasks of the source that examples are drawn from
 LONGEST = 1_500  # characters of such a task
-FACTS = tuple(fact.name for fact in fields(Facts) if fact.name != "kind")
+FACTS = tuple(fact for fact in SCALARS if fact != "kind")
 BATCH = 4_096  # rows
 
 
