@@ -13,12 +13,14 @@ from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from skinvl.data import fingerprints, metadata
+from skinvl.data import dicom, fingerprints, metadata
 from skinvl.data.example import inside
 from skinvl.data.pixels import LFS_POINTER, ImageError, decode, opened, orientation
 from skinvl.data.workers import advance
@@ -26,6 +28,7 @@ from skinvl.recipe.files import write_bytes
 
 MAX_BYTES = 512 * 2**20  # of one file
 _CELL = re.compile(r"(.+\.parquet)#([0-9]{1,18})", re.DOTALL)
+_KEY = re.compile(r"(.+\.hdf5)#([\w-]{1,100})", re.DOTALL | re.ASCII)
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and halves of surrogate pairs
 
@@ -64,36 +67,48 @@ def look(raw: Path, path: str, out: Path) -> Looked:
 
     Args:
         path: relative to `raw`; `<file>.parquet#<row>` is the image in the `bytes` of the first column of images,
-            and is placed at `images/<file>.parquet/<row>.<ending>`.
+            `<file>.hdf5#<key>` the one under a key, and either is placed at `images/<file>/<row or key>.<ending>`. A
+            DICOM file, whose path can name a patient, is placed and told by a digest of its bytes.
     """
     try:
-        # The bytes, from a file of their own or a cell of a table.
-        cell = _CELL.fullmatch(path)
-        source = _real(raw, cell[1] if cell else path)
-        data = _cell(source, int(cell[2]), path) if cell else _bytes(source, path)
+        # The bytes, from a file of their own, a cell of a table or a key of an archive.
+        cell, key = _CELL.fullmatch(path), _KEY.fullmatch(path)
+        inner = cell or key
+        source = _real(raw, inner[1] if inner else path)
+        data = _cell(source, int(cell[2]), path) if cell else _value(source, key[2]) if key else _bytes(source, path)
         if data.startswith(LFS_POINTER):
             raise ImageError("lfs-pointer", f"{path}: a Git LFS pointer, not the image")
+        digest = hashlib.sha256(data).hexdigest()
 
         # The pixels, which prove that it can be read, and the same file without metadata.
-        with opened(BytesIO(data), path) as image:
-            kind, turn = image.format, orientation(image)
-            clean = metadata.stripped(data, kind, turn)
-            if clean == data and kind in ("JPEG", "MPO"):
-                image.draft("L", None)  # the hash needs no more, and all that is compressed is still read
-            picture = decode(image, path)
-        if clean != data:
-            kind, clean = _bare(clean, kind, turn, picture, path)
+        clean: bytes | None
+        if is_dicom := dicom.is_dicom(data):
+            picture = dicom.picture(data, f"DICOM file {digest[:20]}")
+            kind, clean = _bare(None, "DICOM", 1, picture, f"DICOM file {digest[:20]}")
+        else:
+            with opened(BytesIO(data), path) as image:
+                kind, turn = image.format, orientation(image)
+                clean = metadata.stripped(data, kind, turn)
+                if clean == data and kind in ("JPEG", "MPO"):
+                    image.draft("L", None)  # the hash needs no more, and all that is compressed is still read
+                picture = decode(image, path)
+            if clean != data:
+                kind, clean = _bare(clean, kind, turn, picture, path)
     except ImageError as error:
         return Looked(path, rule=error.rule, detail=error.detail)
 
     # A file that had no metadata is linked, which costs no room.
-    name = f"{PurePosixPath(cell[1])}/{int(cell[2])}.{_ENDINGS[kind]}" if cell else PurePosixPath(path)
+    name = PurePosixPath(path)
+    if is_dicom:
+        name = PurePosixPath(f"{digest[:20]}.png")
+    elif inner:
+        name = PurePosixPath(f"{PurePosixPath(inner[1])}/{int(cell[2]) if cell else inner[2]}.{_ENDINGS[kind]}")
     placed = f"images/{name}"
-    _place(None if cell or clean != data else source, clean, out / placed)
+    _place(None if inner or clean != data else source, clean, out / placed)
     return Looked(
         path,
         placed,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest,
         **fingerprints.looks(picture if picture.mode == "L" else picture.convert("L")),
         archive=fingerprints.archive_id(path),
         width=picture.width,
@@ -180,6 +195,45 @@ def _cell(source: Path, row: int, path: str) -> bytes:
     if not cell or cell["bytes"] is None:
         raise ImageError("missing-image", f"{path}: {column} holds no bytes")
     return bytes(cell["bytes"])
+
+
+def _value(source: Path, key: str) -> bytes:
+    """The bytes under a key of an HDF5 file.
+
+    Raises:
+        ImageError: the file cannot be read, or holds no bytes there.
+    """
+    name = f"{source.name}#{key}"
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise ImageError(
+            "no-decoder", f"{name}: needs h5py, which is not installed; install it with: pip install 'skinvl[hdf5]'"
+        ) from error
+    try:
+        file = _archive(source)
+        link = file.get(key, getlink=True)
+        if link is None:
+            raise ImageError("missing-image", f"{name}: no such key")
+        # What lies elsewhere, by a link, an external or a virtual dataset, could be any file of the machine.
+        value = file[key] if isinstance(link, h5py.HardLink) else None
+        if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual or value.size != 1:
+            raise ImageError("unreadable-image", f"{name}: not one value in this file; expected the bytes of an image")
+        if value.nbytes > MAX_BYTES:
+            raise ImageError("unreadable-image", f"{name}: {value.nbytes:,} bytes; at most {MAX_BYTES:,} are read")
+        return np.asarray(value[()]).tobytes()
+    except FileNotFoundError:
+        raise ImageError("missing-image", f"{name}: no such file") from None
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise ImageError("unreadable-image", f"{name}: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _archive(source: Path) -> Any:
+    """The opened HDF5 file."""
+    import h5py
+
+    return h5py.File(source, "r")
 
 
 @lru_cache(maxsize=4)
