@@ -148,6 +148,40 @@ DERM12345_CODES: dict[str, str] = {
     "srjd": "Spitz or Reed nevus",
 }
 
+# The classes of MILK10k by its codes, in words; two of them name two diagnoses that it keeps together.
+MILK10K_CODES: dict[str, str] = {
+    "AKIEC": "actinic keratosis or intraepidermal carcinoma",
+    "BCC": "basal cell carcinoma",
+    "BEN_OTH": "other benign proliferation",
+    "BKL": "benign keratinocytic lesion",
+    "DF": "dermatofibroma",
+    "INF": "inflammatory or infectious condition",
+    "MAL_OTH": "other malignant proliferation",
+    "MEL": "melanoma",
+    "NV": "melanocytic nevus",
+    "SCCKA": "squamous cell carcinoma or keratoacanthoma",
+    "VASC": "vascular lesion or hemorrhage",
+}
+
+# The diagnoses of derm7pt as its files spell them → its classes; "miscellaneous" is none.
+DERM7PT_NAMES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("melanoma", "melanoma (in situ)", "melanoma (less than 0.76 mm)", "melanoma (0.76 to 1.5 mm)"),
+            *("melanoma (more than 1.5 mm)", "melanoma metastasis"),
+        ),
+        "melanoma",
+    ),
+    **{
+        name: name
+        for name in (
+            *("basal cell carcinoma", "blue nevus", "clark nevus", "combined nevus", "congenital nevus"),
+            *("dermal nevus", "dermatofibroma", "lentigo", "melanosis", "recurrent nevus", "reed or spitz nevus"),
+            *("seborrheic keratosis", "vascular lesion"),
+        )
+    },
+}
+
 # The classes of the benchmarks, spelt as in their files, runs of spaces apart.
 CLASSES: dict[str, tuple[str, ...]] = {
     "bcn20000": (
@@ -157,6 +191,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
     "ddi": ("Non-Malignant", "Malignant"),
     "derm12345": tuple(DERM12345_CODES.values()),
+    "derm7pt": tuple(sorted({*DERM7PT_NAMES.values()})),
     "dermnet": (
         "Acne and Rosacea Photos",
         "Actinic Keratosis Basal Cell Carcinoma and other Malignant Lesions",
@@ -192,10 +227,12 @@ CLASSES: dict[str, tuple[str, ...]] = {
         *("Nevus", "Melanoma", "Basal Cell Carcinoma", "Benign Keratosis-like Lesions", "Actinic Keratosis"),
         *("Squamous Cell Carcinoma", "Vascular Lesions", "Dermatofibroma"),
     ),
+    "milk10k": tuple(MILK10K_CODES.values()),
     "pad_ufes_20": (
         *("Actinic Keratosis", "Basal Cell Carcinoma", "Melanoma", "Nevus", "Seborrheic Keratosis"),
         "Squamous Cell Carcinoma",
     ),
+    "passion": ("eczema", "fungal infection", "scabies"),
     "patch16": ("nontumor", "tumor"),
 }
 
@@ -219,8 +256,10 @@ GRADES: dict[str, dict[str, str]] = {
 # an Example after its image and its question.
 ASKED: dict[str, str] = {
     "derm12345": "diagnosis",
+    "derm7pt": "diagnosis",
     "dermnet": "category",
     "fitzpatrick17k": "malignancy",
+    "milk10k": "class",
     "patch16": "tumor",
 }
 
@@ -244,7 +283,17 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "non-neoplastic": ("non-neoplasm",),
     "nontumor": ("non-tumorous", "non-tumoral", "tumor-free", "non-neoplastic"),
     "tumor": ("tumorous", "tumoral", "neoplasm", "neoplastic"),
-    "spitz or reed nevus": ("Spitz nevus", "Reed nevus"),
+    **dict.fromkeys(("spitz or reed nevus", "reed or spitz nevus"), ("Spitz nevus", "Reed nevus")),
+    # Those of MILK10k keep together what others tell apart.
+    "actinic keratosis or intraepidermal carcinoma": (
+        *("AKIEC", "actinic keratosis", "intraepidermal carcinoma", "Bowen disease", "SCC in situ"),
+        "squamous cell carcinoma in situ",
+    ),
+    "benign keratinocytic lesion": (
+        *("BKL", "seborrheic keratosis", "solar lentigo", "lichen planus-like keratosis", "benign keratosis"),
+    ),
+    "squamous cell carcinoma or keratoacanthoma": ("SCCKA", "SCC", "squamous cell carcinoma", "keratoacanthoma"),
+    "vascular lesion or hemorrhage": ("vascular lesion", "VASC", "hemangioma", "angioma", "hemorrhage"),
     # The classes of Dermnet list the diseases that they hold.
     "acne and rosacea photos": ("acne and rosacea", "acne", "rosacea"),
     "actinic keratosis basal cell carcinoma and other malignant lesions": (
