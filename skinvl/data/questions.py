@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from skinvl.data.example import Dropped, Example, Facts, text
+from skinvl.data.example import Dropped, Example, Facts, Message, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class DatasetRecord:
     split: str
     licence: str
     facts: Facts
-    answers: Mapping[str, str | Missing] = field(default_factory=dict)  # by the name of the kind
+    # By the name of the kind: what is answered, or the whole conversation where that is no question and answer.
+    answers: Mapping[str, str | Missing | tuple[Message, ...]] = field(default_factory=dict)
     tags: tuple[str, ...] = ()  # rules that it breaks
 
 
@@ -184,12 +185,14 @@ def converse(source: str, kinds: Mapping[str, Kind], records: Iterable[DatasetRe
                 yield Dropped(f"{record.where} {name}", answer.rule, answer.detail)
                 continue
             identity = f"{record.id}-{name}"
-            question, reply = ask(kind, answer, random.Random(f"{source}\n{identity}"))
+            if isinstance(answer, str):
+                question, reply = ask(kind, answer, random.Random(f"{source}\n{identity}"))
+                answer = text("user", question, images=len(record.images)), text("assistant", reply)
             yield Example(
                 id=identity,
                 source=source,
                 images=record.images,
-                messages=(text("user", question, images=len(record.images)), text("assistant", reply)),
+                messages=answer,
                 group=group,
                 split=record.split,
                 licence=record.licence,

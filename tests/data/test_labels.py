@@ -59,11 +59,14 @@ def test_class_lists_are_those_of_the_benchmarks() -> None:
         "bcn20000": 12,
         "ddi": 2,
         "derm12345": 40,
+        "derm7pt": 14,
         "dermnet": 23,
         "fitzpatrick17k": 3,
         "ham10000": 7,
         "hiba": 2,
         "isic2019": 8,
+        "milk10k": 11,
+        "passion": 3,
     }
     assert {name: len(set(names)) for name, names in labels.CLASSES.items()} == sizes | {"pad_ufes_20": 6, "patch16": 2}
     for codes, name in (

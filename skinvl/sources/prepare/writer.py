@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
+from itertools import compress, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -214,12 +214,16 @@ def _tagged(rows: pa.Table, tags: Mapping[str, Mask]) -> pa.Table:
     changed = []
     for index, example in zip(indices, examples(rows.take(indices)), strict=True):
         more = tuple(name for name, mask in tags.items() if mask[index])
+        facts = example.facts
         if "missing-image" in more:
-            example = replace(example, images=(), messages=tuple(map(_text_alone, example.messages)))
+            facts = replace(facts, views=())
+            example = replace(example, images=(), messages=tuple(map(_text_alone, example.messages)), facts=facts)
         elif "fewer-images" in more:
-            images = tuple(filter(None, example.images))  # an image that cannot be used was placed nowhere
-            lost = len(example.images) - len(images)
-            example = replace(example, images=images, messages=tuple(_without(lost, turn) for turn in example.messages))
+            shown = [bool(image) for image in example.images]  # an image that cannot be used was placed nowhere
+            images = tuple(compress(example.images, shown))
+            turns = tuple(_without(len(shown) - len(images), turn) for turn in example.messages)
+            facts = replace(facts, views=tuple(compress(facts.views, shown)))
+            example = replace(example, images=images, messages=turns, facts=facts)
         changed.append(replace(example, tags=(*example.tags, *more)))
     whole = pa.concat_tables([rows.filter(pa.array(~touched)), table(changed)])
     return whole.take(np.argsort(np.concatenate([np.flatnonzero(~touched), indices])))

@@ -211,6 +211,23 @@ _LISTED = (
         "Kept, because collections are often saved anew in another format; look whether it is the same picture.",
         None,
     ),
+    Rule(
+        "altered-image",
+        False,
+        "Its dataset says that an image was altered, as one is from which something was cut or painted over. Kept, "
+        "because it shows the lesion; some classes have more of them than others, which is a shortcut.",
+        None,
+    ),
+    *(
+        Rule(
+            name,
+            False,
+            f"A model of its dataset holds it for likely (0.5 or more) that an image shows {what}. Kept, because that "
+            "is no fault; a model may learn to read the diagnosis from it: leave such rows out where that matters.",
+            None,
+        )
+        for name, what in (("gel", "immersion fluid"), ("hair", "hair"), ("pen", "ink of a pen"))
+    ),
 )
 RULES = {rule.name: rule for rule in _LISTED}  # in the order in which they are judged
 _SIGNS = frozenset().union(*(rule.signs for rule in _LISTED))
