@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from rich.console import Console
 
-from skinvl.data import example, texts
-from skinvl.data.pixels import FORMATS, ImageError, data_url, upright
+from skinvl.data import example, pages, texts
+from skinvl.data.pixels import FORMATS, ImageError, upright
 from skinvl.data.source import source_folder
 from skinvl.data.texts import TextedImage, TextsError
 from skinvl.evaluate import distributed, embed
@@ -22,7 +19,7 @@ from skinvl.recipe.recipe import SourceSpec
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.score.ranking import Embeddings
 
-SIDE, QUALITY = 480, 80  # pixels of the longer side of an image on the page, and of JPEG
+SIDE = 480  # pixels of the longer side of an image on the page
 ENDINGS = {*(f".{name.casefold()}" for name in FORMATS), ".jpg", ".tif"}  # of what is meant as an image's path
 
 
@@ -85,19 +82,9 @@ def page(
     query: str, image: Path | None, source: str, count: int, nearest: list[Neighbour], by_text: list[Neighbour]
 ) -> str:
     """One file of HTML that needs nothing else."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["csp"] = lambda text: (
-        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    )
-    shown = [(neighbour, *_picture(neighbour.path)) for neighbour in nearest if neighbour.path is not None]
-    asked = None if image is None else _picture(image)[0]
-    template = environment.get_template("retrieve.html.j2")
+    shown = [(neighbour, *pages.picture(neighbour.path, SIDE)) for neighbour in nearest if neighbour.path is not None]
+    asked = None if image is None else pages.picture(image, SIDE)[0]
+    template = pages.template(Path(__file__).with_name("retrieve.html.j2"))
     return template.render(query=query, asked=asked, source=source, count=count, shown=shown, by_text=by_text)
 
 
@@ -143,11 +130,3 @@ def _nearest(pool: Embeddings, query: Embeddings, top: int) -> list[tuple[int, f
     cosines = np.where(np.isfinite(pool).all(axis=1), pool @ query, -np.inf)
     order = np.argsort(-cosines, kind="stable")[:top].tolist()
     return [(number, float(cosines[number])) for number in order if np.isfinite(cosines[number])]
-
-
-def _picture(path: Path) -> tuple[str | None, str]:
-    """The image as a data URI, or why there is none."""
-    try:
-        return data_url(path, SIDE, QUALITY), ""
-    except ImageError as error:
-        return None, error.rule

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 import json
 import math
 import re
@@ -16,9 +14,10 @@ from typing import Any, TypeGuard
 import jinja2
 from rich.console import Console
 
+from skinvl.data import pages
+from skinvl.data.pages import short
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
 from skinvl.score import charts, retrieval_page, samples, tables, untrained
-from skinvl.score.samples import short
 
 HEADLINE = {
     "answers": ("closed_accuracy", "exact_match", "token_f1"),
@@ -68,7 +67,15 @@ def page(run: Path) -> str:
     recipe = run / "recipe.yaml"
     log = list(_lines(run / "log.jsonl", "step"))
     try:
-        return _template().render(
+        template = pages.template(
+            Path(__file__).with_name("report.html.j2"),
+            digits=digits,
+            p=lambda value: "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}",
+            label=label,
+            letter=tables.METHODS.__getitem__,
+            pretty=lambda value: json.dumps(short(value), ensure_ascii=False, indent=1),
+        )
+        return template.render(
             scores=scores,
             about=tables.about(scores),
             headline=list(_headline(scores)),
@@ -115,24 +122,6 @@ def _lines(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines; none where there is no file. A killed run may leave half a line."""
     if path.is_file():
         yield from read_json_lines(path, "mend or remove the line", ReportError, keys, unfinished=True)
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "digits": digits,
-        "p": lambda value: "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}",
-        "label": label,
-        "letter": tables.METHODS.__getitem__,
-        "short": short,
-        "pretty": lambda value: json.dumps(short(value), ensure_ascii=False, indent=1),
-        "csp": lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
-    }
-    environment.filters |= filters
-    return environment.get_template("report.html.j2")
 
 
 def digits(value: float | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,19 +11,17 @@ from typing import Any
 
 from scipy.special import softmax
 
+from skinvl.data import pages
 from skinvl.data.example import Facts
-from skinvl.data.pixels import ImageError, data_url
+from skinvl.data.pages import short
 from skinvl.score import predictions, probabilities
 from skinvl.score.metrics import tokens, words
 from skinvl.score.predictions import Answer, Classified, PredictionError
 
 EACH = 20  # predictions of a set that are shown as its worst, as its best, and drawn from the others
-QUALITY = 80  # of JPEG
 SIDE = 240  # pixels of the longer side of an image in the page, shown at half of that: sharp on any screen
 IMAGES = 4  # most of one row that are shown
 TOP = 3  # classes of a row whose probability is shown
-# From where a path begins to its last part. A folder's name may hold spaces; what ends a path in a message may not.
-_FOLDERS = re.compile(r"""(?<![\w.:/~])/(?=[^\s/])(?:[^/\n"'<>|:,;=]+/)*""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +152,4 @@ def _classified(row: Classified, classes: Sequence[str], question: str) -> Predi
 
 def thumbnail(path: str) -> Thumbnail:
     """The image upright and small, without metadata."""
-    name = Path(path).name
-    try:
-        return Thumbnail(name, data_url(Path(path), SIDE, QUALITY))
-    except ImageError as error:
-        return Thumbnail(name, None, "image not found" if error.rule == "missing-image" else "image unreadable")
-
-
-def short(value: Any) -> Any:
-    """The value with every absolute path in it cut down to its last part: a machine's folders are not published."""
-    if isinstance(value, str):
-        return _FOLDERS.sub("…/", value)
-    if isinstance(value, Mapping):
-        return {short(key): short(inner) for key, inner in value.items()}
-    return [short(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return Thumbnail(Path(path).name, *pages.picture(Path(path), SIDE))

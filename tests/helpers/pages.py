@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,16 @@ class Page(HTMLParser):
     def within(self, tag: str) -> str:
         """The text in the elements of the name."""
         return "".join(text for name, text in self.texts if name == tag)
+
+
+def palettes(sheet: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The colours of a style sheet by name, in light and in dark: of its blocks of them, every second is dark."""
+    light, dark = dict[str, str](), dict[str, str]()
+    for number, block in enumerate(sheet.split(":root {")[1:]):
+        colours = re.findall(r"--([a-z]+[0-9]*): #([0-9a-f]{6})", block.partition("}")[0])
+        (dark if number % 2 else light).update(colours)
+    assert light.keys() == dark.keys()
+    return light, dark
 
 
 def contrast(one: str, other: str) -> float:

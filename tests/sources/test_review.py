@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from helpers import pictures
-from helpers.pages import HOSTILE, Page, brightness, browser, console, contrast, picture, visible
+from helpers.pages import HOSTILE, Page, brightness, browser, console, picture, visible
+from skinvl.data import pages
 from skinvl.sources.synthesis import review
 from skinvl.sources.synthesis.review import ReviewError
 
@@ -179,8 +180,8 @@ def test_texts_of_any_size_and_kind_are_shown(tmp_path: Path) -> None:
     one = next(records(tmp_path, 1)) | {"answer": "x" * 20_000, "reply": "half of a pair: \ud800"}
     page = review.page([one], [tmp_path])
     assert "(14,000 characters more)" in page
-    assert "x" * review.LONGEST in page
-    assert "x" * (review.LONGEST + 1) not in page
+    assert "x" * pages.LONGEST in page
+    assert "x" * (pages.LONGEST + 1) not in page
     (tmp_path / "synthesis.jsonl").write_text(json.dumps(one) + "\n", encoding="utf-8")
     assert review.write(tmp_path, tmp_path).read_bytes().count(b"half of a pair: ?") == 1
 
@@ -208,23 +209,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: str | None, message: str) 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     page = review.write(written(tmp_path), tmp_path).read_text(encoding="utf-8")
-    assert not re.findall(r"""(?:src|href|action)="(?!data:image/jpeg;base64,|#)""", page)
+    assert not re.findall(r"""(?:src|href|action)="(?!data:image/jpeg;base64,|data:,"|#)""", page)
     assert "default-src 'none'" in page
     assert len(page) < 3_000_000
-
-
-def test_colours_differ_enough_in_light_and_dark() -> None:
-    """WCAG 2.2, 1.4.3: text has a contrast of 4.5 to its ground."""
-    sheet = Path(review.__file__).with_name("review.html.j2").read_text(encoding="utf-8")
-    light, dark = (dict(re.findall(r"--([a-z]+[0-9]*): #([0-9a-f]{6})", part)) for part in sheet.split(":root {")[1:3])
-    assert light.keys() == dark.keys()
-    for colours in (light, dark):
-        for ground in ("paper", "panel", "mark"):
-            assert contrast(colours["ink"], colours[ground]) >= 4.5
-        for text in ("muted", "link", "good", "bad", "warn"):
-            assert contrast(colours[text], colours["paper"]) >= 4.5, text
-        for text, ground in (("muted", "panel"), ("muted", "mark"), ("warn", "mark")):
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +255,7 @@ def test_in_a_browser_filters_work_by_keyboard_and_nothing_else_runs(hostile: Pa
         reach("words")
         press("nothing has this")
         assert visible(driver) == []
-        assert driver.find_element("id", "nothing").is_displayed()
+        assert driver.find_element("css selector", ".nothing").is_displayed()
         reach("Show all")
         press(Keys.ENTER)
         driver.execute_async_script("setTimeout(arguments[0], 50)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import heapq
 from collections import Counter
@@ -13,16 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from skinvl.data import pages
 from skinvl.data.example import inside
-from skinvl.data.pixels import ImageError, data_url
 from skinvl.recipe.files import read_json_lines, write_bytes
 
 EACH = 4  # records of each kind and outcome that are shown
-QUALITY = 80  # of JPEG
 SIDE = 320  # pixels of the longer side of an image in the page, shown at half of that: sharp on any screen
-LONGEST = 6_000  # characters of one text that are shown
 KEPT, TAGGED = "kept", "tagged"  # outcomes beside the rules that drop
 # What a record must have; the rest of what is shown may be missing or null.
 FIELDS = ("request", "unit", "image", "kind", "context", "prompt", "rule")
@@ -119,7 +114,8 @@ def page(records: Iterable[Mapping[str, Any]], folders: Sequence[Path], seed: in
         for *_, record in sorted(drawn.get((kind, outcome), ()), reverse=True)
     ]
     verdicts.pop("", None)
-    return _template().render(
+    template = pages.template(Path(__file__).with_name("review.html.j2"), when=_when)
+    return template.render(
         counts=counts,
         kinds=sorted({kind for kind, _ in counts}),
         outcomes=outcomes,
@@ -165,32 +161,8 @@ def _picture(path: str | None, folders: tuple[Path, ...]) -> tuple[str | None, s
     paths = [folder / path for folder in folders if (folder / path).is_file()]
     if not paths:
         return None, "image not found"
-    try:
-        return data_url(paths[0], SIDE, QUALITY), ""
-    except ImageError:
-        return None, "image unreadable"
-
-
-def _cut(text: Any) -> str:
-    words = str(text)
-    return words if len(words) <= LONGEST else f"{words[:LONGEST]} … ({len(words) - LONGEST:,} characters more)"
+    return pages.picture(paths[0], SIDE)
 
 
 def _when(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "cut": _cut,
-        "when": _when,
-        "csp": lambda text: "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
-    }
-    return environment.get_template("review.html.j2")
