@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from skinvl.data import metadata
+from skinvl.data import metadata, profiles
+from skinvl.data.profiles import Profile, Profiles
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no other decoder runs: EPS, say, would start Ghostscript
 MAX_PIXELS = 80_000_000  # of one frame; three times what a clinical camera takes, and below Pillow's own warning
@@ -58,22 +59,30 @@ class ImageError(ValueError):
         self.rule, self.detail = rule, detail
 
 
-def upright(path: Path) -> Image.Image:
+def upright(path: Path, profiles: Profiles = "srgb") -> Image.Image:
     """The RGB pixels of the first frame, turned as EXIF says: what every reader of pixels uses.
 
     Transparency is shown on white, as the processors of Mllama and Qwen-VL show it: dropping the alpha would show
     whatever colour lies under it. Grey of 16 bits loses its lower 8, and integer or float grey is stretched from its
-    own least to its greatest value, where Pillow would clip both at 255. Profiles of the colours are not applied.
+    own least to its greatest value, where Pillow would clip both at 255.
+
+    Args:
+        profiles: srgb converts what the file is tagged with, which `profiles` says; ignore leaves the values as they
+            stand in the file.
 
     Raises:
         ImageError: no such file, a Git LFS pointer, damaged, too large, or of none of FORMATS.
     """
     with opened(path, str(path)) as image:
-        return decode(image, str(path)).convert("RGB")
+        return decode(image, str(path), _applied(image, profiles)).convert("RGB")
 
 
 def cropped(
-    path: Path, side: int, resample: Image.Resampling, choose: Callable[[int, int], tuple[float, float, float, float]]
+    path: Path,
+    side: int,
+    resample: Image.Resampling,
+    choose: Callable[[int, int], tuple[float, float, float, float]],
+    profiles: Profiles = "srgb",
 ) -> Image.Image:
     """A rectangle of what `upright` gives, as RGB of `side` by `side` pixels.
 
@@ -82,6 +91,7 @@ def cropped(
 
     Args:
         choose: height and width of the upright image → left, top, right and bottom of the rectangle in it.
+        profiles: as of `upright`.
 
     Raises:
         ImageError: as `upright`.
@@ -94,7 +104,7 @@ def cropped(
             # Pillow takes the smallest fraction that is not below what is asked for.
             least = ceil(width * side / (right - left)), ceil(height * side / (bottom - top))
             image.draft(None, least[::-1] if turned else least)
-        picture = decode(image, str(path))
+        picture = decode(image, str(path), _applied(image, profiles))
     if is_jpeg:
         across, down = picture.width / width, picture.height / height
         box = left * across, top * down, min(right * across, picture.width), min(bottom * down, picture.height)
@@ -103,18 +113,19 @@ def cropped(
     return picture.convert("RGB").resize((side, side), resample, box)
 
 
-def data_url(path: Path, side: int, quality: int) -> str:
+def data_url(path: Path, side: int, quality: int, profiles: Profiles = "srgb") -> str:
     """The image as a data: address of a JPEG file whose longest side is at most `side` pixels; never enlarged.
 
     It is encoded anew whatever it was, so that nothing but pixels is left of the file.
 
     Args:
         quality: of JPEG, 1 to 95.
+        profiles: as of `upright`.
 
     Raises:
         ImageError: it cannot be read.
     """
-    image = upright(path)
+    image = upright(path, profiles)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=quality)
@@ -202,8 +213,16 @@ def _late_exif(file: BinaryIO) -> dict[str, bytes]:
         file.seek(position)
 
 
-def decode(image: Any, name: str) -> Image.Image:
+def _applied(image: Any, reading: Profiles) -> Profile | None:
+    """The profile that an opened image is to be converted by."""
+    return profiles.profile_of(image) if reading == "srgb" else None
+
+
+def decode(image: Any, name: str, profile: Profile | None = None) -> Image.Image:
     """The upright pixels, RGB or 8-bit grey (L).
+
+    Args:
+        profile: what they are converted to sRGB by; None leaves them as they stand.
 
     Raises:
         ImageError: the file is damaged.
@@ -211,7 +230,11 @@ def decode(image: Any, name: str) -> Image.Image:
     turn = orientation(image)
     try:
         image.load()
-        picture = _shown(image)
+        # Ink becomes light by its own profile; by none it becomes Pillow's red, green and blue.
+        inks = profile is not None and not profile.fault and image.mode == "CMYK"
+        picture = image if inks else _shown(image)
+        if profile is not None:
+            picture = profile.applied(picture)
     except DAMAGED as error:
         raise _unreadable(name, error) from error
     if turn != 1 and image.format != "TIFF":  # Pillow turns a TIFF while it loads
