@@ -228,6 +228,42 @@ _LISTED = (
         )
         for name, what in (("gel", "immersion fluid"), ("hair", "hair"), ("pen", "ink of a pen"))
     ),
+    Rule(
+        "text-grounded",
+        False,
+        "What is asked for stands in the words of the patient and in no image, as since when a rash itches. Kept with "
+        "these words in the question; it says nothing of what a model sees.",
+        None,
+    ),
+    Rule(
+        "machine-translated",
+        False,
+        "Its dataset says that a machine translated the text. Kept, because the sense is right more often than not; "
+        "its wording is no doctor's and no patient's.",
+        None,
+    ),
+    Rule(
+        "incomplete-answer",
+        False,
+        "The best answer that its dataset has was judged by it to answer the question in part. Kept, because a test "
+        "set would not be whole without it: leave such rows out of what is trained on where that matters.",
+        None,
+    ),
+    Rule(
+        "dosage",
+        False,
+        "An answer that may be trained on advises a dose, or how often a medicine is taken: it was given to one "
+        "person, by someone whom nobody can ask. Kept, because published sets are scored on such answers; leave the "
+        "rows out of training where a model must not repeat it.",
+        None,
+    ),
+    Rule(
+        "contrary-diagnosis",
+        False,
+        "A caption ends in the name of a disease, and it is not the one that its dataset gives to the image. Kept as "
+        "it stands, because nobody knows which of the two is right: leave such rows out where that matters.",
+        None,
+    ),
 )
 RULES = {rule.name: rule for rule in _LISTED}  # in the order in which they are judged
 _SIGNS = frozenset().union(*(rule.signs for rule in _LISTED))
