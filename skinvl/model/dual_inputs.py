@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+
+from skinvl.model.towers import TowerFamily
+
+# What ftfy makes of what books and web pages leave in a text.
+PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("ʼ‘’‚‛", "'"),
+        **dict.fromkeys("“”„‟", '"'),
+        **{"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"},
+        **{chr(code + 0xFEE0): chr(code) for code in range(ord("!"), ord("~") + 1)},  # as wide as a Chinese character
+        "\ufeff": "",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +34,12 @@ class TextTokenizer:
     # Whether texts run at their own length; else each is padded to `length`, as its tower was trained.
     trims: bool = True
     lower_case: bool = False
+    cleans: bool = False  # whether texts are `cleaned` first, which a tokenizer saved by transformers does not keep
 
     @classmethod
-    def read(cls, folder: Path, length: int, *, trims: bool, lower_case: bool) -> TextTokenizer:
-        """That of a folder."""
-        return cls(AutoTokenizer.from_pretrained(folder), length, trims, lower_case)
+    def read(cls, folder: Path, length: int, family: TowerFamily) -> TextTokenizer:
+        """That of a folder, for a text tower of a family."""
+        return cls(AutoTokenizer.from_pretrained(folder), length, family.trims, family.lower_case, family.cleans)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, without padding; of one that is cut the last token is its end all the same."""
@@ -57,12 +72,27 @@ class TextTokenizer:
     def _ids(self, texts: Sequence[str], *, cut: bool) -> list[list[int]]:
         if not texts:
             return []
+        if self.cleans:
+            texts = [cleaned(text) for text in texts]
         if self.lower_case:
             texts = [text.lower() for text in texts]
         # A text that is only counted needs no warning about its length.
         limit = {"truncation": True, "max_length": self.length} if cut else {"verbose": False}
         ids: list[list[int]] = self.tokenizer(list(texts), **limit)["input_ids"]
         return ids
+
+
+def cleaned(text: str) -> str:
+    """A text as CLIP's and open_clip's tokenizers clean it before they cut it, but for letters in a wrong encoding.
+
+    Those of transformers do not: "dermatoﬁbroma" would be another word than it was in training
+    (findings/clip-tokenizer-leaves-ligatures.sh).
+
+    >>> cleaned("a dermatoﬁbroma &amp;lt; 6 mm, “target”&nbsp;like（arm）")
+    'a dermatofibroma < 6 mm, "target" like(arm)'
+    """
+    once = text if "<" in text else html.unescape(text)  # ftfy takes what has a < for the source of a page
+    return " ".join(html.unescape(html.unescape(once.translate(PLAIN))).split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ import xxhash
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -38,16 +37,7 @@ FILE = "conversion.json"  # in the folder of a converted checkpoint: what it was
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # open_clip's own vocabulary, token by token, and what it writes beside the checkpoints that it uploads.
 CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
-# What open_clip's cleaning (ftfy, html.unescape) makes of what books and web pages leave in a text, and a tokenizer of
-# transformers does not: without it "dermatoﬁbroma" is another word than it was in training
-# (findings/clip-tokenizer-leaves-ligatures.sh).
-CLEANED = {
-    **dict.fromkeys("‘’‚‛", "'"),
-    **dict.fromkeys("“”„‟", '"'),
-    **{"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"},
-    **{"&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " ", "&amp;": "&"},
-}
-VERSION = 1  # raised with every change of what is written, so that no older folder is taken for it
+VERSION = 2  # raised with every change of what is written, so that no older folder is taken for it
 TOLERANCE = 1e-5  # on embeddings of length one; float32 makes about 1e-7 of it
 PROBES = (
     "a photograph of skin",
@@ -94,7 +84,7 @@ def converted(files: Snapshot, name: str, *, quick_gelu: bool | None, sources: S
     checkpoint = read(folder)
     own, source, beside = _tokenizer(checkpoint, folder)
     architecture = layout(checkpoint.tensors, checkpoint.config, own, beside, str(weights))
-    tokenizer = TextTokenizer(own, architecture.length)
+    tokenizer = TextTokenizer(own, architecture.length, cleans=True)
     pixels = _pixel_format(checkpoint.preprocessing, architecture.side, folder)
     fit = None
     if architecture.has_clip:
@@ -259,16 +249,7 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[PreTrainedTokenize
     config = path / "config.json"
     beside = read_json(config, "remove it, or download it again", OpenClipError) if config.is_file() else {}
     tokenizer = AutoTokenizer.from_pretrained(path)
-    clean(tokenizer)
     return tokenizer, source, beside if beside.get("model_type") == "bert" else {}
-
-
-def clean(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes a tokenizer clean a text first as open_clip does for all of its own, as far as CLEANED goes."""
-    backend: Any = tokenizer.backend_tokenizer
-    replaced = [normalizers.Replace(old, new) for old, new in CLEANED.items()]
-    after = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([*replaced, *after])
 
 
 def _pixel_format(preprocessing: Mapping[str, Any], side: int, folder: Path) -> PixelFormat:

@@ -108,7 +108,7 @@ def open_towers(recipe: PretrainRecipe, *, weights: bool = True) -> OpenTowers:
     inputs = trained if trained is not None and (trained / "tokenizer_config.json").is_file() else path
     image, text = config.image_and_text
     images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
-    tokenizer = TextTokenizer.read(inputs, config.text_length, trims=texts.trims, lower_case=texts.lower_case)
+    tokenizer = TextTokenizer.read(inputs, config.text_length, texts)
     require_fit(tokenizer, config, inputs)
     side = images.side(image)
     return OpenTowers(recipe, files, path, config, tokenizer, PixelFormat.read(inputs, side), trained)

@@ -44,10 +44,10 @@ def open_config(recipe: PretrainRecipe, configs: Path | None, folder: Path) -> t
     images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
     side, own = images.side(image), any((files.path / name).is_file() for name in TOKENIZER_FILES)
     if own:
-        tokenizer = TextTokenizer.read(files.path, config.text_length, trims=texts.trims, lower_case=texts.lower_case)
+        tokenizer = TextTokenizer.read(files.path, config.text_length, texts)
     else:
         stand_in = texts.tiny.tokenizer(["a b c"])
-        tokenizer = TextTokenizer(stand_in, config.text_length, texts.trims, texts.lower_case)
+        tokenizer = TextTokenizer(stand_in, config.text_length, texts.trims, texts.lower_case, texts.cleans)
     pixels = PixelFormat(side, images.tiny.mean, images.tiny.std, crops=images.tiny.crops)
     return OpenTowers(recipe, files, files.path, config, tokenizer, pixels), own
 

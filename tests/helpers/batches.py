@@ -53,7 +53,7 @@ def cached(family: str, objective: str, at_once: int, **changes: Any) -> CachedG
     made = changes.pop("model", None) or model(family, changes.pop("dropout", False))
     kind = towers.load(family)
     config = made.config if isinstance(made, DualEncoder) else made.get_base_model().config
-    tokenizer = TextTokenizer.read(two_towers.base(family), config.text_length, trims=kind.trims, lower_case=False)
+    tokenizer = TextTokenizer.read(two_towers.base(family), config.text_length, kind)
     settings = changes.pop("settings", SETTINGS[objective])
     return CachedGradients(
         made, tokenizer, objectives.load(settings), Negatives(), at_once, changes.pop("autocast", nullcontext)

@@ -21,9 +21,8 @@ LONG = "A brown macule with a jagged border on the back. " * 40
 
 def tokenizer(family: str) -> TextTokenizer:
     """That of a tiny base."""
-    own = towers.load(family)
     length = {"clip": 77, "siglip": 64, "beit_bert": 256}[family]
-    return TextTokenizer.read(two_towers.base(family), length, trims=own.trims, lower_case=own.lower_case)
+    return TextTokenizer.read(two_towers.base(family), length, towers.load(family))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

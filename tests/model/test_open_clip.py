@@ -6,8 +6,7 @@ import gzip
 import json
 import math
 from collections.abc import Callable, Iterator
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import nn
-from transformers import AutoTokenizer, BertConfig, CLIPTokenizer
+from transformers import BertConfig, CLIPTokenizer
 
 from helpers import two_towers
 from helpers.sources import photo
@@ -29,6 +28,7 @@ from skinvl.data import example
 from skinvl.data.example import Example, Facts
 from skinvl.model import dual, open_clip, open_clip_fit, open_clip_forward, open_clip_names
 from skinvl.model.dual import DualEncoder
+from skinvl.model.dual_inputs import TextTokenizer
 from skinvl.model.hub import Snapshot
 from skinvl.model.open_clip import OpenClipError
 from skinvl.model.towers import beit_bert, clip
@@ -515,6 +515,7 @@ def test_a_recipe_opens_a_checkpoint_as_any_base(published: dict[str, Published]
     model = load_towers(recipe, torch.device("cpu"))
     assert distance(ours(one, model.model), one.features()) < 1e-6
     assert model.tokenizer(WORDS) == one.ids
+    assert model.tokenizer(["a “ﬁrm” nodule &amp; scale"]) == model.tokenizer(['a "firm" nodule & scale'])
     assert model.pixels.side == 32
 
     # Another file, another base.
@@ -533,13 +534,15 @@ def test_it_is_converted_once(published: dict[str, Published], monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def tokenizers() -> tuple[Any, Any]:
-    """open_clip's own tokenizer, and transformers' of the same vocabulary and merges."""
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, TextTokenizer]:
+    """open_clip's own tokenizer, and ours of the same vocabulary and merges, from a folder that transformers wrote."""
     theirs = oracle.SimpleTokenizer()
     lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {ends.get(token, token): number for token, number in theirs.encoder.items()}
-    return theirs, CLIPTokenizer(vocab=vocabulary, merges=[tuple(line.split()) for line in lines])
+    folder = tmp_path_factory.mktemp("vocabulary")
+    CLIPTokenizer(vocab=vocabulary, merges=[tuple(line.split()) for line in lines]).save_pretrained(folder)
+    return theirs, TextTokenizer.read(folder, 77, clip.FAMILY)
 
 
 @pytest.mark.parametrize(
@@ -552,24 +555,28 @@ def tokenizers() -> tuple[Any, Any]:
         ("the patient’s “target” lesion, ‘wattles’", False),
         ("a dermatoﬁbroma with conﬂuent, stiﬀ, suﬃcient scale", False),
         ("p &lt; .05 &amp; &quot;benign&quot;", False),
+        ("&amp;lt; 3&nbsp;mm, 37 &deg;C, &#176; &#x2019; &ldquo;target&rdquo;", False),
+        ("size < 3 mm, &ldquo;target&rdquo; &amp;amp; 5", False),
+        ("皮疹（红色），ＡＢＣ １２", False),
+        ("\ufeffA macule", False),
     ],
 )
-def test_texts_are_the_tokens_that_open_clip_trained_on(tokenizers: tuple[Any, Any], text: str, plain: bool) -> None:
-    theirs, plainly = tokenizers
+def test_texts_are_the_tokens_that_clip_was_trained_on(
+    tokenizers: tuple[Any, TextTokenizer], text: str, plain: bool
+) -> None:
+    theirs, ours = tokenizers
     expected = [number for number in theirs([text], 77)[0].tolist() if number]
-    assert (plainly(text, truncation=True, max_length=77)["input_ids"] == expected) == plain
-    cleaned = deepcopy(plainly)
-    open_clip.clean(cleaned)
-    assert cleaned(text, truncation=True, max_length=77)["input_ids"] == expected
+    assert ours([text]) == [expected]
+    assert ours.lengths([text]) == [len(theirs.encode(text)) + 2]
+    assert (replace(ours, cleans=False)([text]) == [expected]) == plain
 
 
 def test_bert_reads_the_tokens_that_open_clip_makes(published: dict[str, Published]) -> None:
     text = "A scaly “plaque” ﬁrm on the arm &amp; 2.5 cm"
     expected = oracle.get_tokenizer("tiny-bert")([text])[0].tolist()
-    tokenizer = AutoTokenizer.from_pretrained(convert(published["bert"]))
-    assert tokenizer(text, truncation=True, max_length=40)["input_ids"] == expected[: expected.index(0)]
-    beside = AutoTokenizer.from_pretrained(published["bert"].folder.parent / "bert")
-    assert beside(text)["input_ids"] != expected[: expected.index(0)]
+    ours = TextTokenizer.read(convert(published["bert"]), 40, beit_bert.FAMILY)
+    assert ours([text]) == [expected[: expected.index(0)]]
+    assert replace(ours, cleans=False)([text]) != ours([text])
 
 
 def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(published: dict[str, Published], tmp_path: Path) -> None:

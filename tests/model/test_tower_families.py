@@ -168,11 +168,12 @@ def test_families_are_found_by_the_types_of_their_towers() -> None:
         towers.load("align")
 
 
-def test_siglip_alone_refuses_to_trim_and_lowers_its_texts() -> None:
-    assert {name: (towers.load(name).trims, towers.load(name).lower_case) for name in towers.names()} == {
-        "beit_bert": (True, False),
-        "clip": (True, False),
-        "siglip": (False, True),
+def test_siglip_alone_refuses_to_trim_and_lowers_its_texts_and_the_others_clean_theirs() -> None:
+    families = {name: towers.load(name) for name in towers.names()}
+    assert {name: (family.trims, family.lower_case, family.cleans) for name, family in families.items()} == {
+        "beit_bert": (True, False, True),
+        "clip": (True, False, True),
+        "siglip": (False, True, False),
     }
 
 

@@ -66,6 +66,7 @@ def test_a_folder_of_transformers_is_read_as_it_is(pickled: bool, tmp_path: Path
     assert (loaded.pixels.side, loaded.tokenizer.length) == (32, 77)
     assert loaded.facts["base"]["model_type"] == "clip_vision_model + clip_text_model"
     assert loaded.facts["adapter"] is None
+    assert loaded.tokenizer(["a “ﬁrm” nodule &amp; scale"]) == loaded.tokenizer(['a "firm" nodule & scale'])
 
 
 def test_a_tiny_base_is_built_on_the_texts_of_the_recipe_and_only_once(

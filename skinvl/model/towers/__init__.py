@@ -45,6 +45,7 @@ class TowerFamily(ABC):
     # Whether a text gives the same feature without the padding behind it: not where what is pooled stands there.
     trims: bool = True
     lower_case: bool = False  # whether its texts were all in lower case
+    cleans: bool = True  # whether its texts were rid of typographic quotes, ligatures and entities, as open_clip does
     flash_attention: bool = True  # whether both towers can run on flash-attention kernels
     tiny: TinyTowers
 

@@ -46,6 +46,7 @@ class Siglip(TowerFamily):
     before = 0
     trims = False
     lower_case = True
+    cleans = False
 
     def side(self, config: PretrainedConfig) -> int:
         """Of SigLIP2, which has no one size, that of its positions."""
