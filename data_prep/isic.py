@@ -142,7 +142,7 @@ def _file(raw: Path) -> Path:
         refuse_pointer(raw)
         return raw
     paths = sorted(path for path in raw.rglob("*") if path.suffix in (".json", ".jsonl"))
-    paths += [path for path in sorted(raw.rglob("*.csv")) if _is_metadata(path)]
+    paths += [path for path in sorted(raw.rglob("*.csv")) if is_metadata(path)]
     if len(paths) != 1:
         listed = ", ".join(str(path.relative_to(raw)) for path in paths) or "none"
         raise PrepError(
@@ -154,7 +154,7 @@ def _file(raw: Path) -> Path:
     return paths[0]
 
 
-def _is_metadata(path: Path) -> bool:
+def is_metadata(path: Path) -> bool:
     """Whether a CSV file says which diagnosis an image has; collections come with tables that only list images."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
@@ -235,11 +235,11 @@ def _diagnosis(row: Mapping[str, str]) -> str:
     return labels.diagnosis(best)
 
 
-def _site(row: Mapping[str, str]) -> str | None:
+def site(row: Mapping[str, str]) -> str | None:
     """The finest site, in our words where they differ; the archive's lists grow, so others stay as they are."""
     named = (row.get(column, "").strip().casefold() for column in SITE_COLUMNS)
-    site = next((value for value in named if value not in UNKNOWN), None)
-    return site and SITES.get(site, site)
+    finest = next((value for value in named if value not in UNKNOWN), None)
+    return finest and SITES.get(finest, finest)
 
 
 def _missing(kind: str, row: Mapping[str, str]) -> Missing:
@@ -277,7 +277,7 @@ def records(raw: Path, part: str, shard: Shard | None) -> Iterator[DatasetRecord
             skin_type=tone,
             age=years(where, row, "age_approx", UNKNOWN),
             sex=row["sex"] if row["sex"] in ("female", "male") else None,
-            site=_site(row),
+            site=site(row),
         )
 
         # Among its classes the challenge calls this one so; the canonical name is narrower.
