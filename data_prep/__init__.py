@@ -49,6 +49,9 @@ class Card:
     released: Literal["none", "sound", "leaky"] = "none"  # the authors' own split; a leaky one is kept only on request
     alike: bool = True  # whether images that look the same show the same; false for drawings that share a style
     drawn: bool = False  # the converter makes RAW itself where it is absent
+    # The converters whose prepared sources have its images; each is the name of the part that lies over it. The images
+    # of such a part's Examples are the names of raw photos there, which prep finds in the source below.
+    over: tuple[str, ...] = ()
     # Whose ids its Examples are known by: equal ones mean the same in all sources of that archive. Empty: they mean
     # something in one prepared source alone, as the paths and row numbers of any file do.
     archive: str = ""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 import data_prep
 from data_prep import Card
+from skinvl.data.source import source_folder
 from skinvl.recipe.printing import entry, narrow, right, short
 from skinvl.sources.prepare.steps import prepare
 from skinvl.sources.prepare.writer import Account
@@ -37,6 +38,8 @@ def main(words: list[str]) -> int:
                         help="official keeps the split of the authors where it is known to leak")  # fmt: skip
     parser.add_argument("--images", metavar="DIR", default="",
                         help="the folder of RAW, as RAW has it, in which images are found by their names")  # fmt: skip
+    parser.add_argument("--over", type=source_folder, metavar="SOURCE", default=None,
+                        help="the prepared source whose images a dataset without its own is about")  # fmt: skip
     parser.add_argument("--shard", type=_shard, metavar="I/N", default=None,
                         help="do one share of the work, I from 0; whoever ends last joins the shares")  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
@@ -64,7 +67,8 @@ def main(words: list[str]) -> int:
                 entry(console, part, sentence)
     account = prepare(
         args.dataset, args.raw, args.out, args.part, keep=args.keep, drop=args.drop,
-        official=args.split == "official", images=args.images, shard=args.shard, workers=args.workers,
+        official=args.split == "official", images=args.images, over=args.over, shard=args.shard,
+        workers=args.workers,
     )  # fmt: skip
     if account is None:
         console.print(f"{args.out}: this shard is done; the shard that ends last joins all of them")
@@ -123,6 +127,7 @@ def _card(console: Console, card: Card) -> None:
         ("terms", card.terms),
         ("parts, the first by default", ", ".join(card.parts)),
         ("splits", ", ".join(card.splits)),
+        ("lies over, by part", ", ".join(card.over) or "nothing: it has its own images"),
         ("address", card.address),
         ("how to get it", card.obtain),
         ("citation", card.citation),

@@ -23,6 +23,8 @@ from skinvl.data.example import Dropped, Example, ExampleError, inside, table, v
 from skinvl.data.workers import advance
 from skinvl.recipe.files import whole_file, write_text
 from skinvl.sources import rules
+from skinvl.sources.prepare import overlay
+from skinvl.sources.prepare.overlay import Below
 
 KEYS = pa.schema(
     [
@@ -46,6 +48,7 @@ class PrepJob:
     official: bool  # keep the split of the authors though it leaks
     drops: Mapping[str, bool]  # rule → whether a row that breaks it is dropped, or kept with a tag
     images: str = ""  # the folder of RAW, relative to it, in which images are found by name; empty is all of RAW
+    over: Path | None = None  # the prepared source that has the images, where RAW does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,8 @@ def convert(job: PrepJob, part: str, folder: Path, index: int, count: int) -> It
         PrepError: raw files or converter do not allow it.
     """
     converter = data_prep.load(job.name)
-    judge = Judge(job, part, converter.CARD)
+    below = overlay.below(job.over, overlay.stamp(job.over)) if job.over is not None else None
+    judge = Judge(job, part, converter.CARD, below)
     done = {block.number for block in complete(folder, part)}
     shard = Shard(index, count, done=done, images=job.images)
     outcomes = converter.convert(job.raw, part, shard)
@@ -124,6 +128,7 @@ class Judge:
     job: PrepJob
     part: str
     card: Card
+    below: Below | None = None  # the source that has the images
 
     def __call__(self, record: int, example: Example) -> tuple[Example, RowKeys] | Dropped:
         """The Example with its split and tags, and the last four of KEYS; or the rule that drops it.
@@ -131,6 +136,11 @@ class Judge:
         Raises:
             PrepError: a split that the card does not name.
         """
+        if self.below is not None:
+            laid = self.below.laid(self._row(record, example), example)
+            if isinstance(laid, Dropped):
+                return laid
+            example = laid
         if example.split not in self.card.splits:
             raise PrepError(
                 f"data_prep/{self.job.name}.py, a fault of the converter: {self._row(record, example)} has the split "

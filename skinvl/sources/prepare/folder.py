@@ -14,6 +14,7 @@ from typing import IO
 import data_prep
 from data_prep import PrepError
 from skinvl.recipe.files import read_json, write_text
+from skinvl.sources.prepare import overlay
 from skinvl.sources.prepare.blocks import PrepJob
 from skinvl.sources.prepare.writer import Account
 
@@ -24,15 +25,17 @@ MODULES = (
 )
 
 
-def refuse_out(raw: Path, out: Path) -> None:
+def refuse_out(raw: Path, below: Path | None, out: Path) -> None:
     """Refuses an OUT that cannot hold a prepared source.
 
     Raises:
-        PrepError: it lies in RAW or around it, or holds something else.
+        PrepError: it lies in RAW or in the source below, or around them, or holds something else.
     """
-    source, target = raw.resolve(), out.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise PrepError(f"{out}: RAW ({raw}) and OUT lie in one another; choose an OUT beside RAW")
+    target = out.resolve()
+    for name, folder in (("RAW", raw), ("the source below", below)):
+        source = folder.resolve() if folder else None
+        if source and (source == target or source in target.parents or target in source.parents):
+            raise PrepError(f"{out}: {name} ({folder}) and OUT lie in one another; choose an OUT beside {name}")
     if out.is_file():
         raise PrepError(f"{out}: a file; expected a folder that is new, empty or a prepared source")
     names = {path.name for path in out.iterdir()} if out.exists() else set()
@@ -92,6 +95,8 @@ def stamp_of(job: PrepJob) -> str:
     """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()), job.images)).encode())
+    if job.over is not None:
+        digest.update(overlay.stamp(job.over).encode())
 
     package = Path(__file__).parents[2]
     code = [path for name in MODULES for path in package.glob(f"{name}.py")]

@@ -22,7 +22,7 @@ from data_prep import BLOCK, Card, PrepError
 from skinvl.data.example import inside
 from skinvl.data.workers import Workers
 from skinvl.recipe.files import partial_folder, replace_folder, whole_file, write_json
-from skinvl.sources.prepare import blocks, join, writer
+from skinvl.sources.prepare import blocks, join, overlay, writer
 from skinvl.sources.prepare.blocks import Block, PrepJob
 from skinvl.sources.prepare.folder import claimed, recorded, refuse_out, stamp_of
 from skinvl.sources.prepare.images import Looked, look_at
@@ -44,6 +44,7 @@ def prepare(
     drop: Sequence[str] = (),
     official: bool = False,
     images: str = "",
+    over: Path | None = None,
     shard: tuple[int, int] | None = None,
     workers: int = 1,
 ) -> Account | None:
@@ -54,6 +55,7 @@ def prepare(
         keep, drop: rules whose default is changed.
         official: keep the authors' split though it leaks.
         images: the folder of RAW, relative to it, in which images are found by name; empty is all of RAW.
+        over: the prepared source that has the images of a dataset without any; None is `data/` and the part's name.
         shard: (index, count) of the share of the work that is done here.
         workers: processes.
 
@@ -61,16 +63,18 @@ def prepare(
         PrepError: raw files, output folder or converter do not allow it; an older OUT is as it was before.
     """
     card = data_prep.load(name).CARD
-    job = PrepJob(name, raw, tuple(dict.fromkeys(parts or card.parts[:1])), official, _drops(keep, drop), images)
-    if unknown := [part for part in job.parts if part not in card.parts]:
+    if unknown := [part for part in dict.fromkeys(parts or ()) if part not in card.parts]:
         raise PrepError(f"{name} has no part {', '.join(unknown)}; its parts are {', '.join(card.parts)}")
     if official and card.released == "none":
         raise PrepError(f"{name}: its authors give no split to keep; leave out --split official")
+    chosen, below = overlay.choose(name, card, parts or (), over)
+    official = official or overlay.keeps_split(below)
+    job = PrepJob(name, raw, chosen, official, _drops(keep, drop), images, below)
     if not raw.exists() and not card.drawn:
         raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
     if images:
         _refuse_images(name, card, raw, images)
-    refuse_out(raw, out)
+    refuse_out(raw, below, out)
     out = out.absolute()
     work = partial_folder(out)
     try:
@@ -138,13 +142,15 @@ def _look(job: PrepJob, work: Path, index: int, count: int, workers: int) -> Non
     # An image that an interrupted run, or another shard, has looked at is not looked at again.
     mine = [block for block in _complete(job, work) if block.number % count == index]
     rest = sorted(_shown(mine) - set(_looked(work)["name"].to_pylist()), key=_position)
-    root = job.raw.parent if job.raw.is_file() else job.raw
+    root, look = job.raw.parent if job.raw.is_file() else job.raw, look_at
+    if job.over is not None:
+        root, look = job.over, overlay.link_images
     tasks = [(root, rest[start : start + BATCH], work / "source") for start in range(0, len(rest), BATCH)]
 
     # What is known so far is written now and then, so that an interruption costs little.
     looked: list[Looked] = []
     with Workers(workers if len(rest) > SMALL_IMAGES else 1, PRELOADED) as pool:
-        for batch in pool.each(f"{job.name}: images", len(rest), look_at, tasks):
+        for batch in pool.each(f"{job.name}: images", len(rest), look, tasks):
             looked += batch
             if len(looked) >= BLOCK:
                 _write_looked(folder, index, looked)
@@ -209,13 +215,14 @@ def _join(
     stamp: str,
 ) -> Account:
     # What becomes of each row is known once all blocks and images are there.
+    record = asdict(card) | (overlay.inherited(card, job.over) if job.over is not None else {})
     rows = join.read(made, images)
     keeps = {name: not drops for name, drops in job.drops.items()}
     fates = join.decide(
         *(rows, images),
         fewer=keeps["fewer-images"],
         alone=keeps["missing-image"],
-        alike=card.alike,
+        alike=record["alike"],
         official=job.official,
     )
     account = writer.write(rows, fates, images, job.drops, work / "source")
@@ -229,7 +236,7 @@ def _join(
     # The card comes last: a folder that has one is whole.
     record = {
         "source": job.name,
-        **asdict(card),
+        **record,
         "parts": job.parts,
         "split": "official" if job.official else "group",
         "rules": {name: "drop" if drops else "keep" for name, drops in job.drops.items()},
