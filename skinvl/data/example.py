@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, chain
 from operator import attrgetter, itemgetter
@@ -286,11 +287,39 @@ def read(folder: Path, split: str) -> list[Example]:
         FileNotFoundError: no such source or split; the message says which there are and how to prepare it.
         ExampleError: the file is not one that `write` made.
     """
+    with split_file(folder, split) as path:
+        return examples(pq.read_table(path))
+
+
+def take(folder: Path, split: str, numbers: Sequence[int]) -> list[Example]:
+    """The Examples of these row numbers of a split, ascending, of which only the row groups with one are read.
+
+    Raises:
+        FileNotFoundError, ExampleError: as `read`.
+    """
+    taken = []
+    with split_file(folder, split) as path, pq.ParquetFile(path) as file:
+        start, wanted = 0, sorted(numbers)
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            if inside := [number - start for number in wanted if start <= number < end]:
+                taken += examples(file.read_row_group(group).take(inside))
+            start = end
+    return taken
+
+
+@contextmanager
+def split_file(folder: Path, split: str) -> Iterator[Path]:
+    """The file of a split, and one message of what is wrong with it where reading it fails.
+
+    Raises:
+        FileNotFoundError, ExampleError: as `read`.
+    """
     path = folder / f"{split}.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such split; {have(folder)}")
     try:
-        return examples(pq.read_table(path))
+        yield path
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ExampleError(
             f"{path}: not a file of Examples ({type(error).__name__}: {error}); "

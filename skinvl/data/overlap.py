@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from skinvl.data import fingerprints, hamming
-from skinvl.data.example import have, splits
 from skinvl.data.fingerprints import KINDS
 from skinvl.data.hamming import Pairs
-from skinvl.data.source import namespace, source_folder, used_images
+from skinvl.data.source import namespace, source_splits, used_images
 
 BEYOND = 4  # bits above the threshold that are looked at, so that what was missed can be seen too
 
@@ -91,7 +90,7 @@ def read(names: Sequence[str]) -> tuple[list[Set], pa.Table]:
     Raises:
         FileNotFoundError, ValueError: a set is not there, or there are not two.
     """
-    chosen = list(dict.fromkeys(source_split for name in names for source_split in _splits(name)))
+    chosen = list(dict.fromkeys(source_split for name in names for source_split in source_splits(name)))
     if len(chosen) < 2:
         raise ValueError(f"{', '.join(names)}: one set, with nothing to compare it to; name another source or split")
 
@@ -125,18 +124,6 @@ def read(names: Sequence[str]) -> tuple[list[Set], pa.Table]:
         for (name, root, row, image), first, images, own in zip(parts, firsts[:-1], tables, groups, strict=True)
     ]
     return sets, pa.concat_tables(tables)
-
-
-def _splits(name: str) -> list[tuple[Path, str]]:
-    """The (source, split) pairs that a word of the command line names."""
-    root, split = source_folder(name), ""
-    if not root.is_dir() and ":" in name:
-        source, _, split = name.rpartition(":")
-        root = source_folder(source)
-    names = splits(root)
-    if not names or (split and split not in names):
-        raise FileNotFoundError(f"{name}: no such set in {root}; {have(root)}")
-    return [(root, split_name) for split_name in ([split] if split else names)]
 
 
 def evidence(images: pa.Table, threshold: int) -> tuple[list[Evidence], Evidence]:

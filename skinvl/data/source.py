@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from skinvl.data.example import have, splits
 from skinvl.data.fingerprints import LOOKS
 from skinvl.recipe.files import read_json
 
@@ -33,6 +34,22 @@ _AGAIN = "prepare the source again with: skinvl prep DATASET RAW OUT (skinvl pre
 def source_folder(source: str, data: Path = Path("data")) -> Path:
     """Where a prepared source lies: a path, which has a slash, as given; a bare name under `data/`."""
     return Path(source) if "/" in source else data / source
+
+
+def source_splits(name: str) -> list[tuple[Path, str]]:
+    """The (source, split) pairs that a word of the command line names: SOURCE or SOURCE:SPLIT.
+
+    Raises:
+        FileNotFoundError: there is no such source or split.
+    """
+    root, split = source_folder(name), ""
+    if not root.is_dir() and ":" in name:
+        source, _, split = name.rpartition(":")
+        root = source_folder(source)
+    names = splits(root)
+    if not names or (split and split not in names):
+        raise FileNotFoundError(f"{name}: no such set in {root}; {have(root)}")
+    return [(root, split_name) for split_name in ([split] if split else names)]
 
 
 def read_card(source: Path) -> dict[str, Any]:
