@@ -12,15 +12,15 @@ import hmac
 import os
 import re
 import secrets
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep import NOBODY, SEXES, Card, PrepError, Shard, known, split_of, taken
 from skinvl.data import questions
-from skinvl.data.dicom import MISSING, is_dicom
+from skinvl.data.dicom_pixels import MISSING, is_dicom, reading
 from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.pixels import ImageError
 from skinvl.data.questions import PICTURES, DatasetRecord, Missing
 
 CARD = Card(
@@ -133,18 +133,14 @@ def _header(path: Path) -> Any:
         if not is_dicom(file.read(132)):
             return Missing("no DICOM file", "not-dicom")
     try:
-        from pydicom import dcmread
-        from pydicom.errors import InvalidDicomError
-    except ModuleNotFoundError as error:
-        raise PrepError(MISSING) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that break the standard
+        with reading(path.name) as dcmread:
             header = dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-            for element in header:  # they are read when they are asked for
+            for element in header:  # they are parsed when they are asked for
                 str(element.value)
-    except (InvalidDicomError, ValueError, LookupError, TypeError, AttributeError, OSError, EOFError) as error:
-        return Missing(f"damaged DICOM ({type(error).__name__})", "malformed")
+    except ImageError as error:
+        if error.rule == "no-decoder":
+            raise PrepError(MISSING) from error
+        return Missing("damaged DICOM", "malformed")
     return header
 
 

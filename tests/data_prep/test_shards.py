@@ -13,17 +13,21 @@ import test_ddi
 import test_derm1m
 import test_derm12345
 import test_dermasynth
+import test_dicom
 import test_fitzpatrick17k
 import test_ham10000
 import test_isic
 import test_llava
+import test_milk10k
 import test_mm_skin
 import test_pad_ufes_20
 import test_patch16
 import test_scin
+import test_slice_3d
 
 import data_prep
-from data_prep import Shard, demo, isic
+from data_prep import Shard, demo, isic, milk10k
+from helpers import dicoms
 from helpers.raws import image, table
 from skinvl.data.example import Dropped, Example
 
@@ -89,6 +93,15 @@ def _dermnet(raw: Path) -> list[Path]:
     return [raw]
 
 
+def _dicom(raw: Path) -> list[Path]:
+    for number in MANY:
+        dicoms.write(
+            raw / f"{number}.dcm", test_dicom.photo(PatientID=str(number % 5), Modality=("DMS", "CT")[number % 2])
+        )
+    (raw / "README").write_text("no image")
+    return [raw]
+
+
 def _fitzpatrick17k(raw: Path) -> list[Path]:
     return [test_fitzpatrick17k.raw(raw, *({"md5hash": f"{number % 5}"} for number in MANY))]
 
@@ -115,6 +128,17 @@ def _llava(raw: Path) -> list[Path]:
     (raw / "list.json").write_text(json.dumps(entries))
     (raw / "lines.jsonl").write_text("\n\n".join(map(json.dumps, entries)))
     return [raw / "list.json", raw / "lines.jsonl"]
+
+
+def _milk10k(raw: Path) -> list[Path]:
+    images = [row for number in MANY for row in test_milk10k.pair(number)]
+    truth = [test_milk10k.hot(number % 5, "BCC" if number % 2 else "NV") for number in MANY]
+    table(raw / milk10k.METADATA, images)
+    table(raw / milk10k.TRUTH, truth)
+    table(raw / milk10k.SUPPLEMENT, [{"isic_id": row["isic_id"], "diagnosis_full": "Nevus"} for row in images[::3]])
+    table(raw / milk10k.BLIND, images)
+    test_milk10k.archived(raw, images, test_milk10k.LEVELS)
+    return [raw]
 
 
 def _mm_skin(raw: Path) -> list[Path]:
@@ -146,6 +170,10 @@ def _scin(raw: Path) -> list[Path]:
     return [test_scin.raw(raw, labels, *({"case_id": f"{number % 5}"} for number in MANY))]
 
 
+def _slice_3d(raw: Path) -> list[Path]:
+    return [test_slice_3d.raw_folder(raw, *({"isic_id": f"ISIC_{number % 5}"} for number in MANY))]
+
+
 # Every converter has its raw files here; each part has seven records or more.
 RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "ddi": _ddi,
@@ -154,14 +182,17 @@ RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "derm1m": _derm1m,
     "dermasynth": _dermasynth,
     "dermnet": _dermnet,
+    "dicom": _dicom,
     "fitzpatrick17k": _fitzpatrick17k,
     "ham10000": _ham10000,
     "isic": _isic,
     "llava": _llava,
+    "milk10k": _milk10k,
     "mm_skin": _mm_skin,
     "pad_ufes_20": _pad_ufes_20,
     "patch16": _patch16,
     "scin": _scin,
+    "slice_3d": _slice_3d,
 }
 
 

@@ -6,7 +6,10 @@ RLE and what is not compressed can be read; lossless JPEG and JPEG-LS cannot.
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -42,28 +45,38 @@ def picture(data: bytes, name: str) -> Image.Image:
         ImageError: pydicom is absent (no-decoder); no pixels, several frames, too many pixels, a photometric
             interpretation that is none of a photograph, a transfer syntax without a decoder, or damaged.
     """
+    with reading(name) as dcmread:
+        dataset = dcmread(BytesIO(data))
+        _refuse(dataset, name)
+        shown = _shown(dataset)
+        profile = dataset.get("ICCProfile")
+    image = Image.fromarray(np.ascontiguousarray(shown))
+    if isinstance(profile, bytes) and profile:
+        image.info["icc_profile"] = profile
+    return image
+
+
+@contextmanager
+def reading(name: str) -> Iterator[Callable[..., Any]]:
+    """pydicom's `dcmread`, in silence: what it warns and says of values can hold a patient's name.
+
+    Raises:
+        ImageError: pydicom is absent (no-decoder), or what is read within is damaged (unreadable-image).
+    """
     try:
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
     except ModuleNotFoundError as error:
         raise ImageError("no-decoder", f"{name}: {MISSING}") from error
-
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that break the standard and are not used here
+        warnings.simplefilter("ignore")
         try:
-            dataset = dcmread(BytesIO(data))
-            _refuse(dataset, name)
-            shown = _shown(dataset)
-            profile = dataset.get("ICCProfile")
+            yield dcmread
         except ImageError:
             raise
         except (*DAMAGED, AttributeError, NotImplementedError, RuntimeError, InvalidDicomError) as error:
-            # What the error says may hold what stands in the file, such as a name.
             raise ImageError("unreadable-image", f"{name}: damaged DICOM ({type(error).__name__})") from error
-    image = Image.fromarray(np.ascontiguousarray(shown))
-    if isinstance(profile, bytes) and profile:
-        image.info["icc_profile"] = profile
-    return image
 
 
 def _refuse(dataset: Any, name: str) -> None:
