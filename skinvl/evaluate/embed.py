@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from skinvl.data.pixels import ImageError, upright
+from skinvl.data.pixels import ImageError
 from skinvl.data.progress import Progress, share
 from skinvl.model.towers_loaded import LoadedTowers, PixelFormat
 
@@ -142,7 +142,7 @@ class _Reading:
         read, squares, refused = [], [], {}
         for path in paths:
             try:
-                squares.append(np.array(self.pixels.square(upright(path)), np.uint8))
+                squares.append(np.array(self.pixels.square_of(path), np.uint8))
                 read.append(path)
             except ImageError as error:
                 refused[path] = str(error)

@@ -16,6 +16,7 @@ from PIL import Image
 from skinvl.data.example import Example, ExampleError, Message, text, words
 from skinvl.data.mixture import Row, rows
 from skinvl.data.pixels import ImageError, upright
+from skinvl.data.profiles import Profiles
 from skinvl.evaluate.engine import Question, questions
 from skinvl.model import infer
 from skinvl.model.base import base_dtype, logits
@@ -170,14 +171,14 @@ def _own(model: torch.nn.Module, collator: Collator, recipe: Recipe, question: Q
     return Own(question, prompt, chat.tokenizer.decode(answer.ids, skip_special_tokens=True), answer.ids, rivals)
 
 
-def messages(question: Question) -> list[dict[str, Any]]:
-    """The question as a user of the OpenAI-compatible API sends it, its images as data: addresses."""
+def messages(question: Question, profiles: Profiles = "srgb") -> list[dict[str, Any]]:
+    """The question as a user of the OpenAI-compatible API sends it, its images as data: addresses of what we read."""
     row = question.row
     images = iter(row.example.images)
     turns = []
     for message in row.example.messages[:-1]:
         parts: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _address(row.root / next(images))}}
+            {"type": "image_url", "image_url": {"url": _address(row.root / next(images), profiles)}}
             if part["type"] == "image"
             else {"type": "text", "text": part["text"]}
             for part in message["content"]
@@ -187,9 +188,9 @@ def messages(question: Question) -> list[dict[str, Any]]:
     return turns
 
 
-def _address(path: Path) -> str:
+def _address(path: Path, profiles: Profiles) -> str:
     png = io.BytesIO()
-    upright(path).save(png, "PNG")  # no reader turns it or fills its clear parts in its own way
+    upright(path, profiles).save(png, "PNG")  # no reader turns it, nor reads clear parts or colours in its own way
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
@@ -216,7 +217,7 @@ def ask(
     """
     import openai
 
-    conversation: Any = messages(question)
+    conversation: Any = messages(question, recipe.data.profiles)
     settings: dict[str, Any] = {"temperature": 0.0} if recipe.evaluate.generation.do_sample else {}
     longest = greedy(recipe).max_new_tokens
     if temperature is not None:

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from skinvl.data import fingerprints, mixture
 from skinvl.data.example import splits
 from skinvl.data.mixture import Row
-from skinvl.data.pixels import ImageError, upright
+from skinvl.data.pixels import ImageError
 from skinvl.data.progress import Progress
 from skinvl.data.source import source_folder
 from skinvl.evaluate import benchmarks, distributed
@@ -179,7 +179,7 @@ class _Reading:
 
     def __call__(self, path: Path) -> tuple[Path, Picture | None, torch.Tensor | None, str, str]:
         try:
-            image = upright(path)
+            image = self.chat.upright(path)
             picture = self.chat.picture((image.height, image.width))
         except (ImageError, ChatError) as error:
             return path, None, None, "", str(error)

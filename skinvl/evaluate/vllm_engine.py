@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from skinvl.data.pixels import ImageError, upright
+from skinvl.data.pixels import ImageError
 from skinvl.evaluate.engine import Question, answer, seed_of
 from skinvl.model.adapter import todays_keys
 from skinvl.model.chat import Chat, ChatError, Encoded
@@ -80,7 +80,7 @@ class Vllm:
                 row = question.row
                 try:
                     encoded = encode_prompt(self.chat, row).encoded
-                    images = [upright(row.root / name) for name in row.example.images]
+                    images = [self.chat.upright(row.root / name) for name in row.example.images]
                 except (ChatError, ImageError) as error:
                     answers.append(answer(question, None, "refused", str(error)))
                     continue

@@ -56,7 +56,11 @@ def augmented(
     """
     changes = CHANGES[augmentation]
     picture = cropped(
-        path, format.side, format.resample, lambda height, width: rectangle(height, width, changes, generator)
+        path,
+        format.side,
+        format.resample,
+        lambda height, width: rectangle(height, width, changes, generator),
+        format.profiles,
     )
     return recoloured(picture, changes, generator)
 

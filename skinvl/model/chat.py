@@ -6,14 +6,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 import torch
+from PIL import Image
 from rich.text import Text
 from transformers import ProcessorMixin
 
+from skinvl.data import pixels
 from skinvl.data.example import Example, Message, words
+from skinvl.data.profiles import Profiles
 from skinvl.model.families import Family, Picture, ShapeError, Size
 
 UNTRAINED = -100  # the label of a position that is not trained, as everywhere in PyTorch
@@ -52,6 +56,7 @@ class Chat:
         image_tokens: the budget of one image, in positions.
         max_tokens: the most ids a conversation may have.
         too_long: a longer one is refused ("ledger"), or loses whole question-answer pairs from its end ("drop_turns").
+        profiles: how images tagged with a colour profile are read.
 
     Raises:
         ValueError: the processor has no chat template.
@@ -64,9 +69,10 @@ class Chat:
         image_tokens: int,
         max_tokens: int,
         too_long: Literal["ledger", "drop_turns"] = "ledger",
+        profiles: Profiles = "srgb",
     ) -> None:
         family.prepare_processor(processor)
-        self.processor, self.family = processor, family
+        self.processor, self.family, self.profiles = processor, family, profiles
         self.max_tokens, self.too_long = max_tokens, too_long
         self.tokenizer: Any = processor.tokenizer
         self.template = family.template(_pinned(_template(processor)))
@@ -140,6 +146,14 @@ class Chat:
             except ShapeError as error:
                 raise ChatError("image-too-elongated", str(error)) from error
         return self._pictures[size]
+
+    def upright(self, path: Path) -> Image.Image:
+        """The RGB pixels of an image file, its colours read as the base is trained on them.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return pixels.upright(path, self.profiles)
 
     def pixels(self, image: Any) -> torch.Tensor:
         """What the base's vision tower reads of an RGB PIL image within the budget."""

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from skinvl.data import labels
 from skinvl.data.draws import BatchError, Draw
-from skinvl.data.pixels import upright
 from skinvl.data.texts import ASPECTS, ImageText, TextedImage
 from skinvl.model import augment
 from skinvl.model.augment import Augmentation
@@ -128,7 +127,7 @@ class DualCollator:
     def _pixels(self, image: TextedImage, draw: Draw | None) -> torch.Tensor:
         path = image.root / image.path
         if draw is None or self.augmentation == "none":
-            picture = self.format.square(upright(path))
+            picture = self.format.square_of(path)
         else:
             generator = random.Random(f"{self.seed}-{draw.epoch}-{draw.row}-{draw.copy}")
             picture = augment.augmented(path, self.format, self.augmentation, generator)

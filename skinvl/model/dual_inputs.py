@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
 
+from skinvl.data.pixels import upright
+from skinvl.data.profiles import Profiles
+
 from skinvl.model.towers import TowerFamily
 
 # What ftfy makes of what books and web pages leave in a text.
@@ -104,9 +107,10 @@ class PixelFormat:
     std: tuple[float, float, float]
     resample: Image.Resampling = Image.Resampling.BICUBIC
     crops: bool = True  # shorter side to `side`, then the middle of it; else both sides to it, whatever its shape
+    profiles: Profiles = "srgb"  # how image files tagged with a colour profile are read
 
     @classmethod
-    def read(cls, folder: Path, side: int) -> PixelFormat:
+    def read(cls, folder: Path, side: int, profiles: Profiles = "srgb") -> PixelFormat:
         """That of a folder's image processor, for a tower of images of this side."""
         processor = AutoImageProcessor.from_pretrained(folder)
         return cls(
@@ -115,7 +119,16 @@ class PixelFormat:
             tuple(processor.image_std),
             Image.Resampling(int(processor.resample)),
             bool(getattr(processor, "do_center_crop", False)),
+            profiles,
         )
+
+    def square_of(self, path: Path) -> Image.Image:
+        """An image file as the tower reads it where nothing is augmented, RGB of `side` by `side` pixels.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self.square(upright(path, self.profiles))
 
     def square(self, image: Image.Image) -> Image.Image:
         """An RGB image as the tower reads it where nothing is augmented, of `side` by `side` pixels."""

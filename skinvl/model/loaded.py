@@ -51,6 +51,7 @@ class OpenBase:
             "precision": "bf16" if recipe.bf16 else "fp32",
             "template": xxhash.xxh3_128_hexdigest(self.chat.template.encode()),
             "image_tokens": recipe.data.image_tokens,
+            "profiles": self.chat.profiles,
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
 
@@ -88,7 +89,7 @@ def open_with_adapter(recipe: Recipe) -> OpenBase:
 def read_base(recipe: Recipe, files: Snapshot, processor: ProcessorMixin) -> OpenBase:
     """The base in a folder, with the processor that it is asked by."""
     config, family = read_config(files.path)
-    return OpenBase(recipe, files, config, family, Chat(processor, family, **recipe.data.budget))
+    return OpenBase(recipe, files, config, family, Chat(processor, family, **recipe.data.budget, profiles=recipe.data.profiles))
 
 
 @dataclass(frozen=True, slots=True)

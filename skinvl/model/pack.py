@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from skinvl.data.example import Example, text
 from skinvl.data.mixture import Row
-from skinvl.data.pixels import upright
 from skinvl.model.attention import Span, Spans
 from skinvl.model.chat import UNTRAINED, Chat
 from skinvl.model.families import Picture
@@ -174,7 +173,7 @@ class Collator:
         """What the model reads of an image: its features where they are cached, else its pixels."""
         if self.cache is not None:
             return self.cache.blank(picture) if path is None else self.cache.get(path, picture)
-        return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)) if path is None else upright(path))
+        return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)) if path is None else self.chat.upright(path))
 
     def _rows(
         self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]], side: str

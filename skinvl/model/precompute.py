@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PretrainedConfig
 
 from skinvl.data.mixture import Row
-from skinvl.data.pixels import upright
 from skinvl.data.progress import Progress, share
 from skinvl.model.base import attention_kernel, base_dtype, blank_model, count_parameters, load_tower, tower_names
 from skinvl.model.chat import Chat
@@ -170,6 +169,7 @@ def _about(base: OpenBase) -> dict[str, Any]:
     return {
         "tower": _fingerprint(base.path, base.family),
         "config": read_json(base.path / "config.json", "download the base again")["vision_config"],
+        "profiles": chat.profiles,
         "image_processor": {**processor.image_processor.to_dict(), **chat.image_arguments},
         "dtype": str(base_dtype(recipe)),
         "attention": attention_kernel(recipe.attention, chat.family),
@@ -208,7 +208,7 @@ class _Pixels(Dataset[tuple[Path, torch.Tensor | None]]):
         path, picture = self.pictures[index]
         if self.cache.read(path, picture) is not None:
             return path, None
-        return path, self.chat.pixels(upright(path))
+        return path, self.chat.pixels(self.chat.upright(path))
 
 
 def _fill(cache: Cache, pictures: dict[Path, Picture], base: OpenBase, say: Console) -> int:

@@ -48,6 +48,7 @@ class OpenTowers:
             "adapter": adapter_digest(self.trained) if self.trained else None,
             "precision": "bf16" if self.recipe.bf16 else "fp32",
             "image_side": self.pixels.side,
+            "profiles": self.pixels.profiles,
             "text_length": self.tokenizer.length,
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
@@ -110,8 +111,8 @@ def open_towers(recipe: PretrainRecipe, *, weights: bool = True) -> OpenTowers:
     images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
     tokenizer = TextTokenizer.read(inputs, config.text_length, texts)
     require_fit(tokenizer, config, inputs)
-    side = images.side(image)
-    return OpenTowers(recipe, files, path, config, tokenizer, PixelFormat.read(inputs, side), trained)
+    pixels = PixelFormat.read(inputs, images.side(image), recipe.data.profiles)
+    return OpenTowers(recipe, files, path, config, tokenizer, pixels, trained)
 
 
 def read_config(path: Path) -> DualEncoderConfig:

@@ -55,6 +55,8 @@ class Data(StrictModel):
     """What happens to a longer one: left out and recorded, or cut by whole question-answer turns from its end."""
     balance: Fact | None = None
     """Field of an Example's facts whose values are to be equally frequent in training; null leaves them as they are."""
+    profiles: Literal["srgb", "ignore"] = "srgb"
+    """How images tagged with a colour profile are read: converted to sRGB, or as their values stand."""
     allow_leak: bool = False
     """Whether to go on when evaluation data shares groups or images with training data."""
 

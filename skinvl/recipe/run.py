@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import xxhash
 from pydantic import ValidationError
@@ -117,7 +117,9 @@ def begun(path: Path) -> Run | TowersRun:
     if lacks:
         _no_run(path, lacks[0])
     try:
-        data = strict.read(path / RECIPE).data
+        document = strict.read(path / RECIPE)
+        strict.override(document, _earlier(document.data))
+        data = document.data
         recipe = PretrainRecipe.model_validate(data) if "objective" in data else Recipe.model_validate(data)
     except (RecipeError, ValidationError) as error:
         raise RunError(f"{path / RECIPE}: not a recipe of this version ({_line(error)})") from error
@@ -177,6 +179,12 @@ def _trained(recipe: AnyRecipe, trained: Path, of_run: Provenance) -> AnyRecipe:
     """The recipe on the very base that was trained on, with what was trained."""
     base = recipe.base.model_copy(update={"revision": of_run.base.commit or recipe.base.revision})
     return recipe.model_copy(update={"init_adapter": str(trained), "base": base})
+
+
+def _earlier(recipe: dict[str, Any]) -> list[str]:
+    """The overrides by which a run's recipe says what the run did, if it was made before there was a key for that."""
+    data = recipe.get("data")
+    return [] if isinstance(data, dict) and "profiles" in data else ["data.profiles=ignore"]
 
 
 def _line(error: Exception) -> str:
@@ -245,7 +253,7 @@ def _evaluated(
             f"{other[0]}: {path} was trained otherwise, and is evaluated as it was; expected evaluate.…, data.eval or "
             "attention. To evaluate a base without this training give a recipe's name instead of the run"
         )
-    recipe = load(str(path / RECIPE), overrides)
+    recipe = load(str(path / RECIPE), [*_earlier(strict.read(path / RECIPE).data), *overrides])
     return (recipe if untrained else trained(path, recipe)), path
 
 

@@ -105,6 +105,8 @@ class PretrainData(StrictModel):
     """What happens to a text beyond the text tower's length: cut and counted, split by sentences, or left out."""
     augmentation: Literal["mild", "released", "none"] = "mild"
     """mild: crops and brightness, nothing that contradicts a caption. released: DermLIP's, hue and greys included."""
+    profiles: Literal["srgb", "ignore"] = "srgb"
+    """How images tagged with a colour profile are read: converted to sRGB, or as their values stand."""
     permuted: bool = False
     """Whether each training image has the texts of another of its source: the control, of which no number may be better
     than chance."""

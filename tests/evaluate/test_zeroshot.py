@@ -19,6 +19,7 @@ from helpers import runs, tiny, two_towers
 from helpers.two_towers import DIAGNOSES
 from skinvl.evaluate import benchmarks, embed, eval, prompts, zeroshot
 from skinvl.evaluate.prompts import PromptError
+from skinvl.model import dual_inputs
 from skinvl.model.towers_loaded import LoadedTowers, load_towers
 from skinvl.recipe.strict import RecipeError
 from skinvl.score import predictions, report, score
@@ -118,8 +119,8 @@ def test_an_image_of_several_sets_is_encoded_once(tmp_path: Path, monkeypatch: p
     ]
     one = two_towers.recipe(tmp_path, evaluate__classify=both)
     read_files = []
-    upright = embed.upright
-    monkeypatch.setattr(embed, "upright", lambda path: (read_files.append(path), upright(path))[1])
+    upright = dual_inputs.upright
+    monkeypatch.setattr(dual_inputs, "upright", lambda path, _: (read_files.append(path), upright(path))[1])
     zeroshot.zeroshot_sets(one, tmp_path / "out")
     assert len(read_files) == len({*read_files}) == 6  # the one that is no class of the first set is of the second
     settings, rows = read(tmp_path / "out", "lesions-colour")
@@ -148,8 +149,8 @@ def test_what_was_stopped_goes_on_and_scores_the_same(tmp_path: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             zeroshot.zeroshot_sets(one, tmp_path / "cut")
     read_files = []
-    upright = embed.upright
-    monkeypatch.setattr(embed, "upright", lambda path: (read_files.append(path), upright(path))[1])
+    upright = dual_inputs.upright
+    monkeypatch.setattr(dual_inputs, "upright", lambda path, _: (read_files.append(path), upright(path))[1])
     zeroshot.zeroshot_sets(one, tmp_path / "cut")
     assert (tmp_path / "cut" / "eval" / "classes" / "lesions.jsonl").read_bytes() == whole
     assert len(read_files) == 3  # of six one is no class, and two were scored before

@@ -54,7 +54,7 @@ def test_a_jpeg_is_decoded_smaller_only_where_the_crop_keeps_the_pixels_asked_fo
     sizes: list[tuple[int, int]] = []
     decode = pixels.decode
 
-    def watched(image: Any, name: str) -> Image.Image:
+    def watched(image: Any, name: str, profile: Any) -> Image.Image:
         sizes.append(image.size)
         return decode(image, name)
 
