@@ -79,7 +79,7 @@ def choice_letter(answer: str, options: Mapping[str, str]) -> Match:
 
 def _match(answer: str, names: tuple[str, ...], letters: Mapping[str, int], choices: Sequence[str]) -> Match:
     # An answer that is one name and nothing else needs no reading.
-    text = SplitText.of(clauses.plain(_unwrapped(answer)))
+    text = SplitText.of(clauses.plain(unwrapped(answer)))
     exact = [number for number, name in enumerate(names) if stems_of(name) == tuple(text.stems)]
     if len(exact) == 1:
         return Match("matched", choices[exact[0]])
@@ -103,7 +103,7 @@ def _classes(mentions: Iterable[Mention]) -> frozenset[int]:
     return frozenset[int]().union(*(mention.counted for mention in mentions))
 
 
-def _unwrapped(answer: str) -> str:
+def unwrapped(answer: str) -> str:
     """What an answer in JSON says under the key of its answer, or in all of its texts; else the answer itself."""
     bare = re.sub(r"^```\w*\s*|\s*```$", "", answer.strip())
     if not bare.startswith("{"):

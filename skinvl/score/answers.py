@@ -12,14 +12,15 @@ import numpy as np
 
 from skinvl.data.workers import Workers, advance
 from skinvl.score import slices
-from skinvl.score.metrics import Metric, load, words
+from skinvl.score.metrics import Metric, has_reference, json_fields, load, option_f1, right_answers, words
 from skinvl.score.metrics.closed_accuracy import NAMES as CLOSED
 from skinvl.score.metrics.closed_accuracy import counts as is_closed
 from skinvl.score.predictions import Answer, rule
-from skinvl.score.stats import Bootstrap, Estimate, Float, Mask
+from skinvl.score.stats import Bootstrap, Estimate, Float, Mask, ratio
 
 BY = ("kind", "modality", "source")
 PIECE = 2_000  # rows that a process scores at a time
+FIELDS = 256  # of answers in JSON that a table has at most
 NO_WORDS = "the reference has no words"
 
 
@@ -54,7 +55,7 @@ def measure(rows: Sequence[Answer], metrics: Sequence[Metric], workers: Workers)
     Raises:
         MetricError: a metric's model or data are absent.
     """
-    scored = np.array([row.answer is not None and bool(words(row.reference)) for row in rows], np.bool_)
+    scored = np.array([row.answer is not None and has_reference(row) for row in rows], np.bool_)
     asked = np.array([[metric.counts(row) for row in rows] for metric in metrics], np.bool_).reshape(-1, len(rows))
     unread = np.array([[metric.unread(row) for row in rows] for metric in metrics], np.bool_).reshape(-1, len(rows))
 
@@ -96,7 +97,7 @@ def estimates(measured: Measured, draws: Bootstrap, rows: Mask) -> dict[str, Est
         values = metric.value(sums[:, columns]) if counted.any() else none
         for column, name in enumerate(metric.names):
             # The means of rows are shares; what a corpus has, such as BLEU, is none.
-            if metric.row_means:
+            if metric.row_means and counted.any():
                 each = measured.table[:, columns.start + column]
                 numbers[name] = draws.share_of(values[:, column], each, counted, unscored)
             else:
@@ -126,6 +127,8 @@ def block(measured: Measured, settings: Mapping[str, Any], draws: Bootstrap) -> 
         "majority": _majority(measured, draws),
         "by": by,
         "slices": _slices(measured, headline, draws) if headline else {},
+        "options": _options(measured, draws),
+        "fields": _fields(measured, draws),
         "settings": dict(settings),
     }
 
@@ -143,6 +146,52 @@ def _slices(measured: Measured, headline: str, draws: Bootstrap) -> dict[str, An
         columns=[slice(0, table.shape[1])],
     )
     return slices.table(measured.rows, headline, lambda mask: estimates(headline_only, draws, mask)[headline])
+
+
+def _options(measured: Measured, draws: Bootstrap) -> dict[str, Any]:
+    """Option → precision over the rows that say it, recall and F1 over those where it is right; where that is measured.
+
+    Empty where there are too many options for a table.
+    """
+    number = next((number for number, metric in enumerate(measured.metrics) if metric.names == option_f1.NAMES), None)
+    if number is None or not (counted := measured.asked[number] & measured.scored).any():
+        return {}
+    table = measured.table[:, measured.columns[number]]
+    sums, marked = option_f1.by_option(draws.sums(table, counted)), option_f1.by_option(table) > 0
+    numbers = {}
+    for column, name in enumerate(
+        option_f1.options_of([measured.rows[index] for index in np.flatnonzero(counted).tolist()])
+    ):
+        (both, said, right), (is_both, is_said, is_right) = sums[:, column].T, marked[:, column].T
+        f1 = np.where(right > 0, ratio(2 * both, said + right), np.nan)
+        numbers[name] = {
+            "precision": draws.share_of(ratio(both, said), is_both, counted & is_said).number(),
+            "recall": draws.share_of(ratio(both, right), is_both, counted & is_right).number(),
+            "f1": draws.estimate(f1, counted & is_right).number(),
+        }
+    return numbers
+
+
+def _fields(measured: Measured, draws: Bootstrap) -> dict[str, Any]:
+    """Field of references in JSON → the share of the rows that have it right, where that is measured.
+
+    Empty where there are too many fields for a table.
+    """
+    number = next((number for number, metric in enumerate(measured.metrics) if metric.names == json_fields.NAMES), None)
+    if number is None:
+        return {}
+    right_of: dict[str, dict[int, bool]] = {}  # of each field the rows that have it
+    for index in np.flatnonzero(measured.asked[number] & measured.scored).tolist():
+        row = measured.rows[index]
+        fields = json_fields.fields(row.answer or "", row)
+        for path in fields.keys() & json_fields.asked(row):
+            right_of.setdefault(path, {})[index] = fields[path]
+    numbers = {}
+    for path in sorted(right_of) if len(right_of) <= FIELDS else ():
+        rows, right = np.zeros((2, len(measured.rows)), np.bool_)
+        rows[[*right_of[path]]], right[[*right_of[path]]] = True, [*right_of[path].values()]
+        numbers[path] = {"accuracy": draws.share(right, rows).number()}
+    return numbers
 
 
 def _piece(start: int, names: Sequence[str], rows: Sequence[Answer]) -> tuple[int, dict[str, Float]]:
@@ -184,5 +233,5 @@ def _majority(measured: Measured, draws: Bootstrap) -> dict[str, Any] | None:
     most = {kind: counts.most_common(1)[0][0] for kind, counts in common.items()}
     right = np.zeros(len(measured.rows), np.bool_)
     closed_rows = [measured.rows[index] for index in indices]
-    right[indices] = [words(row.reference) == most[row.facts.kind] for row in closed_rows]
+    right[indices] = [most[row.facts.kind] in map(words, right_answers(row)) for row in closed_rows]
     return draws.share(right, closed).number()

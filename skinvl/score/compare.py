@@ -15,7 +15,7 @@ import numpy as np
 from skinvl.score import answers, classification, ranking, retrieval, stats
 from skinvl.score.answers import Measured
 from skinvl.score.classification import ClassifiedSet
-from skinvl.score.predictions import Identified, key
+from skinvl.score.predictions import Answer, Identified, key
 from skinvl.score.probabilities import PROMPTS
 from skinvl.score.retrieval import RetrievedSet
 from skinvl.score.stats import Estimate, Mask
@@ -52,6 +52,8 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
         unread=theirs.unread[:, order],
     )
     _same(name, "reference", [(key(row), row.reference) for row in ours.rows], [row.reference for row in theirs.rows])
+    beside = [[_right(row) for row in side.rows] for side in (ours, theirs)]
+    _same(name, "set of right answers", list(zip(map(key, ours.rows), beside[0], strict=True)), beside[1])
 
     # One Bootstrap for both runs, over the rows that both have.
     draws = answers.bootstrap(ours.rows, resampling.resamples, resampling.seed)
@@ -59,10 +61,10 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
     our_numbers, their_numbers = (answers.estimates(side, draws, both) for side in (ours, theirs))
 
     right = {}
-    for metric, asked, columns in zip(ours.metrics, ours.asked, ours.columns, strict=True):
+    for number, metric in enumerate(ours.metrics):
         if metric.name in RIGHT_OR_WRONG:
-            counted = both & asked
-            right[metric.name] = tuple(side.table[counted, columns.start] == 1 for side in (ours, theirs))
+            counted = both & ours.asked[number]
+            right[metric.name] = tuple(side.table[counted, side.columns[number].start] == 1 for side in (ours, theirs))
     return _tests(name, "answers", our_numbers, their_numbers, right, int((~both).sum()))
 
 
@@ -200,6 +202,12 @@ def _order(name: str, ours: Sequence[Identified], theirs: Sequence[Identified]) 
     return np.array([positions[row_key] for row_key in mine], np.int64)
 
 
+def _right(row: Answer) -> str | None:
+    """What is right beside the reference, as text; None where nothing is."""
+    known = row.references, row.options, row.right, row.schema
+    return repr(known) if any(known) else None
+
+
 def _same(name: str, what: str, ours: Sequence[tuple[str, str | None]], theirs: Sequence[str | None]) -> None:
     """Refuses rows that differ in what both runs must share, such as the reference.
 
@@ -211,8 +219,8 @@ def _same(name: str, what: str, ours: Sequence[tuple[str, str | None]], theirs: 
     if differ:
         row, own, other = differ[0]
         raise CompareError(
-            f"{name}: {len(differ):,} of {len(ours):,} rows have another {what} in the other run ({row}: {own!r} and "
-            f"{other!r}); the source was prepared anew between them: evaluate both runs again"
+            f"{name}: {len(differ):,} of {len(ours):,} rows have another {what} in the other run ({row}: "
+            f"{own!r:.300} and {other!r:.300}); the source was prepared anew between them: evaluate both runs again"
         )
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from skinvl.data.example import Facts
+from skinvl.data.example import Facts, Reference
 from skinvl.data.normal import unmarked
 from skinvl.score import metrics
 from skinvl.score.metrics import MetricError, rouge, words
@@ -61,7 +62,7 @@ def test_a_metric_is_a_module_of_the_folder() -> None:
 
 
 def test_every_metric_keeps_the_contract() -> None:
-    for name in ALL:
+    for name in (*ALL, "delta_bleu"):
         metric = metrics.load(name)
         table = metric.table([row("no", "no"), row("no", "")])
         assert table.shape[0] == 2
@@ -319,6 +320,20 @@ def test_bertscore_is_the_packages_own(bert: Path) -> None:
     assert table[2, :3] == pytest.approx([1, 1, 1], abs=1e-5)
     assert metric.value(table.sum(axis=0)) == pytest.approx([float(one.mean()) for one in scores])
     assert metric.table([row("no", ""), row("no", " ")])[:, :3].max() == 0.0
+
+
+def test_bertscore_of_several_references_is_the_packages_own(bert: Path) -> None:
+    import bert_score
+
+    first, others = "a red lesion", ["a raised red nevus", "a flat lesion"]
+    right = tuple(map(Reference, [first, *others]))
+    several = replace(row(first, "a flat red lesion"), references=(*right, Reference("a flat red lesion", -1.0)))
+    options = {"model_type": str(bert), "num_layers": 2, "use_fast_tokenizer": True}
+    scores = bert_score.score([several.answer], [[first, *others]], **options)
+    table = metrics.load(f"bertscore:{bert}").table([several, row(first, "a flat red lesion")])
+    assert table[0, :3] == pytest.approx([float(score[0]) for score in scores], abs=1e-6)
+    assert (table[0, :3] > table[1, :3]).any()
+    assert (table[0, :3] < 1 - 1e-4).all()  # the wrong one, which it repeats, is none
 
 
 def test_bertscore_does_not_take_a_path_for_a_t5(bert: Path) -> None:

@@ -27,7 +27,9 @@ from skinvl.score.stats import EXPANDED, mcnemar
 
 ROOT = Path(__file__).parents[2]
 NUMBER = {"value", "low", "high", "method", "n", "groups", "unscored"}
-BLOCK = {"rows", "unscored", "reasons", "valid", "metrics", "majority", "by", "slices", "settings"}
+BLOCK = {
+    *("rows", "unscored", "reasons", "valid", "metrics", "majority", "by", "slices", "options", "fields", "settings"),
+}
 CLASSES = {
     *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "spread", "valid", "outcomes"),
     *("majority", "confusion", "reliability", "risk_coverage", "threshold", "per_class", "slices", "settings"),

@@ -11,13 +11,16 @@ A module has
 - `ROW_MEANS = True`, if its numbers are the means of its first statistics though `value` is more than `means`.
 
 A row that was not answered has no statistics. An empty answer is an answer, and scores zero.
+
+Where a row has several references, a metric takes the best over those that are right, which weigh more than 0; each of
+its numbers its own. By how much they weigh only delta_bleu goes.
 """
 
 from __future__ import annotations
 
 import importlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -113,6 +116,27 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(spaced(plain.translate(_CHARACTERS)).split())
 
 
+def right_answers(row: Answer) -> tuple[str, ...]:
+    """The texts that answer a row's question rightly: its references that weigh more than 0, or its only one.
+
+    Of several, those without words are left out, which an answer without words would match.
+    """
+    if not row.references:
+        return (row.reference,)
+    texts = tuple(reference.text for reference in row.references if reference.weight > 0 and words(reference.text))
+    return texts or (row.reference,)
+
+
+def best(statistics: Iterable[Sequence[float]]) -> tuple[float, ...]:
+    """Of each statistic the greatest, over the references of a row."""
+    return tuple(map(max, zip(*statistics, strict=True)))
+
+
+def has_reference(row: Answer) -> bool:
+    """Whether there is anything to compare an answer with: a reference that has words."""
+    return bool(words(right_answers(row)[0]))
+
+
 def means(sums: Float) -> Float:
     """Each sum but the last over the last, which counts rows; NaN where there is none."""
     return ratio(sums[..., :-1], sums[..., -1:])
@@ -122,7 +146,7 @@ def measure(rows: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, floa
     """Each number over the rows that were answered, without intervals; NaN where no row counts."""
     numbers: dict[str, float] = {}
     for metric in metrics:
-        counted = [row for row in rows if row.answer is not None and words(row.reference) and metric.counts(row)]
+        counted = [row for row in rows if row.answer is not None and has_reference(row) and metric.counts(row)]
         values = metric.value(metric.table(counted).sum(axis=0)) if counted else np.full(len(metric.names), np.nan)
         numbers.update(zip(metric.names, values.tolist(), strict=True))
     return numbers

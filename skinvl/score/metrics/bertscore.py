@@ -2,7 +2,8 @@
 
 Zhang et al. 2020, arXiv:1904.09675, by the bert-score package, without idf weights and without a baseline. The model is
 named in the recipe, `bertscore:MODEL`, a folder or an id of the hub that is already on this machine: numbers of two
-models cannot be compared. The layer is that which the package's authors chose for a model of this name, else the last.
+models cannot be compared. Of several references precision, recall and F1 each take the one that is best for it, as the
+package has it. The layer is that which the package's authors chose for a model of this name, else the last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from skinvl.recipe.files import read_json
-from skinvl.score.metrics import MetricError
+from skinvl.score.metrics import MetricError, right_answers
 from skinvl.score.metrics import means as value
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float
@@ -54,7 +55,8 @@ def table(rows: Sequence[Answer], model: str) -> Float:
     statistics[:, 3] = 1.0
     answered = [index for index, row in enumerate(rows) if (row.answer or "").strip()]
     if answered:
-        scores = scorer.score([rows[index].answer for index in answered], [rows[index].reference for index in answered])
+        references = [list(right_answers(rows[index])) for index in answered]
+        scores = scorer.score([rows[index].answer for index in answered], references)
         statistics[answered, :3] = np.stack([score.double().numpy() for score in scores], axis=1)
     return statistics
 

@@ -1,6 +1,7 @@
 """METEOR with exact, stemmed and WordNet matches: nltk's, on normalised words, the mean over rows.
 
-Banerjee & Lavie 2005, METEOR: An Automatic Metric for MT Evaluation; alpha 0.9, beta 3, gamma 0.5 as nltk has them.
+Banerjee & Lavie 2005, METEOR: An Automatic Metric for MT Evaluation; alpha 0.9, beta 3, gamma 0.5 as nltk has them. Of
+several references the best counts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from functools import lru_cache
 from nltk.corpus import wordnet
 from nltk.translate.meteor_score import single_meteor_score
 
-from skinvl.score.metrics import MetricError, words
+from skinvl.score.metrics import MetricError, right_answers, words
 from skinvl.score.metrics import means as value
 from skinvl.score.predictions import Answer
 
@@ -37,4 +38,5 @@ def statistics(answer: str, row: Answer) -> tuple[float, float]:
         MetricError: WordNet is not there.
     """
     _ready()
-    return float(single_meteor_score(words(row.reference), words(answer))), 1.0
+    said = words(answer)
+    return max(float(single_meteor_score(words(text), said)) for text in right_answers(row)), 1.0

@@ -2,7 +2,8 @@
 
 An answer chooses by the option's letter or its words, as a reader would take it, never by its first character; one that
 names none, or several, is wrong. Of a question whose options or right option cannot be read nothing can be said: it is
-counted as not scored, here and in no other metric of right and wrong.
+counted as not scored, here and in no other metric of right and wrong. Where there are several references, the option of
+any of them is right. Questions of which several options are right are those of option_set.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from string import ascii_letters
 from skinvl.data.match import choice_letter
 from skinvl.data.normal import unmarked
 from skinvl.score.metrics import means as value
+from skinvl.score.metrics import right_answers
 from skinvl.score.predictions import Answer
 
 __all__ = ["NAMES", "counts", "statistics", "unread", "value"]
@@ -37,21 +39,22 @@ _OPTION = re.compile(r"\W{0,3}(?:[A-Za-z][)\]:]\s*\S|[A-Za-z]\.\s*[A-Z]|\d{1,2}[
 
 
 def counts(row: Answer) -> bool:
-    """Whether the question lists at least two options and its reference chooses one."""
-    return _right(row.question, row.reference) is not None
+    """Whether the question lists at least two options and a reference chooses one."""
+    return not row.options and row.schema is None and bool(_rights(row))
 
 
 def unread(row: Answer) -> bool:
     """Whether it is a question of multiple choice of which the options, or the right one, cannot be read."""
+    if row.options or row.schema is not None:
+        return False
     question, reference = _plain(row.question), _plain(row.reference)
     is_choice = options(row.question) and not _QUESTION.search(question)
     return not counts(row) and bool(is_choice or _OPTION.match(reference))
 
 
 def statistics(answer: str, row: Answer) -> tuple[float, float]:
-    """1 if the answer chooses the option that the reference chooses, else 0; and 1, the row."""
-    chosen = choice_letter(answer, options(row.question)).choice
-    return float(chosen is not None and chosen == _right(row.question, row.reference)), 1.0
+    """1 if the answer chooses the option that a reference chooses, else 0; and 1, the row."""
+    return float(choice_letter(answer, options(row.question)).choice in _rights(row)), 1.0
 
 
 @lru_cache(maxsize=1 << 16)
@@ -102,6 +105,11 @@ def _texts(text: str, run: Sequence[re.Match[str]]) -> list[str]:
     lines = [text[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(run, ends, strict=True)]
     lines[-1] = _INSTRUCTION.sub("", _QUESTION.sub("", lines[-1]))
     return [_SEPARATORS.sub("", line).rstrip(" ?") for line in lines]
+
+
+def _rights(row: Answer) -> set[str]:
+    """The letters of the options that its references choose."""
+    return {letter for text in right_answers(row) if (letter := _right(row.question, text)) is not None}
 
 
 @lru_cache(maxsize=1 << 16)

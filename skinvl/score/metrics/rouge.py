@@ -2,7 +2,8 @@
 
 Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries. The words of English are rouge-score's, letters and
 digits without accents; it knows none of any other script, which have theirs here. The counts are made here too, since
-its table for ROUGE-L takes longer than all other metrics together.
+its table for ROUGE-L takes longer than all other metrics together. Of several references each measure takes the one
+that is best for it, as rouge-score's score_multi does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
 
 from skinvl.data.normal import spaced, unmarked
-from skinvl.score.metrics import means
+from skinvl.score.metrics import best, means, right_answers
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float
 
@@ -46,12 +47,16 @@ class _Stemmer:
     stem = staticmethod(lru_cache(maxsize=1 << 17)(PorterStemmer().stem))
 
 
-def statistics(answer: str, row: Answer) -> tuple[float, float, float, float, float, float]:
+def statistics(answer: str, row: Answer) -> tuple[float, ...]:
     """The three F measures of one row; whether it has words, and pairs of words, to be compared; and 1, the row.
 
     It has them where the answer or the reference has; an answer without words can be compared, and is 0.
     """
-    ours, theirs = _tokens(answer), _tokens(row.reference)
+    ours = _tokens(answer)
+    return best(_compared(ours, _tokens(text)) for text in right_answers(row))
+
+
+def _compared(ours: list[str], theirs: list[str]) -> tuple[float, float, float, float, float, float]:
     pairs = Counter(pairwise(ours)) & Counter(pairwise(theirs))
     return (
         _f((Counter(ours) & Counter(theirs)).total(), len(ours), len(theirs)),
