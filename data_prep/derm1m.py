@@ -229,7 +229,7 @@ def _turns(part: str, values: Sequence[str], draw: Random) -> list[tuple[Role, s
     elif part == "concept":
         features = (" ".join(word.replace("_", " ").split()) for word in value.split(","))
         listed = list(dict.fromkeys(filter(None, features))) or [value]
-        named = " and ".join(filter(None, (", ".join(listed[:-1]), listed[-1])))
+        named = questions.together(listed)
         question, answer = draw.choice(CONCEPT), draw.choice(questions.CONCEPT_ANSWERS).format(value=named)
     elif part == "hierarchy":
         turns: list[tuple[Role, str]] = []

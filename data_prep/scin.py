@@ -160,7 +160,7 @@ def _ticked(where: str, row: Mapping[str, str], columns: Mapping[str, str]) -> s
     names = [name for column, name in columns.items() if lookup(where, row, column, BOOLEANS, ()) == "yes"]
     if not names:
         return Missing(f"nothing is ticked in {next(iter(columns)).rpartition('_')[0]} and its neighbours")
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return questions.together(names)
 
 
 def _heaviest(label: str) -> str | Missing:

@@ -127,6 +127,11 @@ def choices(options: Sequence[str]) -> str:
     return f"{', '.join(options[:-1])} or {options[-1]}"
 
 
+def together(names: Sequence[str]) -> str:
+    """The names as one reads them out: `a, b and c`; of none, nothing."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 def ask(kind: Kind, value: str, draw: random.Random) -> tuple[str, str]:
     """A question and its answer; the question would be the same for every other value of the kind's list.
 

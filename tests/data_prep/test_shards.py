@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import test_ddi
 import test_derm1m
+import test_derm7pt
 import test_derm12345
 import test_dermasynth
 import test_dicom
@@ -21,6 +22,7 @@ import test_llava
 import test_milk10k
 import test_mm_skin
 import test_pad_ufes_20
+import test_passion
 import test_patch16
 import test_scin
 import test_slice_3d
@@ -58,6 +60,11 @@ def _derm1m(raw: Path) -> list[Path]:
         rows = [{"filename": f"edu/{number % 5}.jpg", "disease_label": labels[number % 3]} for number in MANY]
         test_derm1m.put(raw, *rows, name=name)
     return [raw]
+
+
+def _derm7pt(raw: Path) -> list[Path]:
+    places = {"train": [0, 1, 4], "valid": [2], "test": [3, 5]}
+    return [test_derm7pt.put(raw, [test_derm7pt.case(number % 5) for number in MANY], places)]
 
 
 def _dermasynth(raw: Path) -> list[Path]:
@@ -160,6 +167,12 @@ def _pad_ufes_20(raw: Path) -> list[Path]:
     return [raw]
 
 
+def _passion(raw: Path) -> list[Path]:
+    subjects = [test_passion.subject(f"AA{number % 5}") for number in MANY]
+    photos = [f"AA{subject}_{number}.jpg" for subject in range(4) for number in range(3 * subject)]
+    return [test_passion.put(raw, subjects, photos, test=("AA2",))]
+
+
 def _patch16(raw: Path) -> list[Path]:
     file = test_patch16.ROW["file"].removesuffix("1.jpg")
     return [test_patch16.raw(raw, *({"file": f"{file}{number % 5}.jpg"} for number in MANY))]
@@ -180,6 +193,7 @@ RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "demo": _demo,
     "derm12345": _derm12345,
     "derm1m": _derm1m,
+    "derm7pt": _derm7pt,
     "dermasynth": _dermasynth,
     "dermnet": _dermnet,
     "dicom": _dicom,
@@ -190,6 +204,7 @@ RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "milk10k": _milk10k,
     "mm_skin": _mm_skin,
     "pad_ufes_20": _pad_ufes_20,
+    "passion": _passion,
     "patch16": _patch16,
     "scin": _scin,
     "slice_3d": _slice_3d,

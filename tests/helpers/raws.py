@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from skinvl.data.example import Dropped, Example, read, words
@@ -17,6 +19,13 @@ def image(path: Path) -> None:
     """A drawn image at the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), (180, 120, 100)).save(path)
+
+
+def photo(path: Path) -> None:
+    """A drawn image at the path that looks like no other: patches of colours that its path draws."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    patches = np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(patches).resize((48, 48), Image.Resampling.NEAREST).save(path)
 
 
 def table(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
