@@ -330,6 +330,14 @@ def known_names(*names: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in stripped if name.casefold() not in NOBODY))
 
 
+def in_archive(archive: str, name: str) -> str:
+    """A name that means the same wherever this archive's ids are known: for a source that has photos of several.
+
+    It begins as `skinvl.data.source.namespace` begins the names of a source whose card names the archive.
+    """
+    return f"archive {archive}: {name}"
+
+
 def known(value: str | Missing) -> str | None:
     """The value, None where it is missing."""
     return None if isinstance(value, Missing) else value

@@ -16,7 +16,7 @@ from skinvl.data import fingerprints
 from skinvl.data.example import Dropped, Example, read
 from skinvl.data.fingerprints import KINDS
 from skinvl.data.hamming import Pairs
-from skinvl.data.source import IMAGES_SCHEMA, namespace, read_card, source_folder, source_name, used_images
+from skinvl.data.source import IMAGES_SCHEMA, full_name, namespace, read_card, source_folder, source_name, used_images
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Data, SourceSpec
 from skinvl.recipe.towers import PretrainData
@@ -199,11 +199,11 @@ def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
     for index, row in enumerate(every):
         roots[row.root].append(index)
     spaces = {root: namespace(root) for root in roots}
-    number: dict[tuple[str, str], int] = {}
-    keys = ((spaces[row.root], row.example.group) for row in every)
+    number: dict[str, int] = {}
+    keys = (full_name(spaces[row.root], row.example.group) for row in every)
     groups = np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
     named = [
-        (group, number.setdefault((spaces[row.root], name), len(number)))
+        (group, number.setdefault(full_name(spaces[row.root], name), len(number)))
         for group, row in zip(groups.tolist(), every, strict=True)
         for name in row.example.identities
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skinvl.data import fingerprints, hamming
 from skinvl.data.fingerprints import KINDS
 from skinvl.data.hamming import Pairs
-from skinvl.data.source import namespace, source_splits, used_images
+from skinvl.data.source import full_names, namespace, source_splits, used_images
 
 BEYOND = 4  # bits above the threshold that are looked at, so that what was missed can be seen too
 
@@ -106,9 +106,9 @@ def read(names: Sequence[str]) -> tuple[list[Set], pa.Table]:
         parts.append((f"{root.name}:{split}", root, pc.list_parent_indices(shown).to_numpy(), image))
         space, own = namespace(root), rows["identities"].combine_chunks()
         owners.append(pc.list_parent_indices(own).to_numpy() + count)
-        identities.append(pc.binary_join_element_wise(space, own.flatten(), "\0"))
+        identities.append(full_names(space, own.flatten()))
         count += len(rows)
-        keys.append(pc.binary_join_element_wise(space, rows["group"], "\0").combine_chunks())
+        keys.append(full_names(space, rows["group"].combine_chunks()))
         tables.append(images)
 
     # Numbers that hold over all sets: of a group by its names and where they hold, of an image by its row in the joined

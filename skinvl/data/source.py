@@ -28,6 +28,7 @@ IMAGES_SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
+_ARCHIVE = "archive "  # before the name of one
 _AGAIN = "prepare the source again with: skinvl prep DATASET RAW OUT (skinvl prep --list)"
 
 
@@ -76,7 +77,22 @@ def namespace(source: Path) -> str:
         ValueError: the card cannot be read.
     """
     archive = read_card(source).get("archive")
-    return f"archive {archive}" if archive else f"source {source.resolve()}"
+    return f"{_ARCHIVE}{archive}" if archive else f"source {source.resolve()}"
+
+
+def full_name(space: str, name: str) -> str:
+    """The name of a group with where it holds; one that names an archive itself holds there, whatever the source.
+
+    >>> full_name("source /data/a", "7"), full_name("source /data/a", "archive ddi: 000001.png")
+    ('source /data/a: 7', 'archive ddi: 000001.png')
+    """
+    return name if name.startswith(_ARCHIVE) else f"{space}: {name}"
+
+
+def full_names(space: str, names: pa.Array) -> pa.Array:
+    """`full_name` of each."""
+    whole = pc.binary_join_element_wise(space, names, ": ")
+    return pc.if_else(pc.starts_with(names, _ARCHIVE), names, whole)
 
 
 def read_images(folder: Path) -> pa.Table:

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_prep import in_archive
 from helpers.sources import fingerprint, phash, photo
+from skinvl.data import overlap
 from skinvl.data.example import Example, read, text, write
 from skinvl.data.mixture import LeakError, Sets, keys, leaks, load, rows
 from skinvl.data.source import IMAGES_SCHEMA, source_folder
@@ -306,6 +308,22 @@ def test_names_of_an_archive_hold_in_all_of_its_sources_by_way_of_others_too(tmp
     assert {row.detail.rsplit(" ", 1)[1] for row in load(recipe).moved} == {"group"}
     fingerprint(other.root, archive="another")
     assert load(recipe).moved == []
+
+
+def test_a_name_that_says_its_archive_holds_there_whatever_the_source(tmp_path: Path) -> None:
+    """Photos of several sets in one source: each is known by the name that its own set has for it."""
+    mixed = Source(tmp_path / "mixed").has("train", example("a", in_archive("fitzpatrick17k", "0a1b")))
+    other = Source(tmp_path / "other").has("test", example("b", "0a1b"), example("c", "77"))
+    recipe = data([mixed.spec("train")], [other.spec("test")])
+    assert load(recipe).moved == []
+    fingerprint(other.root, archive="fitzpatrick17k")
+    assert [(row.row, row.detail.rsplit(" ", 1)[1]) for row in load(recipe).moved] == [("other:b", "group")]
+    sets, _ = overlap.read([str(mixed.root), str(other.root)])
+    assert sets[0].group[0] == sets[1].group[0] != sets[1].group[1]
+    fingerprint(other.root, archive="ddi")
+    assert load(recipe).moved == []
+    sets, _ = overlap.read([str(mixed.root), str(other.root)])
+    assert sets[0].group[0] not in sets[1].group
 
 
 def test_one_source_by_two_paths_is_one(tmp_path: Path) -> None:
