@@ -4,7 +4,9 @@ The likelihood of a class is log p(its name and the end of the turn | image, que
 With its end counted in, no class is part of another: over the classes of a set the softmax is exactly p(class | the
 answer is one of them). Score makes of it the length-normalised variant, which divides by the number of tokens (Brown et
 al. 2020, Language Models are Few-Shot Learners, 2.4), and the prior-corrected one, which takes away the likelihood of
-the name without the image (PMI: Holtzman et al. 2021, Surface Form Competition, equation 2).
+the name without the image (PMI: Holtzman et al. 2021, Surface Form Competition, equation 2). A class is named without a
+thought, and the prompt that lists the classes asks for none: where answers are trained with theirs, both stand where
+the base's template has an answer without one.
 """
 
 from __future__ import annotations
@@ -165,10 +167,11 @@ class ClassCollator:
         if self.task.question is not None:
             listed = f"{self.task.question}\nAnswer with one of these: {'; '.join(self.task.classes)}."
             example = _asking(example, listed, len(example.images))
-        return encode_prompt(self.collator.chat, Row(example, sample.root))
+        return encode_prompt(self.collator.chat, Row(example, sample.root), thought=False)
 
     def _naming(self, example: Example, name: str) -> Example:
-        return replace(example, messages=(*example.messages[:-1], text("assistant", name)))
+        thoughts = (*example.thoughts[:-1], None) if example.thoughts else ()
+        return replace(example, messages=(*example.messages[:-1], text("assistant", name)), thoughts=thoughts)
 
     def _unseen(self, name: str) -> Example:
         question = self.task.question or "?"
@@ -189,7 +192,7 @@ class ClassBatch:
 
 def classified_batches(loaded: LoadedModel, task: Task, loader: Iterable[ClassBatch]) -> Iterator[list[Classified]]:
     """The records of each batch."""
-    tokenizer, count = loaded.chat.tokenizer, len(task.classes)
+    count = len(task.classes)
     for batch in loader:
         records = list(batch.refused)
         if batch.classes is not None:
@@ -198,7 +201,7 @@ def classified_batches(loaded: LoadedModel, task: Task, loader: Iterable[ClassBa
                 scores = infer.likelihoods(loaded.model, batch.classes)
                 if batch.prompts is not None:
                     generated = infer.generate(loaded.model, loaded.chat, batch.prompts, PROMPTED)
-                    answers = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in generated]
+                    answers = [loaded.chat.said(answer.ids, thought=False)[1] for answer in generated]
             for number, (sample, answer) in enumerate(zip(batch.samples, answers, strict=True)):
                 own = scores[number * count : (number + 1) * count]
                 records.append(sample.record(own, "", answer, task.classes))

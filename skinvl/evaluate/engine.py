@@ -49,12 +49,19 @@ class Engine(Protocol):
 
 
 def questions(row: Row) -> Iterator[Question]:
-    """The questions of a conversation, each with everything before it; the first keeps the conversation's id."""
+    """The questions of a conversation, each with everything before it; the first keeps the conversation's id.
+
+    What an Example says of its answer beside the words (references, options, schema) it says of its last one.
+    """
     turns = [turn for turn, message in enumerate(row.example.messages) if message["role"] == "assistant"]
     for number, turn in enumerate(turns, 1):
         messages = row.example.messages[: turn + 1]
         shown = sum(part["type"] == "image" for message in messages for part in message["content"])
-        example = replace(row.example, messages=messages, images=row.example.images[:shown])
+        facts = replace(row.example.facts, views=row.example.facts.views[:shown])
+        thoughts, images = row.example.thoughts[:number], row.example.images[:shown]
+        example = replace(row.example, messages=messages, images=images, facts=facts, thoughts=thoughts)
+        if number < len(turns):
+            example = replace(example, references=(), options=(), right=(), schema=None)
         yield Question(row.example.id + (f"#{number}" if number > 1 else ""), replace(row, example=example))
 
 
@@ -82,6 +89,7 @@ def answer(
     detail: str = "",
     tokens: int = 0,
     seed: int = 0,
+    thought: str | None = None,
 ) -> Answer:
     """The record of an answer, or of why there is none."""
     example = question.row.example
@@ -99,6 +107,11 @@ def answer(
         detail=detail,
         tokens=tokens,
         seed=seed,
+        references=example.references,
+        options=example.options,
+        right=example.right,
+        schema=example.schema,
+        thought=thought,
     )
 
 
@@ -125,16 +138,17 @@ class Transformers:
             seeds = [seed_of(question, self.generation) for question in asked]
             with self.loaded.autocast():
                 answers = infer.generate(self.loaded.model, self.loaded.chat, batch, self.generation, seeds)
-            tokenizer = self.loaded.chat.tokenizer
+            said = [self.loaded.chat.said(generated.ids) for generated in answers]
             yield refused + [
                 answer(
                     question,
-                    tokenizer.decode(generated.ids, skip_special_tokens=True),
+                    text,
                     generated.finish_reason,
                     tokens=generated.tokens,
                     seed=seed,
+                    thought=thought,
                 )
-                for question, generated, seed in zip(asked, answers, seeds, strict=True)
+                for question, generated, seed, (thought, text) in zip(asked, answers, seeds, said, strict=True)
             ]
 
 

@@ -52,7 +52,10 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class ServedAnswer:
-    """What a server said: the answer, how many tokens it read, and which, where it tells (one for each image)."""
+    """What a server said: the answer, behind its thought if there is one; how many tokens it read, and which.
+
+    It does not always tell which; of each image one.
+    """
 
     text: str
     tokens: int
@@ -168,7 +171,12 @@ def _own(model: torch.nn.Module, collator: Collator, recipe: Recipe, question: Q
     for number, (shares, taken) in enumerate(zip(log_shares, chosen, strict=False)):
         least = max(shares[taken].tolist()) - TIE[base_dtype(recipe)]
         rivals[number] = [id_ for id_ in (shares >= least).nonzero()[:, 0].tolist() if id_ not in taken]
-    return Own(question, prompt, chat.tokenizer.decode(answer.ids, skip_special_tokens=True), answer.ids, rivals)
+    return Own(question, prompt, joined(*chat.said(answer.ids)), answer.ids, rivals)
+
+
+def joined(thought: str | None, answer: str) -> str:
+    """What was said, in one text."""
+    return answer if thought is None else f"{thought.strip()}\n{answer.strip()}".strip()
 
 
 def messages(question: Question, profiles: Profiles = "srgb") -> list[dict[str, Any]]:
@@ -231,9 +239,11 @@ def ask(
                 f"{address}/tokenize", cast_to=object, body={"model": name, "messages": conversation}
             )
             ids = tokenized["tokens"]
-    return ServedAnswer(
-        completion.choices[0].message.content or "", completion.usage.prompt_tokens if completion.usage else 0, ids
-    )
+    # A thought is a field of its own, which engines name differently.
+    message: Any = completion.choices[0].message
+    thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    tokens = completion.usage.prompt_tokens if completion.usage else 0
+    return ServedAnswer(joined(thought, message.content or ""), tokens, ids)
 
 
 def judge(ours: Own, served: ServedAnswer, chat: Chat, ends: Sequence[int]) -> ParityVerdict:
@@ -265,7 +275,7 @@ def _turned(ours: Own, text: str, chat: Chat, ends: Sequence[int]) -> bool:
     """Whether an answer parts from ours where rounding may have preferred what it goes on with."""
 
     def shown(ids: Sequence[int]) -> str:
-        words: str = chat.tokenizer.decode(ids, skip_special_tokens=True)
+        words = joined(*chat.said(ids))
         return words.lstrip().rstrip("\ufffd")  # of a letter whose bytes are two tokens, the first alone
 
     parting = next((n for n in range(len(ours.ids)) if not text.startswith(shown(ours.ids[: n + 1]))), len(ours.ids))

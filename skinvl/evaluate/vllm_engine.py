@@ -99,9 +99,10 @@ class Vllm:
                         "the images. Use evaluate.engine=transformers"
                     )
                 completion = output.outputs[0]
-                text = self.chat.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+                thought, text = self.chat.said(completion.token_ids)
                 reason, seed = completion.finish_reason, seed_of(question, self.generation)
-                answers.append(answer(question, text, reason, tokens=len(completion.token_ids), seed=seed))
+                tokens = len(completion.token_ids)
+                answers.append(answer(question, text, reason, tokens=tokens, seed=seed, thought=thought))
             yield answers
 
     def _params(self, question: Question) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +57,10 @@ class Chat:
         max_tokens: the most ids a conversation may have.
         too_long: a longer one is refused ("ledger"), or loses whole question-answer pairs from its end ("drop_turns").
         profiles: how images tagged with a colour profile are read.
+        thoughts: those of answers are left out ("dropped"), read but not trained ("shown"), or trained ("trained").
 
     Raises:
-        ValueError: the processor has no chat template.
+        ValueError: the processor has no chat template, or one without a place for the thoughts that are asked for.
     """
 
     def __init__(
@@ -70,16 +71,27 @@ class Chat:
         max_tokens: int,
         too_long: Literal["ledger", "drop_turns"] = "ledger",
         profiles: Profiles = "srgb",
+        thoughts: Literal["dropped", "shown", "trained"] = "dropped",
     ) -> None:
+        if thoughts != "dropped" and family.thoughts is None:
+            raise ValueError(
+                f"data.thoughts: found {thoughts}, and the chat template of {family.model_type} has no place for a "
+                "thought; expected dropped, or a base whose template has one (such as qwen3.5-4b)"
+            )
         family.prepare_processor(processor)
         self.processor, self.family, self.profiles = processor, family, profiles
+        self.thoughts, self.thinking = thoughts, family.thoughts if thoughts != "dropped" else None
         self.max_tokens, self.too_long = max_tokens, too_long
         self.tokenizer: Any = processor.tokenizer
-        self.template = family.template(_pinned(_template(processor)))
+        self.template = family.template(_pinned(_template(processor)), self.thinking is not None)
         processor.chat_template = self.tokenizer.chat_template = self.template
         self.image_arguments = family.image_arguments(processor, image_tokens)
         self.image_id: int = self.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)
         close: int = self.tokenizer.convert_tokens_to_ids(family.turn_close)
+        # The ids at which a thought begins and ends, and whether what a model says begins within one.
+        marks = self.tokenizer.convert_tokens_to_ids(list(family.thoughts.marks)) if family.thoughts else (None, None)
+        self.marks: tuple[int | None, int | None] = (marks[0], marks[1])
+        self.begins_within = self.thinking is not None and not self.thinking.opening
         # Padded positions are masked and untrained: where a tokenizer has no padding token any id serves.
         self.pad_id: int = close if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         # Some tokenizers have tokens of blanks alone among these, which any text may hold.
@@ -96,12 +108,12 @@ class Chat:
             ChatError: it cannot be trained on; rules: control-token, image-too-elongated, template-refused, no-answer,
                 too-long.
         """
-        messages = list(example.messages)
+        messages, thoughts = list(example.messages), self._thoughts(example)
         if not any(message["role"] == "assistant" for message in messages):
             raise ChatError("no-answer", "no assistant turn; expected at least one to train on")
         whole: int | None = None
         while True:
-            encoded = self._encode(messages, sizes, generation=False)
+            encoded = self._encode(messages, thoughts, sizes, generation=False)
             if len(encoded.ids) <= self.max_tokens:
                 return encoded
             whole = whole or len(encoded.ids)
@@ -110,26 +122,65 @@ class Chat:
                 raise ChatError("too-long", f"{whole} tokens{least}; expected at most {self.max_tokens}")
             del messages[-2:]
 
-    def prompt(self, example: Example, sizes: Sequence[Size]) -> Encoded:
+    def prompt(self, example: Example, sizes: Sequence[Size], thought: bool = True) -> Encoded:
         """What a model is asked at inference: everything before the last answer, and that answer's opening.
 
         Nothing is trained in it, and it may exceed `max_tokens`.
 
+        Args:
+            thought: whether a thought may come first, where answers are trained with theirs; else it ends as before an
+                answer without one.
+
         Raises:
             ChatError: as `encode`, but for too-long.
         """
-        return self._encode(list(example.messages[:-1]), sizes, generation=True)
+        thoughts = self._thoughts(example)[:-1]
+        if thought or self.thinking is None:
+            return self._encode(list(example.messages[:-1]), thoughts, sizes, generation=True)
+        whole = self._encode(list(example.messages), [*thoughts, None], sizes, generation=False)
+        *_, start = (n for n, (before, label) in enumerate(pairwise(whole.labels), 1) if before == UNTRAINED != label)
+        return Encoded(whole.ids[:start], whole.labels[:start], whole.pictures, whole.turns - 1)
 
-    def render(self, messages: Sequence[Message], generation: bool = False) -> str:
+    def said(self, ids: Sequence[int], thought: bool = True) -> tuple[str | None, str]:
+        """What a model said: its thought, None where it has none, and its answer, which holds nothing of a thought.
+
+        Args:
+            ids: what follows the prompt. Where a thought does not end the answer is empty.
+            thought: as of the `prompt`.
+        """
+        ids, known = list(ids), self.family.thoughts
+        begin, end = self.marks
+        if end in ids:
+            cut = len(ids) - ids[::-1].index(end)
+            within, answer = ids[: cut - 1], self._decode(ids[cut:]).lstrip("\n")
+        elif begin in ids:
+            within, answer = ids, self._decode(ids[: ids.index(begin)])
+        elif thought and self.begins_within:
+            within, answer = ids, ""
+        else:
+            return None, self._decode(ids)
+        assert known is not None
+        if begin in within:
+            within = within[within.index(begin) + 1 :]
+        within = [id_ for id_ in within if id_ not in self.marks]
+        return self._decode(within).removeprefix(known.opening[len(known.marks[0]) :]).strip() or None, answer
+
+    def render(self, messages: Sequence[Message], generation: bool = False, thoughts: Sequence[str | None] = ()) -> str:
         """The text of a conversation as the template writes it, before images are expanded.
+
+        Args:
+            thoughts: of each answer; none where there are none.
 
         Raises:
             ChatError: the template refuses it (template-refused).
         """
+        plain = [_plain(message) for message in messages]
+        turns = (number for number, message in enumerate(messages) if message["role"] == "assistant")
+        for number, thought in zip(turns, thoughts, strict=False):
+            if thought is not None and self.thinking is not None:
+                plain[number] = self.thinking.with_thought(plain[number], thought)
         try:
-            text: str = self.processor.apply_chat_template(
-                [_plain(message) for message in messages], add_generation_prompt=generation, tokenize=False
-            )
+            text: str = self.processor.apply_chat_template(plain, add_generation_prompt=generation, tokenize=False)
         except jinja2.TemplateError as error:
             raise ChatError("template-refused", f"the base's chat template says: {error}") from error
         return text
@@ -160,29 +211,56 @@ class Chat:
         return self.family.pixels(self.processor, image, self.image_arguments)
 
     def paint(self, encoded: Encoded) -> Text:
-        """The conversation as coloured text: what is trained stands out, an image's tokens are one ⟨image ×N⟩."""
+        """The conversation as coloured text: what is trained stands out, an image's tokens are one ⟨image ×N⟩.
+
+        Thoughts have colours of their own, trained or not; in a chat that drops them there are none.
+        """
         painted = Text()
-        pairs = list(zip(encoded.ids, encoded.labels, strict=True))
-        for (image, trained), run in groupby(pairs, lambda pair: (pair[0] == self.image_id, pair[1] != UNTRAINED)):
-            ids = [id_ for id_, _ in run]
+        triples = list(zip(encoded.ids, encoded.labels, self._within(encoded.ids), strict=True))
+        for (image, trained, within), run in groupby(
+            triples, lambda triple: (triple[0] == self.image_id, triple[1] != UNTRAINED, triple[2])
+        ):
+            ids = [id_ for id_, *_ in run]
             if image:
                 painted.append(f"⟨image ×{len(ids)}⟩", style="magenta")
+            elif within:
+                painted.append(self.tokenizer.decode(ids), style="green italic" if trained else "cyan italic")
             else:
                 painted.append(self.tokenizer.decode(ids), style="bold green" if trained else "dim")
         return painted
 
-    def _encode(self, messages: list[Message], sizes: Sequence[Size], generation: bool) -> Encoded:
+    def _within(self, ids: Sequence[int]) -> Iterator[bool]:
+        """Of each id whether it is of a thought, its marks included."""
+        (begin, end), within = self.marks if self.thinking else (None, None), False
+        for id_ in ids:
+            within = within or id_ == begin
+            yield within
+            within = within and id_ != end
+
+    def _thoughts(self, example: Example) -> list[str | None]:
+        """The thought of each answer as it is shown; stripped, as one template or another would do it."""
+        if self.thinking is None or not example.thoughts:
+            return [None] * sum(message["role"] == "assistant" for message in example.messages)
+        return [thought.strip() if thought else None for thought in example.thoughts]
+
+    def _encode(
+        self, messages: list[Message], thoughts: Sequence[str | None], sizes: Sequence[Size], generation: bool
+    ) -> Encoded:
         for message in messages:
             if token := self._control.search(words(message)):
                 raise ChatError("control-token", f"{token[0]} in the text of a {message['role']} turn")
+        for thought in thoughts:
+            if thought is not None and (token := self._control.search(thought)):
+                raise ChatError("control-token", f"{token[0]} in the text of a thought")
         parts = [part for message in messages for part in message["content"]]
         pictures = tuple(self.picture(size) for size in sizes[: sum(part["type"] == "image" for part in parts)])
 
         # The text as the template writes it, in pieces: an answer with its end of turn, or what stands between two.
         answers = [words(message) for message in messages if message["role"] == "assistant"]
         answers = [answer.strip() for answer in answers] if self.family.trims else answers
-        text = self.family.spelled(self.render(messages, generation))
-        pieces, trained = zip(*self._pieces(text, answers, generation), strict=True)
+        text = self.family.spelled(self.render(messages, generation, thoughts))
+        before = thoughts[: len(answers)]
+        pieces, trained = zip(*self._pieces(text, answers, before, generation), strict=True)
 
         # The ids of each piece on its own, an image's token as often as the image has positions.
         ids: list[int] = []
@@ -200,17 +278,29 @@ class Chat:
             raise ChatError("template-refused", f"the chat template shows {shown} images; expected {len(pictures)}")
         return Encoded(ids, labels, pictures, len(answers))
 
-    def _pieces(self, text: str, answers: Sequence[str], generation: bool) -> Iterator[tuple[str, bool]]:
+    def _pieces(
+        self, text: str, answers: Sequence[str], thoughts: Sequence[str | None], generation: bool
+    ) -> Iterator[tuple[str, bool]]:
         # Cut where inference cuts: a prompt ends just before its answer, so its ids cannot depend on the answer.
         # Data holds no control token, hence whatever opens a turn in the text was written by the template.
-        opening, closing = self.family.turn_open, self.family.turn_close
+        known = self.thinking
+        opening, closing = (known or self.family).turn_open, self.family.turn_close
         space = " " if self.family.prefix_space else ""  # before an answer: its first token has it, whoever wrote it
         turns = text.count(opening)
         if turns != (wanted := len(answers) + generation):
             raise ChatError("template-refused", f"the chat template opens {turns} answers; expected {wanted}")
         cursor = 0
-        for answer in answers:
+        for answer, thought in zip(answers, thoughts, strict=True):
             start = text.index(opening, cursor) + len(opening)
+            before = ""
+            if known is not None:
+                before = known.absent if thought is None else known.opening + thought + known.closing
+                if not text.startswith(before, start):
+                    raise ChatError(
+                        "template-refused",
+                        f"the chat template writes {text[start : start + 40]!r}; expected {before[:40]!r}",
+                    )
+            start, thought_start = start + len(before), start
             begin = start + (len(space) if text.startswith(space, start) else 0)
             end = begin + len(answer) + len(closing)
             if text[begin:end] != answer + closing:
@@ -219,10 +309,18 @@ class Chat:
                     f"the chat template writes {text[start : start + 40]!r}; "
                     f"expected the answer as it is, {answer[:40]!r}",
                 )
-            yield text[cursor:start], False
+            if thought is None:
+                yield text[cursor:start], False
+            else:
+                yield text[cursor:thought_start], False
+                yield before, self.thoughts == "trained"
             yield text[begin:end], True
             cursor = end
         yield text[cursor:], False
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
     def _tokenize(self, pieces: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(pieces), add_special_tokens=False)["input_ids"]

@@ -52,6 +52,7 @@ class OpenBase:
             "template": xxhash.xxh3_128_hexdigest(self.chat.template.encode()),
             "image_tokens": recipe.data.image_tokens,
             "profiles": self.chat.profiles,
+            "thoughts": recipe.data.thoughts,
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
 
@@ -89,7 +90,8 @@ def open_with_adapter(recipe: Recipe) -> OpenBase:
 def read_base(recipe: Recipe, files: Snapshot, processor: ProcessorMixin) -> OpenBase:
     """The base in a folder, with the processor that it is asked by."""
     config, family = read_config(files.path)
-    return OpenBase(recipe, files, config, family, Chat(processor, family, **recipe.data.budget, profiles=recipe.data.profiles))
+    chat = Chat(processor, family, **recipe.data.budget, profiles=recipe.data.profiles, thoughts=recipe.data.thoughts)
+    return OpenBase(recipe, files, config, family, chat)
 
 
 @dataclass(frozen=True, slots=True)

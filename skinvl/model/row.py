@@ -31,14 +31,17 @@ def encode_row(chat: Chat, row: Row) -> EncodedRow:
     return _with_images(row, chat.encode(row.example, sizes(row.root, row.example)))
 
 
-def encode_prompt(chat: Chat, row: Row) -> EncodedRow:
+def encode_prompt(chat: Chat, row: Row, thought: bool = True) -> EncodedRow:
     """What a model is asked of a row: everything before its last answer.
+
+    Args:
+        thought: as `Chat.prompt` has it.
 
     Raises:
         ChatError: it cannot be asked, as `Chat.prompt` has it.
         ImageError: an image is missing or cannot be read.
     """
-    return _with_images(row, chat.prompt(row.example, sizes(row.root, row.example)))
+    return _with_images(row, chat.prompt(row.example, sizes(row.root, row.example), thought))
 
 
 def encode_last_answer(chat: Chat, row: Row) -> EncodedRow:

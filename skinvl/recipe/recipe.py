@@ -55,6 +55,10 @@ class Data(StrictModel):
     """What happens to a longer one: left out and recorded, or cut by whole question-answer turns from its end."""
     balance: Fact | None = None
     """Field of an Example's facts whose values are to be equally frequent in training; null leaves them as they are."""
+    references: Literal["first", "drawn"] = "first"
+    """Which answer is trained where an Example has several right ones: the first, or one drawn by weight each epoch."""
+    thoughts: Literal["dropped", "shown", "trained"] = "dropped"
+    """What becomes of a thought before an answer: left out, read but not trained, or trained with the answer."""
     profiles: Literal["srgb", "ignore"] = "srgb"
     """How images tagged with a colour profile are read: converted to sRGB, or as their values stand."""
     allow_leak: bool = False
@@ -176,6 +180,8 @@ class Evaluate(StrictModel):
     """Conversations generated at a time."""
     control_rows: int = Field(default=512, ge=0)
     """Most questions asked again with the images permuted among them, as a control; 0 asks none."""
+    image_order: Literal["given", "reversed"] = "given"
+    """Whether questions about several images are also asked with those of each turn in reverse order."""
     classify: list[ClassSpec] = []
     """Sets to classify by likelihood."""
     prompted: bool = True

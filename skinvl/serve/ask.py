@@ -143,6 +143,7 @@ class Terminal:
             row = {
                 "question": reply.question,
                 "answer": reply.answer,
+                "thought": reply.thought,
                 "finish_reason": reply.finish_reason,
                 "images": [str(path) for path in self.dialogue.images],
                 "turn": len(self.dialogue.messages) // 2,

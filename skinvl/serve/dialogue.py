@@ -98,6 +98,7 @@ class DialogueReply:
     cached_tokens: int  # of these, those whose keys and values were kept
     completion_tokens: int  # with the one that ended it
     seconds: float
+    thought: str | None  # what stood before the answer, and was not shown
 
 
 @dataclass(slots=True)
@@ -116,12 +117,14 @@ class Dialogue:
 
     Attributes:
         messages: the turns so far.
+        thoughts: of each answer among them.
         reply: the last answer, once it is whole; None before.
     """
 
     def __init__(self, loaded: LoadedModel, generation: Generation, base: bool = False) -> None:
         self.loaded, self.generation, self.base = loaded, generation, base
         self.messages: list[Message] = []
+        self.thoughts: list[str | None] = []
         self.images: list[Path] = []
         self.reply: DialogueReply | None = None
         self._kept: _Kept | None = None
@@ -159,6 +162,7 @@ class Dialogue:
         ends = infer.stops(self.loaded.model, chat)
         generators = [torch.Generator().manual_seed(self._seed(len(self.messages)))]
         words: Any = _Words(chat.tokenizer)
+        within, (begin, end), thinks = chat.begins_within, chat.marks, chat.begins_within
         ids: list[int] = []
         ended: Literal["stop", "length", "stopped"] | None = None
         logits, cached = self._read(prompt)
@@ -171,27 +175,33 @@ class Dialogue:
             elif self._stop:
                 ended = "stopped"
 
-            # The next token is on its way before what is whole of the words so far goes out.
-            if ended != "stop":
+            # The next token is on its way before what is whole of the words so far goes out; of a thought nothing does.
+            if ids[-1] in (begin, end):
+                within, thinks = ids[-1] == begin, True
+            elif ended != "stop" and not within:
                 words.put(torch.tensor(ids[-1:]))
             if ended is None:
                 logits = self._step(ids[-1])
             else:
                 words.end()
-            if piece := words.taken():
+            piece = words.taken().lstrip("\n") if thinks else words.taken()
+            if piece:
+                thinks = False
                 yield piece
 
-        answer = chat.tokenizer.decode(ids[:-1] if ended == "stop" else ids, skip_special_tokens=True)
+        thought, answer = chat.said(ids[:-1] if ended == "stop" else ids)
         # Llama's template trims what it is given; a conversation is the same under every template.
         self.messages += [turn, text("assistant", answer.strip())]
+        self.thoughts.append(thought)
         self.images = shown
         self.reply = DialogueReply(
-            question, answer, ended, len(prompt.encoded.ids), cached, len(ids), time.perf_counter() - began
+            question, answer, ended, len(prompt.encoded.ids), cached, len(ids), time.perf_counter() - began, thought
         )
 
     def _example(self, messages: Sequence[Message], images: Sequence[Path]) -> Example:
         turns = (*messages, text("assistant", "?"))
-        return Example("ask", "ask", tuple(map(str, images)), turns, "ask", "ask", "none")
+        paths, thoughts = tuple(map(str, images)), (*self.thoughts, None)
+        return Example("ask", "ask", paths, turns, "ask", "ask", "none", thoughts=thoughts)
 
     def _seed(self, turns: int) -> int:
         example = self._example((text("user", "?"),), ())

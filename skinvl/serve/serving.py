@@ -313,6 +313,7 @@ def _vllm(served: ServedModel, folder: str) -> list[str]:
     words += ["--mm-processor-kwargs", json.dumps(served.chat.image_arguments)]
     words += ["--override-generation-config", json.dumps(sampled if generation.do_sample else {"temperature": 0.0})]
     words += ["--allowed-media-domains", "none.invalid"]  # images come with a request, and are not fetched for it
+    words += ["--reasoning-parser", served.chat.thinking.parser] if served.chat.thinking else []
     if served.adapter is None:
         return [*words, "--served-model-name", served.name]
     rank = next(rank for rank in ways_out.RANKS if rank >= _rank(served.adapter))

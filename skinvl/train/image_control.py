@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skinvl.data import mixture
 from skinvl.data.example import words
@@ -26,11 +26,13 @@ class Control:
 def image_control(trainer: Trainer, rows: Sequence[Row]) -> Control | None:
     """The control for learning from pixels; None where there are too few closed questions about different images.
 
-    A question is closed here when its last answer has at most three words.
+    A question is closed here when its last answer has at most three words; thoughts are left out, whose tokens would
+    count as those of answers.
     """
     closed = [row for row in rows if row.example.images and len(words(row.example.messages[-1]).split()) <= 3]
     generator = random.Random(trainer.args.seed)
     sample = closed if len(closed) <= CONTROL_ROWS else generator.sample(closed, CONTROL_ROWS)
+    sample = [replace(row, example=replace(row.example, thoughts=())) for row in sample]
     swapped = mixture.permuted(sample, generator)
     pairs = [(row, other) for row, other in zip(sample, swapped, strict=True) if other is not None]
     if len(pairs) < 2:

@@ -252,7 +252,7 @@ def test_it_is_saved_as_it_was_trained_with(tmp_path: Path) -> None:
 
 
 def test_as_published_a_template_would_train_what_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Qwen35, "template", lambda self, published: published)
+    monkeypatch.setattr(Qwen35, "template", lambda self, published, thinking=False: published)
     chat = chat_with(PUBLISHED["qwen3_5_think"])
     assert chat.encode(conversation(1), [SIZE])
     with pytest.raises(ChatError, match="opens 1 answers; expected 2"):

@@ -38,6 +38,26 @@ class Picture:
     vision_tokens: int  # positions that the vision tower computes
 
 
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """How a chat template sets a thought apart from the answer after it, where a model may have one.
+
+    An answer with its thought is `turn_open`, `opening`, the thought, `closing`, the answer; one without is
+    `turn_open`, `absent`, the answer. What a model is asked ends with `turn_open`.
+    """
+
+    turn_open: str
+    opening: str  # empty where the template, not the model, begins the thought
+    closing: str
+    absent: str = ""
+    marks: tuple[str, str] = ("<think>", "</think>")  # the tokens at which a thought begins and ends
+    parser: str = ""  # vLLM's name for what tells it from the answer
+
+    def with_thought(self, turn: dict[str, Any], thought: str) -> dict[str, Any]:
+        """An assistant's turn with its thought where the template looks for it."""
+        return {**turn, "reasoning_content": thought}
+
+
 class TinyTwin(ABC):
     """The tiny random base of an architecture, its tokenizer trained on the spot: what no published base needs."""
 
@@ -75,15 +95,19 @@ class Family(ABC):
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
     trims: bool = False  # whether the chat template trims what a turn says
     prefix_space: bool = False  # whether its tokenizer puts a space before any text, as SentencePiece's does
+    thoughts: Thoughts | None = None  # how its chat template writes a thought before an answer; None: it has no place
     parts: ClassVar[dict[str, tuple[str, ...]]]
 
     def __init__(self, tiny: TinyTwin) -> None:
         self.tiny = tiny
 
-    def template(self, published: str) -> str:
+    def template(self, published: str, thinking: bool = False) -> str:
         """The chat template to use: the published one, with what it leaves to its caller settled where need be.
 
-        Applied to its own result it changes nothing.
+        Applied to its own result it changes nothing but what `thinking` decides.
+
+        Args:
+            thinking: whether answers may have thoughts; else `turn_open` is what stands before each of them.
         """
         return published
 

@@ -111,7 +111,7 @@ class Llava(OneSize):
     flash_attention = True
     prefix_space = True
 
-    def template(self, published: str) -> str:
+    def template(self, published: str, thinking: bool = False) -> str:
         # That of a language model alone, which conversions leave beside the weights, shows no image.
         if self.image_token not in published:
             return INSTRUCTIONS

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, Qwen3_5Config
 
+from skinvl.model.families import Thoughts
 from skinvl.model.families.qwen2_vl import QwenVL
 from skinvl.model.families.qwen3_vl import TinyQwen3VL
 
@@ -21,24 +22,32 @@ class Qwen35(QwenVL):
     one_row = False
     recurrent = True
     trims = True
+    thoughts = Thoughts("<|im_start|>assistant\n<think>\n", "", "\n</think>\n\n", "\n</think>\n\n", parser="qwen3")
 
-    def template(self, published: str) -> str:
-        # Published, the generation prompt may open a thought, and only answers after the last question keep their
-        # (empty) one: what an earlier answer is trained on would not be what its question is asked with.
-        pin = "{%- set enable_thinking = false -%}\n{%- set preserve_thinking = true -%}\n"
-        if "enable_thinking" not in published or published.startswith(pin):
+    def template(self, published: str, thinking: bool = False) -> str:
+        # Published, its caller decides whether the generation prompt opens a thought, and only answers after the last
+        # question keep theirs, or an empty one: what an earlier answer is trained on would not be what its question is
+        # asked with.
+        if "enable_thinking" not in published:
             return published
-        return pin + published.replace("{%- if loop.index0 > ns.last_query_index %}", "{%- if true %}")
+        for before in (False, True):
+            published = published.removeprefix(_pin(before))
+        return _pin(thinking) + published.replace("{%- if loop.index0 > ns.last_query_index %}", "{%- if true %}")
 
     def width(self, vision: PretrainedConfig) -> int:
         width: int = vision.hidden_size
         return width
 
 
+def _pin(thinking: bool) -> str:
+    settings = {"enable_thinking": thinking, "preserve_thinking": True}
+    return "".join(f"{{%- set {name} = {str(value).lower()} -%}}\n" for name, value in settings.items())
+
+
 # The tiny twin: what only a random base needs.
 
 
-# As the published ones write a conversation without thoughts, once `template` has settled them.
+# As the published ones write a conversation, once `template` has settled them.
 THINKING = """\
 {%- for message in messages -%}
 {%- set content -%}
@@ -51,10 +60,13 @@ THINKING = """\
 {%- endif -%}
 {%- endset -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
-{{- '<think>\\n\\n</think>\\n\\n' if message.role == 'assistant' else '' -}}
+{%- if message.role == 'assistant' -%}
+{{- '<think>\\n' + message.reasoning_content | default('') + '\\n</think>\\n\\n' -}}
+{%- endif -%}
 {{- content | trim + '<|im_end|>\\n' -}}
 {%- endfor -%}
-{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' if add_generation_prompt else '' -}}
+{{- '<|im_start|>assistant\\n<think>\\n' if add_generation_prompt else '' -}}
+{{- '\\n</think>\\n\\n' if add_generation_prompt and enable_thinking is false else '' -}}
 """
 
 
