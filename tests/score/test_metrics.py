@@ -258,9 +258,10 @@ def test_meteor_by_hand_with_a_synonym(tmp_path: Path) -> None:
 def meteor(data: Path) -> subprocess.CompletedProcess[str]:
     code = (
         "import nltk; nltk.data.path[:] = [%r]\n"
-        "from skinvl.score.predictions import Answer\nfrom skinvl.data.example import Facts\n"
+        "from skinvl.score.predictions import Answer\nfrom skinvl.data.example import Facts, Reference\n"
         "from skinvl.score.metrics import load\n"
-        "row = Answer('1', 's', 'g', (), '?', 'It is spot', Facts(), 'it is a mole', 'stop', '', 1, 0)\n"
+        "right = Reference('It is spot'), Reference('none of these', 0.5), Reference('it is a mole', -1.0)\n"
+        "row = Answer('1', 's', 'g', (), '?', 'It is spot', Facts(), 'it is a mole', 'stop', '', 1, 0, right)\n"
         "print(load('meteor').table([row])[0, 0])"
     )
     return subprocess.run([sys.executable, "-c", code % str(data)], cwd=ROOT, capture_output=True, text=True)
