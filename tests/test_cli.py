@@ -258,10 +258,7 @@ def test_a_pipe_that_closes_early_is_quiet() -> None:
             ((verb, "runs/two"), "a run of two towers")
             for verb in ("ask", "demo", "serve", "generate", "classify", "probe")
         ),
-        *(
-            ((verb, "runs/two"), "the folder of a run of two towers, and no recipe")
-            for verb in ("sft", "cache", "plan")
-        ),
+        *(((verb, "runs/two"), "the folder of a run of two towers, and no recipe") for verb in ("sft", "cache")),
         *(((verb, "tiny-clip"), "a recipe of two towers") for verb in ("sft", "cache", "generate", "ask")),
         *(((verb, "tiny"), "a recipe of a vision-language model") for verb in ("pretrain", "zeroshot", "retrieve")),
     ],
@@ -280,7 +277,7 @@ def test_the_other_kind_of_run_or_recipe_is_refused_in_one_sentence(
     of_towers = {"texts": {"caption": 9}, "distinct": 9, "text_length": 77, "too_long": 0, "conversion": None}
     provenances.made(towers=of_towers).write(run)
     (tmp_path / "x.png").touch()
-    more = {"ask": ("x.png", "What is it?"), "plan": ("--gpu", "h200")}.get(words[0], ())
+    more = ("x.png", "What is it?") if words[0] == "ask" else ()
     assert cli.main([*words, *more]) == 2
     said = capsys.readouterr().err
     assert what in said

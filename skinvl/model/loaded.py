@@ -77,14 +77,27 @@ def open_with_adapter(recipe: Recipe) -> OpenBase:
         AdapterError: the adapter's weights would mean something else under the recipe.
         BaseError: base or adapter cannot be had.
     """
-    if recipe.init_adapter is None:
+    trained = fetched_adapter(recipe)
+    if trained is None:
         return open_base(recipe)
     files = snapshot(recipe)
-    trained = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path
-    adapter.require_same_settings(trained, recipe)
     saved = any((trained / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = AutoProcessor.from_pretrained(trained if saved else files.path)
     return replace(read_base(recipe, files, processor), adapter=trained)
+
+
+def fetched_adapter(recipe: Recipe) -> Path | None:
+    """The folder of a recipe's `init_adapter`, if it names one.
+
+    Raises:
+        AdapterError: its weights would mean something else under the recipe.
+        BaseError: it cannot be had.
+    """
+    if recipe.init_adapter is None:
+        return None
+    trained = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path
+    adapter.require_same_settings(trained, recipe)
+    return trained
 
 
 def read_base(recipe: Recipe, files: Snapshot, processor: ProcessorMixin) -> OpenBase:

@@ -27,6 +27,7 @@ from skinvl.plan.workload import Assumed
 from skinvl.recipe.loading import kind_of
 from skinvl.recipe.printing import entry, narrow, right, short
 from skinvl.recipe.recipe import Base, Recipe, bases, load, load_base
+from skinvl.recipe.run import recipe_name
 from skinvl.recipe.towers import load as load_towers
 
 UNSAID = "–"
@@ -184,13 +185,14 @@ def _targets(blank: Any, family: Family, recipe: Recipe) -> list[str]:
 
 def _diff(say: Console, args: argparse.Namespace) -> None:
     sides = []
-    of_towers = kind_of(args.recipe, args.overrides) == "pretrain"
+    recipe_of = recipe_name(args.recipe)
+    of_towers = kind_of(recipe_of, args.overrides) == "pretrain"
     for name in (args.a, args.b):
         if of_towers:
-            pair = load_towers(args.recipe, [*args.overrides, f"base={name}"])
+            pair = load_towers(recipe_of, [*args.overrides, f"base={name}"])
             sides.append(dual_bases.compared(pair, args.configs))
             continue
-        recipe = load(args.recipe, [*args.overrides, f"base={name}"])
+        recipe = load(recipe_of, [*args.overrides, f"base={name}"])
         with TemporaryDirectory() as folder:
             base = open_config(recipe, args.configs, Path(folder))
             sides.append(dict(_side(estimate.estimate(base, 1, Assumed()), base)))

@@ -20,6 +20,7 @@ from skinvl.plan.workload import Assumed
 from skinvl.recipe import towers
 from skinvl.recipe.loading import kind_of
 from skinvl.recipe.recipe import load
+from skinvl.recipe.run import recipe_name, require_kind_of_start
 
 SMALLER = 0.95  # share of a step's activations at which a suggestion is worth making
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         ValueError: a GPU or an optimizer that is not known, or data that cannot be trained on.
     """
     parser = argparse.ArgumentParser(prog="skinvl plan", description="Memory and hours of a recipe, before renting.")
-    parser.add_argument("recipe", help="a name in recipes/, or a path to a YAML file")
+    parser.add_argument("recipe", help="the folder of a run, a name in recipes/, or a path to a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as base=qwen3-vl-8b")
     parser.add_argument("--gpu", required=True, help="a name such as a100-80gb, or GIB:TFLOPS in dense bf16")
     parser.add_argument("--gpus", type=int, default=1, metavar="N")
@@ -51,13 +52,15 @@ def main(arguments: Sequence[str]) -> int:
     if args.gpus < 1 or not 0 < args.mfu <= 1:
         parser.error("--gpus is at least 1, and --mfu above 0 and at most 1")
     rented = gpus.find(args.gpu)
-    if kind_of(args.recipe, args.overrides) == "pretrain":
-        towers_plan.show(
-            towers.load(args.recipe, args.overrides), args.configs, rented, args.gpus, args.mfu, args.assume
-        )
+    name = recipe_name(args.recipe)
+    if kind_of(name, args.overrides) == "pretrain":
+        pair = towers.load(name, args.overrides)
+        require_kind_of_start(pair)
+        towers_plan.show(pair, args.configs, rented, args.gpus, args.mfu, args.assume)
         return 0
     guess = assumption(args.assume)
-    recipe = load(args.recipe, args.overrides)
+    recipe = load(name, args.overrides)
+    require_kind_of_start(recipe)
     say = Console()
     with TemporaryDirectory() as folder:
         base = open_config(recipe, args.configs, Path(folder))

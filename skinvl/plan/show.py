@@ -17,17 +17,20 @@ from skinvl.recipe import towers
 from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.loading import kind_of
 from skinvl.recipe.recipe import Recipe, load
+from skinvl.recipe.run import recipe_name
 
 
 def main(words: Sequence[str]) -> int:
     """0, once the first conversations, or images with their texts, of each source of the recipe are painted."""
-    parser = recipe_parser("show", "Paint what a recipe trains, conversation by conversation, or the texts of images.")
+    parser = recipe_parser("show", "Paint what a recipe trains, conversation by conversation, or the texts of images.",
+                           run=True)  # fmt: skip
     parser.add_argument("-n", type=int, default=4, metavar="COUNT", help="of each source (default 4)")
     args = parser.parse_intermixed_args(words)
-    if kind_of(args.recipe, args.overrides) == "pretrain":
-        show_texts.show(towers.load(args.recipe, args.overrides), args.n)
+    name = recipe_name(args.recipe)
+    if kind_of(name, args.overrides) == "pretrain":
+        show_texts.show(towers.load(name, args.overrides), args.n)
         return 0
-    paint_sources(load(args.recipe, args.overrides), args.n)
+    paint_sources(load(name, args.overrides), args.n)
     return 0
 
 

@@ -84,12 +84,51 @@ def kind(name: str | Path, overrides: Sequence[str] = ()) -> RecipeKind:
         RunError: a folder without a recipe, or one that is not there.
         RecipeError, FileNotFoundError: no recipe.
     """
+    path = recipe_name(str(name))
+    return loading.kind_of(path, overrides if path == str(name) else ())
+
+
+def recipe_name(name: str) -> str:
+    """What a recipe is loaded by: of the folder of a run the file of its recipe, else the name itself.
+
+    Raises:
+        RunError: a folder without a recipe, or one that is not there.
+    """
     path = Path(name).expanduser()
-    if path.is_dir() or ("/" in str(name) and path.suffix != ".yaml"):
+    if path.is_dir() or ("/" in name and path.suffix != ".yaml"):
         if not (path / RECIPE).is_file():
             _no_run(path, RECIPE)
+        return str(path / RECIPE)
+    return name
+
+
+def require_kind_of_start(recipe: Recipe | PretrainRecipe) -> None:
+    """Refuses an `init_adapter` on this machine that a training of the other kind has made.
+
+    Raises:
+        RunError: it has.
+    """
+    wanted: RecipeKind = "pretrain" if isinstance(recipe, PretrainRecipe) else "sft"
+    if recipe.init_adapter is None or (kind := _kind_of_start(Path(recipe.init_adapter))) in (None, wanted):
+        return
+    what, other = ("two towers", "skinvl pretrain goes on from them")
+    expected = "an adapter that skinvl sft has made"
+    if kind == "sft":
+        what, other = ("a vision-language model", "skinvl sft goes on from it")
+        expected = "an adapter or a model that skinvl pretrain has made"
+    raise RunError(f"init_adapter {recipe.init_adapter}: of {what}, and {other}; give {expected}, or leave it out")
+
+
+def _kind_of_start(path: Path) -> RecipeKind | None:
+    """The verb that made what lies in the folder of a run, of an adapter or of a model; None where nothing says it."""
+    if (path / RECIPE).is_file():
         return loading.kind_of(str(path / RECIPE))
-    return loading.kind_of(str(name), overrides)
+    for name in (CONFIG, MODEL_CONFIG):
+        if (path / name).is_file():
+            config = read_json(path / name, "put it back as it was saved", RunError)
+            made_of = (config.get("auto_mapping") or {}).get("base_model_class"), *(config.get("architectures") or ())
+            return "pretrain" if "DualEncoder" in made_of else "sft" if name == CONFIG else None
+    return None
 
 
 def adapter_digest(folder: Path) -> str:
@@ -170,6 +209,10 @@ def _require_ended(run: Run | TowersRun, trained: str) -> None:
 
 def _no_run(path: Path, lacks: str) -> NoReturn:
     why = f"it has no {lacks}" if path.is_dir() else "there is no such folder"
+    above = path.absolute().parent
+    if path.is_dir() and (above / RECIPE).is_file():
+        base = f", or a recipe's name and base={path}" if (path / MODEL_CONFIG).is_file() else ""
+        raise RunError(f"{path}: what a run has made, and not its folder; give {path.parent}{base}")
     raise RunError(
         f"{path}: no run, {why}: nothing was trained here; give the folder that skinvl sft or pretrain has made"
     )
@@ -238,6 +281,7 @@ def _evaluated(
         _no_run(path, RECIPE)
     if not path.is_dir():
         recipe = load(name, overrides)
+        require_kind_of_start(recipe)
         own = folder(recipe)
         out = own if recipe.run else own.with_name(f"{own.name}--untrained")
         if (out / provenance.FILE).is_file():

@@ -16,7 +16,7 @@ from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
 from skinvl.model import adapter, precompute, ways_out
 from skinvl.model.base import blank_model, load_base, unsharded
-from skinvl.model.loaded import OpenBase, open_base
+from skinvl.model.loaded import OpenBase, fetched_adapter, open_base
 from skinvl.model.pack import Collator
 from skinvl.model.precompute import Kept
 from skinvl.plan import dry
@@ -73,13 +73,14 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
 
     # Base: config, tokenizer and template; the weights wait until all else is known to be right.
     with args.main_process_first():  # one process of a machine downloads or builds
+        fetched_adapter(recipe)  # what is wrong with it shows before anything is computed
         base = open_base(recipe)
 
     for line in ways_out.ahead(blank_model(base.config), base.family, recipe):
         say.print(line, markup=False, highlight=False, soft_wrap=True)
 
     # Preflight: every row is laid out once, by its text and its images' sizes alone.
-    rows = checked(base.chat, sets, say)
+    rows = checked(base.chat, sets, say, recipe.data.references == "drawn")
 
     # Features: a tower that stays frozen sees each image once, and need not be loaded after that.
     with unsharded():  # ranks that go through different images cannot share weights

@@ -58,6 +58,7 @@ def train(
     say = Console(quiet=args.process_index != 0)
 
     # The folder first: what is wrong with it shows before anything is downloaded or loaded.
+    run.require_kind_of_start(recipe)
     data = digests(recipe.data) if args.process_index == 0 else {}
     resume = claimed(recipe, args, path, data)
 
@@ -74,6 +75,7 @@ def require_startable(recipe: Recipe | PretrainRecipe) -> None:
     Raises:
         CheckpointError, RunError: as `claimed`.
     """
+    run.require_kind_of_start(recipe)
     path, data = run.folder(recipe), digests(recipe.data)
     run.require_free(path, recipe.resume is not None)
     if recipe.resume:

@@ -36,8 +36,10 @@ def test_the_texts_of_images_are_shown(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     recipe = two_towers.recipe(tmp_path, objective__aspects=["caption", "ontology"])
-    (tmp_path / "resolved.yaml").write_text(towers.dump(recipe))
-    show.main([str(tmp_path / "resolved.yaml"), "-n", "2"])
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(towers.dump(recipe))
+    show.main([str(run), "-n", "2"])  # its folder stands for the recipe of a run
     shown = capsys.readouterr().out
     assert "train, lesions:images/train-0.png: 1 text ─" in shown
     assert "diagnosis: melanoma metastasis" in shown

@@ -58,6 +58,18 @@ def test_a_prepared_source_is_measured(tmp_path: Path, monkeypatch: pytest.Monke
     assert needed.total == sum(needed.items.values())
 
 
+def test_the_folder_of_a_run_is_planned_as_its_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = two_towers.recipe(tmp_path, batch__images=3)
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(towers.dump(recipe))
+    said = told(capsys, monkeypatch, str(run), "--gpu", "h200", "batch.images=2")
+    assert "an epoch: 3 steps" in said
+
+
 @pytest.mark.parametrize("base", ["tiny-clip", "tiny-siglip"])
 def test_operations_are_those_of_a_training(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -105,6 +105,38 @@ def test_a_run_of_the_other_kind_is_refused(tmp_path: Path) -> None:
         run.kind(str(tmp_path / "none"))
 
 
+def test_the_folder_of_a_run_stands_for_its_recipe_and_what_lies_in_it_does_not(tmp_path: Path) -> None:
+    path = made_towers(tmp_path)
+    assert run.recipe_name(str(path)) == str(path / "recipe.yaml")
+    assert (run.recipe_name("tiny"), run.recipe_name(f"{path}/recipe.yaml")) == ("tiny", f"{path}/recipe.yaml")
+    (path / "model" / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"model: what a run has made, and not its folder; give .*two, or a recipe's"):
+        run.recipe_name(str(path / "model"))
+    with pytest.raises(RunError, match="none: no run, there is no such folder"):
+        run.recipe_name(str(tmp_path / "none"))
+
+
+def test_a_start_of_the_other_kind_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    of_sft, of_towers = made(tmp_path), made_towers(tmp_path)
+    (of_sft / "adapter" / "adapter_config.json").write_text('{"auto_mapping": null}')
+    (of_towers / "model" / "config.json").write_text('{"architectures": ["DualEncoder"]}')
+    pair, vlm = run.begun(of_towers).recipe, run.begun(of_sft).recipe
+    adapter = tmp_path / "adapter"  # away from its run
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"auto_mapping": {"base_model_class": "DualEncoder"}}')
+    theirs, ours = (of_sft, of_sft / "adapter"), (of_towers, of_towers / "model", adapter)
+    for path in theirs:
+        run.require_kind_of_start(vlm.model_copy(update={"init_adapter": str(path)}))
+        with pytest.raises(RunError, match=r"init_adapter .*: of a vision-language model, and skinvl sft goes on from"):
+            run.require_kind_of_start(pair.model_copy(update={"init_adapter": str(path)}))
+    for path in ours:
+        run.require_kind_of_start(pair.model_copy(update={"init_adapter": str(path)}))
+        with pytest.raises(RunError, match=r"init_adapter .*: of two towers, and skinvl pretrain goes on from them"):
+            run.require_kind_of_start(vlm.model_copy(update={"init_adapter": str(path)}))
+    for start in (None, "owner/name"):  # of the hub's nothing is known yet
+        run.require_kind_of_start(pair.model_copy(update={"init_adapter": start}))
+
+
 @pytest.mark.parametrize("load", [run.evaluated, run.evaluated_towers])
 def test_a_base_alone_is_evaluated_in_a_folder_of_its_own(
     load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
