@@ -40,6 +40,8 @@ def main(words: list[str]) -> int:
                         help="the folder of RAW, as RAW has it, in which images are found by their names")  # fmt: skip
     parser.add_argument("--over", type=source_folder, metavar="SOURCE", default=None,
                         help="the prepared source whose images a dataset without its own is about")  # fmt: skip
+    parser.add_argument("--profiles", choices=("srgb", "ignore"), default=None,
+                        help="ignore reads colours as they stand, whatever their profile (default srgb)")  # fmt: skip
     parser.add_argument("--shard", type=_shard, metavar="I/N", default=None,
                         help="do one share of the work, I from 0; whoever ends last joins the shares")  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
@@ -67,13 +69,13 @@ def main(words: list[str]) -> int:
                 entry(console, part, sentence)
     account = prepare(
         args.dataset, args.raw, args.out, args.part, keep=args.keep, drop=args.drop,
-        official=args.split == "official", images=args.images, over=args.over, shard=args.shard,
+        official=args.split == "official", images=args.images, profiles=args.profiles, over=args.over, shard=args.shard,
         workers=args.workers,
     )  # fmt: skip
     if account is None:
         console.print(f"{args.out}: this shard is done; the shard that ends last joins all of them")
     else:
-        _report(console, args.out, account)
+        _report(console, args.out, account, args.profiles == "ignore")
     return 0
 
 
@@ -84,13 +86,17 @@ def _shard(text: str) -> tuple[int, int]:
     return int(share[1]), int(share[2])
 
 
-def _report(console: Console, out: Path, account: Account) -> None:
+def _report(console: Console, out: Path, account: Account, ignored: bool) -> None:
     kept, dropped = account.examples.total(), account.ledger.total()
     console.print(f"rows in {account.rows:,} = Examples out {kept:,} + ledger {dropped:,}")
     table = Table(box=None, show_header=False)
     for split, count in sorted(account.examples.items()):
         table.add_row(f"Examples in {split}", f"{count:,}")
     table.add_row("images", f"{account.images:,}")
+    for profile, count in account.profiled.most_common():
+        table.add_row(f"images {'tagged with' if ignored else 'converted to sRGB from'} {profile}", f"{count:,}")
+    for fault, count in account.unusable.most_common():
+        table.add_row(f"images whose colour profile cannot be used: {fault}", f"{count:,}")
     if account.joined:
         what = f"groups that share an image or an identity, joined; at most {account.largest:,} became one"
         table.add_row(what, f"{account.joined:,}")

@@ -20,6 +20,7 @@ import xxhash
 import data_prep
 from data_prep import BLOCK, Card, PrepError, Shard, split_of
 from skinvl.data.example import Dropped, Example, ExampleError, inside, table, validate
+from skinvl.data.profiles import Profiles
 from skinvl.data.workers import advance
 from skinvl.recipe.files import whole_file, write_text
 from skinvl.sources import rules
@@ -49,6 +50,7 @@ class PrepJob:
     drops: Mapping[str, bool]  # rule → whether a row that breaks it is dropped, or kept with a tag
     images: str = ""  # the folder of RAW, relative to it, in which images are found by name; empty is all of RAW
     over: Path | None = None  # the prepared source that has the images, where RAW does not
+    profiles: Profiles = "srgb"  # how images tagged with a colour profile are read
 
 
 @dataclass(frozen=True, slots=True)

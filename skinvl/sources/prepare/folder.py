@@ -21,7 +21,7 @@ from skinvl.sources.prepare.writer import Account
 # What a prepared source depends on, beside the raw files and the converters.
 MODULES = (
     *("data/example", "data/fingerprints", "data/hamming", "data/labels", "data/metadata", "data/pixels"),
-    *("data/questions", "data/source", "sources/prepare/*", "sources/rules/*"),
+    *("data/profiles", "data/questions", "data/source", "sources/prepare/*", "sources/rules/*"),
 )
 
 
@@ -94,7 +94,8 @@ def recorded(out: Path, stamp: str) -> Account | None:
 def stamp_of(job: PrepJob) -> str:
     """16 hexadecimal digits of all that the source depends on: settings, raw files by size and time, and our code."""
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((job.name, job.parts, job.official, sorted(job.drops.items()), job.images)).encode())
+    settings = (job.name, job.parts, job.official, sorted(job.drops.items()), job.images, job.profiles)
+    digest.update(repr(settings).encode())
     if job.over is not None:
         digest.update(overlay.stamp(job.over).encode())
 

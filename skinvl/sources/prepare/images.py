@@ -23,6 +23,7 @@ from PIL import Image
 from skinvl.data import dicom, fingerprints, metadata
 from skinvl.data.example import inside
 from skinvl.data.pixels import LFS_POINTER, ImageError, decode, opened, orientation
+from skinvl.data.profiles import Profile, Profiles, profile_of
 from skinvl.data.workers import advance
 from skinvl.recipe.files import write_bytes
 
@@ -48,27 +49,31 @@ class Looked:
     archive: str | None = None
     width: int = 0  # pixels, upright
     height: int = 0
+    profile: str | None = None  # of its colours, where it is tagged with another than sRGB
+    fault: str | None = None  # why that cannot be used, where it was to be
 
 
-def look_at(raw: Path, paths: Sequence[str], out: Path) -> list[Looked]:
+def look_at(raw: Path, paths: Sequence[str], out: Path, profiles: Profiles) -> list[Looked]:
     """Each of some images of a raw download; see `look`."""
-    looked = [look(raw, path, out) for path in paths]
+    looked = [look(raw, path, out, profiles) for path in paths]
     advance(len(looked))
     return looked
 
 
-def look(raw: Path, path: str, out: Path) -> Looked:
+def look(raw: Path, path: str, out: Path, profiles: Profiles = "srgb") -> Looked:
     """One image of a raw download, verified, hashed, and placed in `out/images/` if it can be read.
 
     The placed file holds no metadata: where the original has none it is a hard link to it (a copy where that fails),
     else a file of equal pixels without it. A JPEG or PNG keeps its compressed pixels, and EXIF of nothing but its
-    orientation; others become PNG files, upright, whatever their name says. The file appears whole or not at all, and
-    one that a killed run left is replaced.
+    orientation; others become PNG files, upright, whatever their name says. Colours are not converted there, and their
+    profile stays (but ink becomes sRGB in a PNG). The file appears whole or not at all, and one that a killed run left
+    is replaced.
 
     Args:
         path: relative to `raw`; `<file>.parquet#<row>` is the image in the `bytes` of the first column of images,
             `<file>.hdf5#<key>` the one under a key, and either is placed at `images/<file>/<row or key>.<ending>`. A
             DICOM file, whose path can name a patient, is placed and told by a digest of its bytes.
+        profiles: how its colours are read for the hashes.
     """
     try:
         # The bytes, from a file of their own, a cell of a table or a key of an archive.
@@ -85,15 +90,21 @@ def look(raw: Path, path: str, out: Path) -> Looked:
         if is_dicom := dicom.is_dicom(data):
             picture = dicom.picture(data, f"DICOM file {digest[:20]}")
             kind, clean = _bare(None, "DICOM", 1, picture, f"DICOM file {digest[:20]}")
+            profile = profile_of(picture)
+            seen = profile.applied(picture) if profile and profiles == "srgb" else picture
         else:
             with opened(BytesIO(data), path) as image:
-                kind, turn = image.format, orientation(image)
+                kind, turn, inks = image.format, orientation(image), image.mode == "CMYK"
                 clean = metadata.stripped(data, kind, turn)
-                if clean == data and kind in ("JPEG", "MPO"):
+                profile = profile_of(image)
+                if clean == data and kind in ("JPEG", "MPO") and (profile is None or profiles == "ignore"):
                     image.draft("L", None)  # the hash needs no more, and all that is compressed is still read
                 picture = decode(image, path)
+            seen = _seen(picture, profile, data if inks else None, path) if profile and profiles == "srgb" else picture
             if clean != data:
-                kind, clean = _bare(clean, kind, turn, picture, path)
+                if profile and not profile.fault and not inks:
+                    picture.info["icc_profile"] = profile.icc  # for a PNG
+                kind, clean = _bare(clean, kind, turn, seen if inks and clean is None else picture, path)
     except ImageError as error:
         return Looked(path, rule=error.rule, detail=error.detail)
 
@@ -109,11 +120,21 @@ def look(raw: Path, path: str, out: Path) -> Looked:
         path,
         placed,
         sha256=digest,
-        **fingerprints.looks(picture if picture.mode == "L" else picture.convert("L")),
+        **fingerprints.looks(seen if seen.mode == "L" else seen.convert("L")),
         archive=fingerprints.archive_id(path),
         width=picture.width,
         height=picture.height,
+        profile=profile.name if profile else None,
+        fault=profile.fault or None if profile and profiles == "srgb" else None,
     )
+
+
+def _seen(picture: Image.Image, profile: Profile, inks: bytes | None, path: str) -> Image.Image:
+    """The picture in sRGB; of ink, which the picture is no longer, the file is decoded once more."""
+    if inks is None:
+        return profile.applied(picture)
+    with opened(BytesIO(inks), path) as image:
+        return decode(image, path, profile)
 
 
 def _bare(clean: bytes | None, kind: str, turn: int, picture: Image.Image, name: str) -> tuple[str, bytes]:

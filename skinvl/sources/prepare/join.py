@@ -19,7 +19,8 @@ from skinvl.sources.prepare.blocks import Block
 SPLITS = ("train", "validation", "test")  # a joined group goes to the first of these that one of its rows has
 # One row per image: `name` as the Examples of the blocks have it, `path` as those of the source will; either a rule
 # that it breaks, or its fingerprints.
-IMAGES = pa.schema([("name", pa.string()), *IMAGES_SCHEMA, ("rule", pa.string()), ("detail", pa.string())])
+_SAID = ("rule", "detail", "profile", "fault")  # as images.Looked has it
+IMAGES = pa.schema([("name", pa.string()), *IMAGES_SCHEMA, *((column, pa.string()) for column in _SAID)])
 
 Ints = NDArray[np.signedinteger[Any]]  # as narrow as their values allow: there is one for every row
 Keys = NDArray[np.uint64]

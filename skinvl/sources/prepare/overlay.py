@@ -151,6 +151,7 @@ def inherited(card: Card, folder: Path) -> dict[str, Any]:
         "terms": f"{card.terms} Of the images: {record['terms']}",
         "archive": record["archive"],
         "alike": record["alike"],
+        "profiles": record.get("profiles", "ignore"),
         "below": {"source": record["source"], "stamp": record["stamp"]},
     }
 

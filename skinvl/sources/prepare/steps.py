@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import data_prep
 from data_prep import BLOCK, Card, PrepError
 from skinvl.data.example import inside
+from skinvl.data.profiles import Profiles
 from skinvl.data.workers import Workers
 from skinvl.recipe.files import partial_folder, replace_folder, whole_file, write_json
 from skinvl.sources.prepare import blocks, join, overlay, writer
@@ -44,6 +46,7 @@ def prepare(
     drop: Sequence[str] = (),
     official: bool = False,
     images: str = "",
+    profiles: Profiles | None = None,
     over: Path | None = None,
     shard: tuple[int, int] | None = None,
     workers: int = 1,
@@ -55,6 +58,7 @@ def prepare(
         keep, drop: rules whose default is changed.
         official: keep the authors' split though it leaks.
         images: the folder of RAW, relative to it, in which images are found by name; empty is all of RAW.
+        profiles: how images tagged with a colour profile are read for their hashes; None is srgb.
         over: the prepared source that has the images of a dataset without any; None is `data/` and the part's name.
         shard: (index, count) of the share of the work that is done here.
         workers: processes.
@@ -69,11 +73,13 @@ def prepare(
         raise PrepError(f"{name}: its authors give no split to keep; leave out --split official")
     chosen, below = overlay.choose(name, card, parts or (), over)
     official = official or overlay.keeps_split(below)
-    job = PrepJob(name, raw, chosen, official, _drops(keep, drop), images, below)
+    job = PrepJob(name, raw, chosen, official, _drops(keep, drop), images, below, profiles or "srgb")
     if not raw.exists() and not card.drawn:
         raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
     if images:
         _refuse_images(name, card, raw, images)
+    if below is not None and profiles is not None:
+        raise PrepError(f"--profiles {profiles}: {name} takes the images of {below} as they were read; leave it out")
     refuse_out(raw, below, out)
     out = out.absolute()
     work = partial_folder(out)
@@ -142,7 +148,8 @@ def _look(job: PrepJob, work: Path, index: int, count: int, workers: int) -> Non
     # An image that an interrupted run, or another shard, has looked at is not looked at again.
     mine = [block for block in _complete(job, work) if block.number % count == index]
     rest = sorted(_shown(mine) - set(_looked(work)["name"].to_pylist()), key=_position)
-    root, look = job.raw.parent if job.raw.is_file() else job.raw, look_at
+    root: Path = job.raw.parent if job.raw.is_file() else job.raw
+    look: Callable[[Path, Sequence[str], Path], list[Looked]] = partial(look_at, profiles=job.profiles)
     if job.over is not None:
         root, look = job.over, overlay.link_images
     tasks = [(root, rest[start : start + BATCH], work / "source") for start in range(0, len(rest), BATCH)]
@@ -239,6 +246,7 @@ def _join(
         **record,
         "parts": job.parts,
         "split": "official" if job.official else "group",
+        "profiles": record.get("profiles", job.profiles),
         "rules": {name: "drop" if drops else "keep" for name, drops in job.drops.items()},
         "rows": account.rows,
         **account.record(),

@@ -24,6 +24,7 @@ from skinvl.sources.prepare.blocks import Block
 from skinvl.sources.prepare.join import SPLITS, BlockRows, Fates, Mask
 
 T = TypeVar("T")
+UNUSABLE = "unusable-profile"  # the rule of rows with an image whose profile cannot be used
 IDENTITIES = SCHEMA.field("identities").type
 # Columns of few different values; a dictionary of the others would cost time and save nothing.
 WORDS = [
@@ -42,6 +43,8 @@ class Account:
     tags: Counter[str] = field(default_factory=Counter)  # rule → Examples that break it and were kept
     lacking: Counter[str] = field(default_factory=Counter)  # rule → images that kept rows go without, once a row
     images: int = 0
+    profiled: Counter[str] = field(default_factory=Counter)  # profile other than sRGB → images that are tagged with it
+    unusable: Counter[str] = field(default_factory=Counter)  # why a profile cannot be used → images
     joined: int = 0  # groups that share an image or an identity with another
     largest: int = 0  # groups that became one
     moved: int = 0  # conversations that this took to a split nearer to training
@@ -71,7 +74,11 @@ def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, b
 
     Where rows stay without some of their images, `lacking.jsonl` names each of these.
     """
-    kept = fates.kept & ~fates.near if drops["near-duplicate"] else fates.kept
+    unusable = rows.any(images["fault"].combine_chunks().is_valid().to_numpy(zero_copy_only=False))
+    kept = fates.kept
+    for rule, mask in (("near-duplicate", fates.near), (UNUSABLE, unusable)):
+        if drops[rule]:
+            kept = kept & ~mask
     moved = kept & (fates.rank != rows.rank)
     account = Account(joined=fates.joined, largest=fates.largest, moved=int(moved.sum()))
     names = _group_names(rows, fates, kept) if fates.joined else {}
@@ -82,7 +89,7 @@ def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, b
         writers: dict[str, pq.ParquetWriter] = {}
         paths = images["path"].combine_chunks()
         views = [
-            _View(block, rows, fates, images, paths, kept, starts)
+            _View(block, rows, fates, images, paths, kept, unusable, starts)
             for block, starts in zip(rows.blocks, pairwise(rows.starts.tolist()), strict=True)
         ]
         pool = stack.enter_context(ThreadPoolExecutor(1))  # Arrow works on a block while another is written
@@ -110,6 +117,9 @@ def write(rows: BlockRows, fates: Fates, images: pa.Table, drops: Mapping[str, b
     used = images.filter(pa.array(shown)).select(IMAGES_SCHEMA.names)
     pq.write_table(used, out / "images.parquet")
     account.images = len(used)
+    faults, profiles = (images[name].filter(pa.array(shown)) for name in ("fault", "profile"))
+    account.unusable.update(faults.drop_null().to_pylist())
+    account.profiled.update(profiles.filter(faults.is_null()).drop_null().to_pylist())
     return account
 
 
@@ -123,6 +133,7 @@ class _View:
     images: pa.Table
     paths: pa.Array  # of the images
     kept: Mask
+    unusable: Mask  # a profile of its images cannot be used
     range: tuple[int, int]
 
     def dropped(self) -> list[dict[str, str]]:
@@ -177,12 +188,16 @@ class _View:
         for name, column in columns.items():
             rows = rows.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
         tags = {"missing-image": self.fates.alone[here][kept], "fewer-images": self.fates.fewer[here][kept]}
-        tags["near-duplicate"] = self.fates.near[here][kept]
+        tags |= {"near-duplicate": self.fates.near[here][kept], UNUSABLE: self.unusable[here][kept]}
         return _tagged(rows.cast(SCHEMA), tags)
 
     def _fault(self, index: int) -> tuple[str, str]:
         if self.fates.duplicate[index]:
             return "duplicate", "an earlier row has this id: it says the same"
+        if not self.fates.broken[index] and not self.fates.near[index]:
+            first, last = np.searchsorted(self.rows.row, [index, index + 1])
+            faults = self.images["fault"].take(pa.array(self.rows.image[first:last])).drop_null()
+            return UNUSABLE, f"an image has a colour profile that cannot be used: {faults[0].as_py()}"
         if not self.fates.broken[index]:
             return "near-duplicate", "an earlier row asks and says the same of the same images, but for form"
         return max(self._faults(index), key=lambda fault: fault[0] != "missing-image")  # which alone may be allowed

@@ -212,6 +212,13 @@ _LISTED = (
         None,
     ),
     Rule(
+        "unusable-profile",
+        False,
+        "An image is tagged with a colour profile that cannot be used, since it is damaged, for pixels of another kind "
+        "or of high dynamic range. Kept, its colours read as they stand in the file.",
+        None,
+    ),
+    Rule(
         "altered-image",
         False,
         "Its dataset says that an image was altered, as one is from which something was cut or painted over. Kept, "
