@@ -3,7 +3,7 @@
 # `make merge publish ask demo serve RUN=runs/…` take the words of their verbs in ARGS, `make publish` also REPO=owner/name.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help prep synth plan dry-run show sft pretrain cache eval merge publish ask demo serve setup check test test-slow browser bench clean
+.PHONY: help prep synth look plan dry-run show sft pretrain cache eval merge publish ask demo serve setup check test test-slow browser bench clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -68,6 +68,10 @@ prep: $(VENV)/.ready  ## turn raw data into a source: DATASET, RAW, OUT
 
 synth: $(VENV)/.ready-serve  ## MODEL at ENDPOINT writes about SOURCE's images, into OUT
 	$(BIN)/skinvl synth $(SOURCE) $(OUT) --model $(MODEL) --endpoint $(ENDPOINT) $(ARGS)
+
+##@ data
+look: $(VENV)/.ready $(if $(SOURCE),,$(DRAWN))  ## a page about SOURCE: images, groups, ledger, Table 1
+	$(BIN)/skinvl look $(or $(SOURCE),$(OUT)) $(ARGS)
 
 ##@ plan
 plan: $(VENV)/.ready  ## memory and hours of RECIPE on BASE, with GPU and GPUS

@@ -22,6 +22,7 @@ WINGS = {
     },
     "data": {
         "leaks": "show which images two sets share, and how sure that is",
+        "look": "write a page about prepared sources: images, groups, ledger, Table 1",
     },
     "plan": {
         "plan": "say what a recipe needs in memory and hours before anything is rented",

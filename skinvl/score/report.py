@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import jinja2
 from rich.console import Console
 
-from skinvl.data import pages
+from skinvl.data import pages, table1
 from skinvl.data.pages import short
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
 from skinvl.score import charts, retrieval_page, samples, tables, untrained
@@ -67,6 +67,7 @@ def page(run: Path) -> str:
     recipe = run / "recipe.yaml"
     log = list(_lines(run / "log.jsonl", "step"))
     try:
+        predicted = list(samples.scored(run / "eval", scores["sets"]))
         template = pages.template(
             Path(__file__).with_name("report.html.j2"),
             digits=digits,
@@ -86,7 +87,8 @@ def page(run: Path) -> str:
             losses=_losses(log),
             during=_during(log),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-            cards=list(samples.sample(run / "eval", scores["sets"], scores["seed"])),
+            tables=_tables({each.name: each.rows for each in predicted}),
+            cards=list(samples.sample(predicted, scores["seed"])),
             outcomes=OUTCOMES,
             charts=charts,
             worse=untrained.worse(scores),
@@ -97,6 +99,12 @@ def page(run: Path) -> str:
             f"{run / 'scores.json'}: not as this version writes it ({type(error).__name__}: {error}); "
             f"score again with skinvl score {run}"
         ) from error
+
+
+def _tables(sets: Mapping[str, Sequence[table1.Described]]) -> list[table1.Table]:
+    """Table 1 of the evaluated rows, by each unit; none where no predictions are left."""
+    columns = table1.columns(sets)
+    return [table1.table(columns, unit) for unit in table1.UNITS] if len(columns.set) else []
 
 
 def _scores(run: Path) -> dict[str, Any]:

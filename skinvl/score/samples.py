@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -35,6 +35,15 @@ class PredictionText:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """What was predicted of a set, and how the page says it."""
+
+    name: str
+    rows: Sequence[Any]  # all Answer, or all Classified
+    describe: Callable[[Any], PredictionText]
+
+
+@dataclass(frozen=True, slots=True)
 class Thumbnail:
     """An image of a row: the name of its file, and a JPEG data URI or why there is none."""
 
@@ -57,28 +66,33 @@ class PredictionCard:
     more: int  # images that are not shown
 
 
-def sample(folder: Path, sets: Mapping[str, Mapping[str, Any]], seed: int) -> Iterator[PredictionCard]:
-    """The predictions to show of the scored sets, from RUN/eval; none of a set whose predictions are gone.
+def scored(folder: Path, sets: Mapping[str, Mapping[str, Any]]) -> Iterator[ScoredRows]:
+    """The predictions of the scored sets, from RUN/eval; none of a set whose predictions are gone.
 
     Raises:
         PredictionError: a file of predictions is damaged, or is not what was scored.
         ClassError: classifications contradict themselves.
     """
-    small = lru_cache(maxsize=None)(thumbnail)
     for name, blocks in sets.items():
         path = folder / "answers" / f"{name}.jsonl"
         if blocks.get("answers") and path.is_file():
             _, answers = predictions.read(path, Answer)
             _check(path, len(answers), blocks["answers"]["rows"])
-            yield from _chosen(name, answers, _answered, small, seed)
+            yield ScoredRows(name, answers, _answered)
         path = folder / "classes" / f"{name}.jsonl"
         if blocks.get("classes") and path.is_file():
             settings, rows = predictions.read(path, Classified)
             classes, question = settings["classes"], settings.get("question") or ""
             _check(path, len(rows), blocks["classes"]["rows"])
             probabilities.truth(rows, classes, str(path))
-            describe = partial(_classified, classes=classes, question=question)
-            yield from _chosen(f"{name} (classes)", rows, describe, small, seed)
+            yield ScoredRows(f"{name} (classes)", rows, partial(_classified, classes=classes, question=question))
+
+
+def sample(sets: Iterable[ScoredRows], seed: int) -> Iterator[PredictionCard]:
+    """The predictions to show of each set."""
+    small = lru_cache(maxsize=None)(thumbnail)
+    for each in sets:
+        yield from _chosen(each.name, each.rows, each.describe, small, seed)
 
 
 def _check(path: Path, rows: int, scored: int) -> None:

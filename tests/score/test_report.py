@@ -408,7 +408,7 @@ def test_predictions_that_were_not_scored_are_refused(tmp_path: Path) -> None:
 def test_a_sample_has_the_worst_the_best_and_some_others_each_once(tmp_path: Path) -> None:
     run = scored(tmp_path)
     sets = json.loads((run / "scores.json").read_text())["sets"]
-    shown = list(samples.sample(run / "eval", sets, 0))
+    shown = list(samples.sample(samples.scored(run / "eval", sets), 0))
     for name, rows in (("demo", 180), ("ham10000 (classes)", 122)):
         mine = [one for one in shown if one.set == name]
         assert len(mine) == 60 < rows
@@ -418,10 +418,10 @@ def test_a_sample_has_the_worst_the_best_and_some_others_each_once(tmp_path: Pat
         assert parts["best"] == sorted(parts["best"], reverse=True)
         between = [score for score in parts["random"] if score is not None]
         assert max(parts["worst"]) <= min(between) <= max(between) <= min(parts["best"])
-    assert [one.id for one in samples.sample(run / "eval", sets, 1)] != [one.id for one in shown]
+    assert [one.id for one in samples.sample(samples.scored(run / "eval", sets), 1)] != [one.id for one in shown]
     few = run / "eval/answers/demo.jsonl"
     write_again(few, answers(tmp_path, "plain")[:9])
-    found = list(samples.sample(run / "eval", {"demo": {"answers": {"rows": 9}}}, 0))
+    found = list(samples.sample(samples.scored(run / "eval", {"demo": {"answers": {"rows": 9}}}), 0))
     assert sorted(one.id for one in found) == sorted(f"row-{i}plain" if i == 0 else f"row-{i}" for i in range(9))
     refused = next(one for one in found if one.id == "row-7")
     assert (refused.pick, refused.text.outcome, refused.text.score) == ("random", "no answer", None)

@@ -1,0 +1,141 @@
+"""The conversations of prepared sources as columns, read without making a Python object of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skinvl.data import example
+from skinvl.data.example import Example, split_file, splits
+from skinvl.data.source import namespace, source_name, source_splits
+from skinvl.data.table1 import FACTS, Columns
+
+ORDER = ("train", "validation", "test")  # of splits; others follow by name
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One split of a source, whose rows stand in the columns from `first` on."""
+
+    name: str  # of the split, with that of the source where there are several
+    root: Path
+    split: str
+    first: int
+    rows: int
+    chosen: bool  # whether it was named, and not only another split of its source
+
+    @property
+    def source(self) -> str:
+        """The name of its source."""
+        return source_name(self.root)
+
+
+def parts(names: Sequence[str], only: Sequence[str] = ()) -> list[Part]:
+    """Every split of the sources that words of the command line name, SOURCE or SOURCE:SPLIT; chosen are those named.
+
+    Args:
+        only: splits that are chosen, where not all that were named are.
+
+    Raises:
+        FileNotFoundError: a source or split is not there.
+        ExampleError: a file is not one of Examples.
+    """
+    chosen = {pair for name in names for pair in source_splits(name) if not only or pair[1] in only}
+    roots = list(dict.fromkeys(root for name in names for root, _ in source_splits(name)))
+    every = [(root, split) for root in roots for split in sorted(splits(root), key=_place)]
+    if missing := [split for split in only if split not in {split for _, split in chosen}]:
+        have = ", ".join(dict.fromkeys(split for _, split in every))
+        raise FileNotFoundError(f"--split {missing[0]}: no such split in {', '.join(names)}; found {have}")
+    made: list[Part] = []
+    for root, split in every:
+        with split_file(root, split) as path:
+            rows = pq.read_metadata(path).num_rows
+        first = made[-1].first + made[-1].rows if made else 0
+        name = f"{source_name(root)}:{split}" if len(roots) > 1 else split
+        made.append(Part(name, root, split, first, rows, (root, split) in chosen))
+    return made
+
+
+def _place(split: str) -> tuple[int, str]:
+    return (ORDER.index(split) if split in ORDER else len(ORDER)), split
+
+
+def read(every: Sequence[Part]) -> tuple[Columns, list[str]]:
+    """The columns of the parts, of whose facts `kind` is one too, and the path of each image in its source.
+
+    Raises:
+        ExampleError: a file is not one of Examples.
+    """
+    roots = list(dict.fromkeys(part.root for part in every))
+    names = (*FACTS, "kind")
+    groups: list[pa.Array] = []
+    images: list[pa.Array] = []
+    rows: list[np.ndarray] = []
+    facts: dict[str, list[pa.Array]] = {name: [] for name in names}
+    for part in every:
+        with split_file(part.root, part.split) as path, pq.ParquetFile(path) as file:
+            read = file.read(columns=["group", "images"])
+            shown = read["images"].combine_chunks()
+            rows.append(pc.list_parent_indices(shown).to_numpy().astype(np.int64) + part.first)
+            images.append(_joined(str(roots.index(part.root)), pc.struct_field(shown.flatten(), "path")))
+            groups.append(_joined(namespace(part.root), read["group"].combine_chunks()))
+            known = {field.name for field in file.schema_arrow.field("facts").type}
+            for name in names:
+                if name in known:  # which a source that was prepared earlier may not have
+                    column = file.read(columns=[f"facts.{name}"])["facts"].combine_chunks()
+                    facts[name].append(pc.struct_field(column, name).dictionary_encode())
+                else:
+                    kind = pa.float64() if name == "age" else pa.string()
+                    facts[name].append(pa.nulls(part.rows, kind).dictionary_encode())
+    encoded = pa.concat_arrays(images).dictionary_encode()
+    return (
+        Columns(
+            tuple(part.name for part in every),
+            np.repeat(np.arange(len(every)), [part.rows for part in every]),
+            pa.concat_arrays(groups).dictionary_encode().indices.to_numpy().astype(np.int64),
+            np.concatenate(rows),
+            encoded.indices.to_numpy().astype(np.int64),
+            {name: pa.chunked_array(column).unify_dictionaries().combine_chunks() for name, column in facts.items()},
+        ),
+        [path.partition("\0")[2] for path in encoded.dictionary.to_pylist()],
+    )
+
+
+def _joined(space: str, names: pa.Array) -> pa.Array:
+    """The names, each after the space in which it holds."""
+    return pc.binary_join_element_wise(space, names, "\0")
+
+
+def tags(every: Sequence[Part]) -> Counter[str]:
+    """How many conversations have each tag.
+
+    Raises:
+        ExampleError: a file is not one of Examples.
+    """
+    counts: Counter[str] = Counter()
+    for part in every:
+        with split_file(part.root, part.split) as path, pq.ParquetFile(path) as file:
+            named = pc.value_counts(file.read(columns=["tags"])["tags"].combine_chunks().flatten())
+            counts.update({pair["values"]: pair["counts"] for pair in named.to_pylist()})
+    return counts
+
+
+def examples(every: Sequence[Part], rows: Sequence[int]) -> dict[int, Example]:
+    """The Examples of these rows of the columns.
+
+    Raises:
+        ExampleError: a file is not one of Examples.
+    """
+    taken: dict[int, Example] = {}
+    for part in every:
+        inside = sorted({row for row in rows if part.first <= row < part.first + part.rows})
+        numbers = [row - part.first for row in inside]
+        taken |= zip(inside, example.take(part.root, part.split, numbers) if numbers else (), strict=True)
+    return taken
