@@ -79,9 +79,10 @@ def test_what_training_saw_is_left_out_by_image_by_group_and_by_caption() -> Non
 def test_a_phrase_that_several_patients_share_gives_no_image_away_and_a_long_text_does() -> None:
     train = [image("t1", "a red lesion", LONG), image("t2", "a red lesion", LONG)]
     images = [image("a", "a red lesion"), image("b", "a blue lesion"), image("c", LONG)]
+    images.append(image("d", "a green lesion", LONG))
     own = pools("set", images, train)
     assert [each.path for each in own.images] == ["a.png", "b.png"]
-    assert own.left_out == {"trained-on: caption": 1}
+    assert own.left_out == {"trained-on: caption": 2}
 
 
 def test_a_diagnosis_is_shared_by_nature_and_leaves_nothing_out() -> None:

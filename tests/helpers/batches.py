@@ -26,6 +26,8 @@ SETTINGS = {
     "make": Objective(name="make", aspects=ALL, local=0.7),
     "make-ontology": Objective(name="make-ontology", aspects=ALL, local=0.7),
 }
+SIDE = 48  # of the images, in pixels: nine patches
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 DROPOUT = {
     "clip": {"attention_dropout": 0.2},
     "siglip": {"attention_dropout": 0.2},
@@ -34,9 +36,13 @@ DROPOUT = {
 
 
 def model(family: str, dropout: bool = False) -> DualEncoder:
-    """Tiny towers with random weights, the same at every call."""
+    """Towers smaller than the tiny ones, with random weights, the same at every call."""
     config = DualEncoderConfig.from_pretrained(two_towers.base(family))
-    for side in (config.image_config, config.text_config):
+    config.projection_dim = SMALL["hidden_size"]
+    config.image_and_text[0].image_size = SIDE
+    for side in config.image_and_text:
+        for name, size in SMALL.items():
+            setattr(side, name, size)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):  # BERT has them at 0.1
             setattr(side, name, 0.0)
         for name, rate in DROPOUT[family].items() if dropout else ():
@@ -74,8 +80,8 @@ def batch(tokenizer: TextTokenizer, images: int, seed: int = 0, texts: int | Non
     ids = tokenizer(said)
     distinct = sorted({tuple(tokens) for tokens in ids})
     return DualBatch(
-        pixels=torch.randint(0, 256, (images, 3, 112, 112), dtype=torch.uint8),
-        format=PixelFormat(112, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        pixels=torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8),
+        format=PixelFormat(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         texts=[list(tokens) for tokens in distinct],
         text=torch.tensor([distinct.index(tuple(tokens)) for tokens in ids], dtype=torch.int64),
         owner=torch.tensor([owner for owner, _ in aspects], dtype=torch.int64),

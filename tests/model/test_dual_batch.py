@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,17 +151,34 @@ def test_a_batch_without_a_negative_is_refused(folder: Path) -> None:
 
 
 def test_the_pixels_of_a_draw_depend_on_row_epoch_copy_and_seed_alone(folder: Path) -> None:
-    images = [image(folder, number, "a") for number in range(4)]
+    images = [image(folder, number, "a") for number in (0, 1, 2, 3, 2)]
 
     def pixels(draw: Draw, seed: int = 0, *before: Draw) -> torch.Tensor:
         return collated(*images, draws=[*before, draw], augmentation="mild", seed=seed).pixels[-1]
 
     draw = Draw(2, 5)
     assert torch.equal(pixels(draw), pixels(draw, 0, Draw(0, 5), Draw(1, 4)))
-    for other in (pixels(Draw(2, 6)), pixels(Draw(2, 5, 1)), pixels(draw, 1)):
+    for other in (pixels(Draw(4, 5)), pixels(Draw(2, 6)), pixels(Draw(2, 5, 1)), pixels(draw, 1)):
         assert not torch.equal(pixels(draw), other)
     plain = collated(*images).pixels
-    assert torch.equal(collated(*images, draws=[Draw(n, 3) for n in range(4)]).pixels, plain)
+    assert torch.equal(collated(*images, draws=[Draw(n, 3) for n in range(5)]).pixels, plain)
+    assert torch.equal(collated(*images, augmentation="released").pixels, plain)  # as an evaluation has them
+
+
+def test_an_evaluation_within_the_training_compares_a_fixed_sample(folder: Path) -> None:
+    images = [image(folder, number, f"text {number}") for number in range(40)]
+
+    def sample(during: int, seed: int = 0, of: list[TextedImage] = images) -> list[TextedImage]:
+        recipe: Any = SimpleNamespace(evaluate=SimpleNamespace(during=during), negatives=Negatives())
+        return dual_batch.pool("lesions", of, recipe, seed)
+
+    chosen = sample(6)
+    assert len(chosen) == 6
+    assert chosen == sorted(sample(6), key=images.index) != images[:6]
+    assert chosen != sample(6, seed=1)
+    assert sample(50) == images
+    with pytest.raises(BatchError, match=r"^data\.eval, lesions: 3 images with 3 texts have no negative.*raise evalu"):
+        sample(5, of=[image(folder, number, "the same") for number in range(3)])
 
 
 def test_workers_give_the_same_batches(folder: Path) -> None:

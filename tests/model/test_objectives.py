@@ -97,22 +97,20 @@ def apart(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
 # Losses written out pair by pair
 
 
-def info_nce(own: torch.Tensor, negatives: list[torch.Tensor]) -> torch.Tensor:
-    return -torch.log(own.exp() / (own.exp() + sum(negative.exp() for negative in negatives)))
+def info_nce(own: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    return -torch.log(own.exp() / (own.exp() + negatives.exp().sum()))
 
 
 def rows_of_pairs(features: Features, pairing: Pairing, weight: list[float] | None = None) -> torch.Tensor:
     """Clip as a row for each positive pair; with weights of the texts, MAKE's multi-aspect loss."""
     logits = features.scale * features.images @ features.texts.T
-    relation = pairing.relation.tolist()
+    relation = pairing.relation
     to_texts, to_images, weights, shares = [], [], [], []
     for text in range(len(OWNER)):
-        images = [image for image in range(len(TEXTS)) if relation[image][text] == POSITIVE]
+        images = (relation[:, text] == POSITIVE).nonzero()[:, 0].tolist()
         for image in images:
-            others = [logits[image, other] for other in range(len(OWNER)) if relation[image][other] == NEGATIVE]
-            to_texts.append(info_nce(logits[image, text], others))
-            others = [logits[other, text] for other in range(len(TEXTS)) if relation[other][text] == NEGATIVE]
-            to_images.append(info_nce(logits[image, text], others))
+            to_texts.append(info_nce(logits[image, text], logits[image, relation[image] == NEGATIVE]))
+            to_images.append(info_nce(logits[image, text], logits[relation[:, text] == NEGATIVE, text]))
             shares.append(1 / len(images))
             weights.append((weight[text] if weight else 1) / len(images))
     assert sum(shares) == pytest.approx(len(OWNER))
@@ -143,11 +141,10 @@ def alignment(features: Features, patches: torch.Tensor, pairing: Pairing, sigma
             continue
         own_patches = patches[(owner + off) % len(TEXTS)]
         cosines = own_patches @ features.texts[text]
-        kept = torch.stack([cosine if cosine >= sigma else 0 * cosine for cosine in cosines])
+        kept = cosines * (cosines >= sigma)
         attended = (kept / kept.square().sum().sqrt()) @ own_patches
         logits = features.scale * features.texts @ attended
-        negatives = [logits[other] for other in range(len(OWNER)) if pairing.relation[owner, other] == NEGATIVE]
-        losses.append(info_nce(logits[text], negatives))
+        losses.append(info_nce(logits[text], logits[pairing.relation[owner] == NEGATIVE]))
         used.append(weights[text])
     return sum(weight * loss for weight, loss in zip(used, losses, strict=True)) / sum(used)
 
@@ -200,6 +197,11 @@ def test_siglip_sums_pairs_over_images_and_drops_ignored_ones() -> None:
     ours = gradients(load("siglip").loss(features, pairing, 0.0), *leaves)
     assert apart(ours, gradients(wanted / len(TEXTS), *leaves)) < 1e-9
     assert apart(ours, gradients(wanted / len(OWNER), *leaves)) > 0.5
+
+    own = torch.where(torch.arange(len(TEXTS))[:, None] == pairing.owner, POSITIVE, NEGATIVE)
+    released = load("siglip", released=True).loss(features, pairing, 0.0).item()
+    assert released == load("siglip").loss(features, replace(pairing, relation=own.to(torch.int8)), 0.0).item()
+    assert released != pytest.approx(ours[0].item(), rel=1e-3)
 
 
 def test_positives_by_hand() -> None:
@@ -494,19 +496,19 @@ def soft_rows(features: Features, pairing: Pairing, weight: list[float], beta: f
     assert pairing.similarity is not None
     logits = features.scale * features.images @ features.texts.T
 
-    def cross_entropy(own: tuple[int, int], others: list[tuple[int, int]]) -> torch.Tensor:
-        candidates = torch.stack([logits[own], *(logits[other] for other in others)])
-        near = torch.tensor([1.0, *(float(pairing.similarity[other]) for other in others)], dtype=torch.float64)
-        target = beta * (near / 0.07).softmax(dim=0)
+    def cross_entropy(own: torch.Tensor, others: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+        candidates = torch.cat([own[None], others])
+        target = beta * (torch.cat([torch.ones(1), near]).double() / 0.07).softmax(dim=0)
         target[0] += 1 - beta
         return -(target * candidates.log_softmax(dim=0)).sum()
 
     total, weights = torch.zeros((), dtype=torch.float64), 0.0
     for image, text in (pairing.relation == POSITIVE).nonzero().tolist():
-        row = [(image, other) for other in range(len(OWNER)) if pairing.relation[image, other] == NEGATIVE]
-        column = [(other, text) for other in range(len(TEXTS)) if pairing.relation[other, text] == NEGATIVE]
-        share = weight[text] / int((pairing.relation[:, text] == POSITIVE).sum())
-        total = total + share * 0.5 * (cross_entropy((image, text), row) + cross_entropy((image, text), column))
+        own, row, column = logits[image, text], pairing.relation[image], pairing.relation[:, text]
+        to_texts = cross_entropy(own, logits[image, row == NEGATIVE], pairing.similarity[image, row == NEGATIVE])
+        to_images = cross_entropy(own, logits[column == NEGATIVE, text], pairing.similarity[column == NEGATIVE, text])
+        share = weight[text] / int((column == POSITIVE).sum())
+        total = total + share * 0.5 * (to_texts + to_images)
         weights += share
     return total / weights
 
