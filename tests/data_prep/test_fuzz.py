@@ -214,11 +214,24 @@ def _harm(draw: Random, raw: Path, files: list[Path]) -> None:
             path.write_bytes(draw.choice(CHANGES)(draw, path.read_bytes()))
 
 
+Whole = tuple[str, list[Path], dict[str, Path]]  # a converter, its raw files, and the sources below by part
+
+
 @pytest.fixture(scope="module", params=data_prep.names())
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """A converter, and raw files of its own in which every image is there."""
     name: str = request.param
-    roots = RAWS[name](tmp_path_factory.mktemp(name) / "raw")
+    converter = data_prep.load(name)
+    below = {}
+    for part in converter.CARD.over:
+        folder = tmp_path_factory.mktemp(part)
+        below[part] = folder / "out"
+        prepare(part, _whole_raws(part, folder / "raw")[0], below[part])
+    return name, _whole_raws(name, tmp_path_factory.mktemp(name) / "raw"), below
+
+
+def _whole_raws(name: str, folder: Path) -> list[Path]:
+    roots = RAWS[name](folder)
     converter = data_prep.load(name)
     for number, raw in enumerate(roots):
         root = raw if raw.is_dir() else raw.parent
@@ -228,12 +241,12 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                     if "#" not in image and not (root / image).exists():
                         (root / image).parent.mkdir(parents=True, exist_ok=True)
                         (root / image).write_bytes(FILES[-1] if number % 2 else _photo("PNG", "RGB"))
-    return name, roots
+    return roots
 
 
 @pytest.mark.slow
-def test_whatever_raw_holds(whole: tuple[str, list[Path]]) -> None:
-    name, roots = whole
+def test_whatever_raw_holds(whole: Whole) -> None:
+    name, roots, below = whole
     ended = Counter[str]()
 
     attempts = EACH if name != "demo" else 80  # whose raw files are always its 480 drawings
@@ -241,7 +254,7 @@ def test_whatever_raw_holds(whole: tuple[str, list[Path]]) -> None:
     @settings(max_examples=attempts, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 2**64))
     def check(seed: int) -> None:
-        ended[_attempt(name, roots, Random(seed))] += 1
+        ended[_attempt(name, roots, below, Random(seed))] += 1
 
     check()
     # Enough of the attempts get somewhere, and enough are stopped: else this would test little.
@@ -249,7 +262,7 @@ def test_whatever_raw_holds(whole: tuple[str, list[Path]]) -> None:
     assert ended["prepared"] + ended["kept some"] > attempts // 20, ended
 
 
-def _attempt(name: str, roots: list[Path], draw: Random) -> str:
+def _attempt(name: str, roots: list[Path], below: dict[str, Path], draw: Random) -> str:
     """What became of it: refused, prepared, or prepared and kept some."""
     converter = data_prep.load(name)
     with TemporaryDirectory() as folder:
@@ -263,7 +276,7 @@ def _attempt(name: str, roots: list[Path], draw: Random) -> str:
         out = Path(folder, "out")
         part = draw.choice(converter.CARD.parts if given.is_dir() else converter.CARD.parts[:1])
         try:
-            account = prepare(name, raw if given.is_dir() else raw / given.name, out, [part])
+            account = prepare(name, raw if given.is_dir() else raw / given.name, out, [part], over=below.get(part))
         except PrepError:
             account = None
         Path(folder, "raw.key").unlink(missing_ok=True)  # which only dicom makes, beside RAW

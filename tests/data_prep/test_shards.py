@@ -14,6 +14,7 @@ import test_derm1m
 import test_derm7pt
 import test_derm12345
 import test_dermasynth
+import test_dermavqa
 import test_dicom
 import test_fitzpatrick17k
 import test_ham10000
@@ -25,6 +26,8 @@ import test_pad_ufes_20
 import test_passion
 import test_patch16
 import test_scin
+import test_skincare
+import test_skincon
 import test_slice_3d
 
 import data_prep
@@ -187,6 +190,31 @@ def _slice_3d(raw: Path) -> list[Path]:
     return [test_slice_3d.raw_folder(raw, *({"isic_id": f"ISIC_{number % 5}"} for number in MANY))]
 
 
+def _dermavqa(raw: Path) -> list[Path]:
+    names = [f"ENC{number % 5}" for number in MANY]
+    reply = test_dermavqa.reply("a", "Scabies", 1.0), test_dermavqa.reply("b", "Twice a day", 0.5)
+    queries = [test_dermavqa.query(name, *reply[: number % 3]) for number, name in enumerate(names)]
+    gold = [test_dermavqa.gold(name, CQID011_001=number) for number, name in enumerate(names)]
+    return [test_dermavqa.raw(raw, train=queries[:4], valid=queries[4:], train_cvqa=gold[:3], test_cvqa=gold[3:])]
+
+
+def _skincare(raw: Path) -> list[Path]:
+    flags = ("0", "1", "0")
+    rows = [{"skincap_file_path": f"{number % 5}.png", "Scale": "1"} for number in MANY]
+    test_skincare.raw(
+        raw, *({**row, "Do not consider this image": flags[number % 3]} for number, row in enumerate(rows))
+    )
+    return [test_skincare.cot(raw, **{f"{number}": f"Scale.\nDiagnosis: {'x' * (number % 3)}" for number in MANY})]
+
+
+def _skincon(raw: Path) -> list[Path]:
+    for part, ending in (("fitzpatrick17k", "jpg"), ("ddi", "png")):
+        names = [f"{number % 5}.{ending}" for number in MANY]
+        rows = [{"image": name, "scale": f"{number % 2}", "scar": "1"} for number, name in enumerate(names)]
+        test_skincon.raw(raw, *rows, part=part)
+    return [raw / "raw"]
+
+
 # Every converter has its raw files here; each part has seven records or more.
 RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "ddi": _ddi,
@@ -195,6 +223,7 @@ RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "derm1m": _derm1m,
     "derm7pt": _derm7pt,
     "dermasynth": _dermasynth,
+    "dermavqa": _dermavqa,
     "dermnet": _dermnet,
     "dicom": _dicom,
     "fitzpatrick17k": _fitzpatrick17k,
@@ -207,6 +236,8 @@ RAWS: dict[str, Callable[[Path], list[Path]]] = {
     "passion": _passion,
     "patch16": _patch16,
     "scin": _scin,
+    "skincare": _skincare,
+    "skincon": _skincon,
     "slice_3d": _slice_3d,
 }
 
