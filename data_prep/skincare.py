@@ -229,6 +229,9 @@ def _reasoning(raw: Path, part: str, shard: Shard | None) -> Iterator[Example | 
     chinese = part == "cot-zh"
     for path in taken(sorted(folder.rglob("*.txt")), shard):
         where, name = path.relative_to(raw).as_posix(), path.relative_to(folder).as_posix().removesuffix(".txt")
+        if not path.resolve().is_relative_to(raw.resolve()):
+            yield Dropped(where, "unsafe-path", "a link that leads out of RAW")
+            continue
         refuse_pointer(path)
         try:
             words = path.read_text(encoding="utf-8-sig").strip()

@@ -127,6 +127,16 @@ def test_reasoning_is_a_thought_where_the_text_tells_its_end(tmp_path: Path) -> 
         assert (said(thought)[0] in skincare.DIAGNOSE_ZH) == (part == "cot-zh")
 
 
+def test_a_text_that_lies_outside_is_not_read(tmp_path: Path) -> None:
+    root = cot(tmp_path, a="Silvery scale.")
+    (tmp_path / "secret").write_text("What lies outside.")
+    path = root / "SkinCoT" / "EN" / "Psoriasis pictures" / "a.jpg.txt"
+    path.unlink()
+    path.symlink_to(tmp_path / "secret")
+    examples, (row,) = converted(skincare, root, "cot")
+    assert (examples, row.rule) == ({}, "unsafe-path")
+
+
 def test_prep_joins_both_languages_of_a_photo(tmp_path: Path) -> None:
     total, examples, _ = prepared("skincare", cot(tmp_path, a="Silvery scale.\nConclusion: psoriasis."), "cot")
     assert (total, len(examples)) == (1, 1)
