@@ -182,6 +182,26 @@ DERM7PT_NAMES: dict[str, str] = {
     },
 }
 
+# The criteria of the seven-point checklist, with what each may be.
+DERM7PT_CRITERIA: dict[str, tuple[str, ...]] = {
+    "pigment_network": ("absent", "typical", "atypical"),
+    "blue_whitish_veil": ("absent", "present"),
+    "vascular_structures": (
+        *("absent", "arborizing", "comma", "hairpin", "within regression", "wreath", "dotted", "linear irregular"),
+    ),
+    "pigmentation": (*("absent", "diffuse regular", "localized regular", "diffuse irregular", "localized irregular"),),
+    "streaks": ("absent", "regular", "irregular"),
+    "dots_and_globules": ("absent", "regular", "irregular"),
+    "regression_structures": ("absent", "blue areas", "white areas", "combinations"),
+}
+
+# The concepts of SkinCon that 50 images and more of Fitzpatrick17k show; of the others no number is stable.
+SKINCON_CONCEPTS = (
+    *("papule", "plaque", "pustule", "bulla", "patch", "nodule", "ulcer", "crust", "erosion", "atrophy", "exudate"),
+    *("telangiectasia", "scale", "scar", "friable", "dome-shaped", "brown (hyperpigmentation)"),
+    *("white (hypopigmentation)", "purple", "yellow", "black", "erythema"),
+)
+
 # The classes of the benchmarks, spelt as in their files, runs of spaces apart.
 CLASSES: dict[str, tuple[str, ...]] = {
     "bcn20000": (
@@ -192,6 +212,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "ddi": ("Non-Malignant", "Malignant"),
     "derm12345": tuple(DERM12345_CODES.values()),
     "derm7pt": tuple(sorted({*DERM7PT_NAMES.values()})),
+    "derm7pt_5": ("basal cell carcinoma", "melanoma", "miscellaneous", "nevus", "seborrheic keratosis"),
+    **{f"derm7pt_{name}": values for name, values in DERM7PT_CRITERIA.items()},
     "dermnet": (
         "Acne and Rosacea Photos",
         "Actinic Keratosis Basal Cell Carcinoma and other Malignant Lesions",
@@ -256,12 +278,16 @@ GRADES: dict[str, dict[str, str]] = {
 # an Example after its image and its question.
 ASKED: dict[str, str] = {
     "derm12345": "diagnosis",
-    "derm7pt": "diagnosis",
+    **dict.fromkeys(("derm7pt", "derm7pt_5"), "diagnosis"),
+    **{f"derm7pt_{name}": name for name in DERM7PT_CRITERIA},
     "dermnet": "category",
     "fitzpatrick17k": "malignancy",
     "milk10k": "class",
     "patch16": "tumor",
 }
+
+# Benchmarks that ask each question of some of a case's images; what is asked of others is no sample of theirs.
+BY_VIEW = {name for name in CLASSES if name.startswith("derm7pt")}
 
 # The classes of DERM12345 that are malignant and have no canonical name; it calls actinic keratosis indeterminate.
 _MALIGNANT = {
@@ -281,6 +307,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "malignant": ("malignancy", "cancerous"),
     "non-malignant": ("benign", "premalignant", "non-cancerous"),
     "non-neoplastic": ("non-neoplasm",),
+    "miscellaneous": ("dermatofibroma", "lentigo", "melanosis", "vascular lesion"),  # of five classes of derm7pt
     "nontumor": ("non-tumorous", "non-tumoral", "tumor-free", "non-neoplastic"),
     "tumor": ("tumorous", "tumoral", "neoplasm", "neoplastic"),
     **dict.fromkeys(("spitz or reed nevus", "reed or spitz nevus"), ("Spitz nevus", "Reed nevus")),

@@ -25,6 +25,9 @@ from skinvl.score.predictions import Classified
 
 GRADES = get_args(labels.Malignancy)
 ANSWER = "answer"  # the label that is no fact
+CONCEPT = "concept:"  # how a label begins that says whether an expert sees what follows
+CONCEPTS = "concepts"  # the label of all of labels.SKINCON_CONCEPTS, a set for each
+ABSENT, PRESENT = "no", "yes"
 UNCLASSED = 0.02  # of a set's rows, at most, may name a class that is none of its list
 SHOWN = 30  # values of other classes that a message names at most
 FOLDER_WORDS = {"photos", "pictures"}  # what a class's folder holds, and no part of the class: files leave them out
@@ -38,6 +41,10 @@ QUESTIONS = {
     "skin_type": "What is the Fitzpatrick skin type?",
     "sex": "What is the sex of the patient?",
     "site": "Where on the body is this?",
+    **{
+        name: f"Under the dermatoscope, which of these describes the {name.replace('_', ' ')}: {{classes}}?"
+        for name in labels.DERM7PT_CRITERIA
+    },
 }
 
 
@@ -92,6 +99,16 @@ class Task:
     malignant: tuple[bool, ...] | None  # of each class; None where that is not known of all
     question: str | None  # None where each sample asks its own
     samples: list[Sample]
+    blind: bool = False  # whether samples without a label are classified too
+
+
+def expanded(specs: Sequence[ClassSpec]) -> list[ClassSpec]:
+    """The specs, and for one with the label `concepts` one for each of the concepts."""
+    return [
+        spec.model_copy(update={"label": label})
+        for spec in specs
+        for label in ([CONCEPT + name for name in labels.SKINCON_CONCEPTS] if spec.label == CONCEPTS else [spec.label])
+    ]
 
 
 def load(spec: ClassSpec, split: str | None = None) -> Task:
@@ -112,7 +129,10 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
     field = _field(spec, benchmark)
     wanted = _values(field, benchmark)
     rows, own = ([row if row.value else wanted(row) for row in labelled] for labelled in (rows, own))
+    if benchmark in labels.BY_VIEW and not spec.blind:
+        rows = [row for row in rows if row.value]
     listed = tuple(spec.classes or ()) or labels.CLASSES.get(benchmark or "", ())
+    listed = listed or ((ABSENT, PRESENT) if field.startswith(CONCEPT) else ())
     classes = _classes(spec, benchmark, listed, own)
 
     # Values become classes, and rows samples: one for each set of images, or each row where it asks its own question.
@@ -122,16 +142,17 @@ def load(spec: ClassSpec, split: str | None = None) -> Task:
     if listed or split == spec.split:
         _check_classes(f"{spec.source} {split}", rows, matcher, chosen=bool(spec.classes))
     samples = [_sample(row, root, matcher) for row in rows] if field == ANSWER else _merged(rows, root, matcher)
-    if not any(sample.label for sample in samples):
+    if not any(sample.label for sample in samples) and not spec.blind:
+        why = samples[0].detail if samples else "no row is asked it"
         raise BenchmarkError(
             f"{spec.source} {split}: none of its {len(samples)} samples has one of the classes {choices(classes)} "
-            f"({samples[0].detail}); give the benchmark, the label or the classes that fit"
+            f"({why}); give the benchmark, the label or the classes that fit, or blind: true where none is known"
         )
 
     question = spec.question or _question(field, benchmark, classes)
     source = Path(spec.source).stem if _is_table(spec) else source_name(root)  # the file has the converter's name
     asked = [replace(sample, example=replace(_asking(sample, question, field), source=source)) for sample in samples]
-    return Task(name(spec), classes, benchmark, labels.malignant(classes), question, asked)
+    return Task(name(spec), classes, benchmark, labels.malignant(classes), question, asked, spec.blind)
 
 
 def lacking(verb: str) -> str:
@@ -164,9 +185,14 @@ def name(spec: ClassSpec) -> str:
 
     >>> name(ClassSpec(source="data/demo", label="answer", where={"kind": "colour"}))
     'demo-colour'
+    >>> name(ClassSpec(source="derm7pt", benchmark="derm7pt_streaks"))
+    'derm7pt_streaks'
     """
     path = Path(spec.source)
-    parts = [path.stem if _is_table(spec) else path.name, *(spec.where[key] for key in sorted(spec.where))]
+    stem = path.stem if _is_table(spec) else path.name
+    if spec.benchmark and spec.benchmark.startswith(f"{stem}_"):  # one of several benchmarks of the source
+        stem = spec.benchmark
+    parts = [stem, *(spec.where[key] for key in sorted(spec.where))]
     parts += [spec.label] if spec.label not in (ANSWER, "diagnosis") else []
     parts += [spec.split] if spec.split != "test" else []
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")
@@ -233,8 +259,14 @@ def _check(spec: ClassSpec) -> None:
     for key in spec.where:
         if key not in known:
             raise BenchmarkError(f"{spec.source} where.{key}: {strict.unknown(key, known)}")
-    if spec.label not in (ANSWER, *known):
-        raise BenchmarkError(f"{spec.source} label={spec.label}: {strict.unknown(spec.label, [ANSWER, *known])}")
+    if spec.label == CONCEPTS:
+        raise BenchmarkError(
+            f"{spec.source} label={CONCEPTS}: only skinvl classify asks of each concept; name one: label={CONCEPT}scale"
+        )
+    if spec.label not in (ANSWER, *known) and not spec.label.startswith(CONCEPT):
+        raise BenchmarkError(
+            f"{spec.source} label={spec.label}: {strict.unknown(spec.label, [ANSWER, CONCEPT + 'NAME', *known])}"
+        )
     if _is_table(spec) and spec.label not in (ANSWER, "diagnosis"):
         raise BenchmarkError(f"{spec.source} label={spec.label}: a CSV has no label but its categories; leave it out")
     if not _is_table(spec) and spec.images is not None:
@@ -283,6 +315,9 @@ def _values(field: str, benchmark: str | None) -> Callable[[Labelled], Labelled]
     def valued(row: Labelled) -> Labelled:
         if row.detail:
             return row
+        if field.startswith(CONCEPT):
+            value = _seen(row.example.facts, field.removeprefix(CONCEPT))
+            return replace(row, value=value, detail="" if value else f"whether it shows {field} is not known")
         if field == ANSWER or (asked and row.example.id.endswith(f"-{field}")):
             return replace(row, value=" ".join(words(row.example.messages[-1]).split()))
         if asked:
@@ -291,6 +326,11 @@ def _values(field: str, benchmark: str | None) -> Callable[[Labelled], Labelled]
         return replace(row, value=value, detail="" if value else f"its {field} is not known")
 
     return valued
+
+
+def _seen(facts: Facts, concept: str) -> str | None:
+    """Whether an expert sees the concept; None where that is not known."""
+    return PRESENT if concept in facts.present else ABSENT if concept in facts.absent else None
 
 
 def _classes(
@@ -388,6 +428,8 @@ def _question(field: str, benchmark: str | None, classes: Sequence[str]) -> str 
     """What is asked of every image; None where each asks its own."""
     if field == ANSWER:
         return None
+    if field.startswith(CONCEPT):
+        return f"Does the image show this feature: {field.removeprefix(CONCEPT)}?"
     kind = labels.ASKED.get(benchmark or "", field)
     return QUESTIONS.get(kind, "Which of these fits the image: {classes}?").format(classes=choices(classes))
 

@@ -65,7 +65,8 @@ def classify_sets(recipe: Recipe, out: Path) -> None:
     train = mixture.load(recipe.data).train if recipe.init_adapter is not None else []
     loaded = load_model(recipe, state.device)
     folder = out / "eval" / "classes"
-    for name, spec in zip(benchmarks.names(recipe.evaluate.classify), recipe.evaluate.classify, strict=True):
+    specs = benchmarks.expanded(recipe.evaluate.classify)
+    for name, spec in zip(benchmarks.names(specs), specs, strict=True):
         classified(loaded, spec, spec.split, train, folder / f"{name}.jsonl", state, say)
         if spec.validation is not None:
             classified(loaded, spec, spec.validation, train, folder / f"{name}.validation.jsonl", state, say)
@@ -126,11 +127,12 @@ class ClassCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> ClassBatch:
         """The samples that can be classified, with their batches, and the records of the others."""
-        labelled = [sample for sample in samples if sample.label is not None]
+        blind = self.task.blind
+        labelled = [sample for sample in samples if sample.label is not None or blind]
         asked, (classes, prompts), refused = packed(
             labelled, lambda sample: Row(sample.example, sample.root), self._encoded, self._packed
         )
-        refused += [(sample, sample.detail) for sample in samples if sample.label is None]
+        refused += [(sample, sample.detail) for sample in samples if sample.label is None and not blind]
         return ClassBatch(asked, classes, prompts, [sample.record(None, why) for sample, why in refused])
 
     def _encoded(self, sample: Sample) -> tuple[list[EncodedRow], list[EncodedRow]]:
@@ -204,7 +206,7 @@ def classified_batches(loaded: LoadedModel, task: Task, loader: Iterable[ClassBa
                     answers = [loaded.chat.said(answer.ids, thought=False)[1] for answer in generated]
             for number, (sample, answer) in enumerate(zip(batch.samples, answers, strict=True)):
                 own = scores[number * count : (number + 1) * count]
-                records.append(sample.record(own, "", answer, task.classes))
+                records.append(sample.record(own, "" if sample.label else sample.detail, answer, task.classes))
         yield records
 
 

@@ -153,12 +153,15 @@ class ClassSpec(StrictModel):
     benchmark: Text | None = None
     """Name of a class list in skinvl/data/labels.py; null is the source's own name, if that is one."""
     label: Text = "diagnosis"
-    """Field of an Example's facts that holds the true class; `answer` is the last answer itself."""
+    """Field of an Example's facts that holds the true class; `answer` is the last answer itself, `concept:NAME` whether
+    an expert sees that concept, and `concepts` one set for each concept of skinvl/data/labels.py."""
     classes: list[Text] | None = Field(default=None, min_length=2)
     """The classes, where no benchmark names them; null without a benchmark is every value that the rows have."""
     class_file: Text | None = None
     """The classes as a file: one on each line, or a list in JSON, FILE.json#KEY; of a CSV of label numbers in their
     order."""
+    blind: bool = False
+    """Whether no true class is known: the rows are classified for `skinvl score --submission`, and not scored."""
     where: dict[str, str] = {}
     """Only rows whose facts have these values."""
     question: Text | None = None

@@ -67,6 +67,8 @@ def test_class_lists_are_those_of_the_benchmarks() -> None:
         "isic2019": 8,
         "milk10k": 11,
         "passion": 3,
+        "derm7pt_5": 5,
+        **{f"derm7pt_{name}": len(values) for name, values in labels.DERM7PT_CRITERIA.items()},
     }
     assert {name: len(set(names)) for name, names in labels.CLASSES.items()} == sizes | {"pad_ufes_20": 6, "patch16": 2}
     for codes, name in (

@@ -554,3 +554,90 @@ def test_a_file_that_is_none_of_the_released_is_refused(
 ) -> None:
     with pytest.raises(BenchmarkError, match=message):
         load(spec(released(tmp_path, body), **more))
+
+
+def pair(case: int, kind: str, answer: str, images: tuple[str, ...], **facts: Any) -> Example:
+    """A question of derm7pt as its converter makes it."""
+    shown = tuple(f"{case}/{name}.jpg" for name in images)
+    talk = (text("user", f"{kind}?", images=len(shown)), text("assistant", answer))
+    return Example(f"{case}-{kind}", "derm7pt", shown, talk, f"{case}", "test", "none", Facts(kind=kind, **facts))
+
+
+CASES = [
+    *(pair(1, "diagnosis", "The diagnosis is blue nevus.", ("c", "d")), pair(1, "site", "back", ("c",))),
+    *(pair(1, "streaks", "absent", ("d",)), pair(1, "pigment_network", "atypical", ("d",))),
+    *(pair(2, "diagnosis", "The diagnosis is lentigo.", ("c", "d")), pair(2, "streaks", "irregular", ("d",))),
+    *(pair(3, "diagnosis", "melanoma", ("c", "d")), pair(3, "pigment_network", "typical", ("d",))),
+]
+
+
+def test_derm7pt_has_its_diagnoses_five_classes_and_seven_criteria(tmp_path: Path) -> None:
+    folder = source(tmp_path / "derm7pt", CASES)
+    labelled = {}
+    for benchmark in ("derm7pt", "derm7pt_5", "derm7pt_streaks", "derm7pt_pigment_network"):
+        task = load(spec(folder, benchmark=benchmark))
+        assert task.name == benchmark
+        assert task.classes == CLASSES[benchmark]
+        labelled[benchmark] = {sample.example.group: sample.label for sample in task.samples}
+        # What is asked of the other view is no sample without a label.
+        views = {"derm7pt": ("c", "d"), "derm7pt_5": ("c", "d")}.get(benchmark, ("d",))
+        assert {tuple(Path(name).stem for name in sample.example.images) for sample in task.samples} == {views}
+        assert {sample.detail for sample in task.samples} == {""}
+    assert labelled == {
+        "derm7pt": {"1": "blue nevus", "2": "lentigo", "3": "melanoma"},
+        "derm7pt_5": {"1": "nevus", "2": "miscellaneous", "3": "melanoma"},
+        "derm7pt_streaks": {"1": "absent", "2": "irregular"},
+        "derm7pt_pigment_network": {"1": "atypical", "3": "typical"},
+    }
+    assert load(spec(folder, benchmark="derm7pt_streaks")).question == (
+        "Under the dermatoscope, which of these describes the streaks: absent, regular or irregular?"
+    )
+    assert {labels.benchmark("Derm7pt-15"), labels.benchmark("derm7pt")} == {"derm7pt"}
+    assert len({*benchmarks.names([spec(folder), spec(folder, benchmark="derm7pt_streaks")])}) == 2
+
+
+def test_the_criteria_are_those_of_the_converter_and_the_concepts_too() -> None:
+    from data_prep import derm7pt, skincon
+
+    assert {name: {*values} for name, values in derm7pt.CRITERIA.items()} == {
+        name: {*values} for name, values in labels.DERM7PT_CRITERIA.items()
+    }
+    assert len({*labels.SKINCON_CONCEPTS}) == 22
+    assert {*labels.SKINCON_CONCEPTS} < {*skincon.CONCEPTS}
+
+
+def test_a_concept_is_a_class_of_its_own(tmp_path: Path) -> None:
+    seen = [(("scale",), ("erythema",)), (("erythema", "scale"), ()), ((), ("scale",)), ((), ())]
+    rows = [
+        replace(pair(case, kind, "Yes.", ("d",), present=present, absent=absent), source="skincon")
+        for case, (present, absent) in enumerate(seen)
+        for kind in ("list", "present")
+    ]
+    folder = source(tmp_path / "skincon", rows)
+    task = load(spec(folder, label="concept:scale"))
+    assert (task.name, task.classes) == ("skincon-concept-scale", ("no", "yes"))
+    assert task.question == "Does the image show this feature: scale?"
+    assert [sample.label for sample in task.samples] == ["yes", "yes", "no", None]
+    assert "concept:scale is not known" in task.samples[3].detail
+    with pytest.raises(BenchmarkError, match="none of its 4 samples has one of the classes"):
+        load(spec(folder, label="concept:scabs"))
+    with pytest.raises(BenchmarkError, match="only skinvl classify asks of each concept"):
+        load(spec(folder, label="concepts"))
+    each = benchmarks.expanded([spec(folder), spec(folder, label="concepts")])
+    assert len(each) == 23
+    assert each[1].label == "concept:papule"
+    assert len({*benchmarks.names(each)}) == 23
+
+
+def test_a_blind_set_is_classified_only_where_it_is_called_so(tmp_path: Path) -> None:
+    rows = [replace(pair(case, "view", "The first.", ("c", "d")), source="milk10k") for case in range(3)]
+    folder = source(tmp_path / "milk10k", rows)
+    with pytest.raises(BenchmarkError, match=r"its question 'class'.*or blind: true where none is known"):
+        load(spec(folder))
+    task = load(spec(folder, blind=True))
+    assert (task.blind, task.classes, [sample.label for sample in task.samples]) == (
+        *(True, CLASSES["milk10k"], [None] * 3),
+    )
+    assert all(sample.detail for sample in task.samples)
+    with pytest.raises(BenchmarkError, match="list the classes"):
+        load(spec(folder, blind=True, label="sex"))
