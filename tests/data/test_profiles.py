@@ -18,7 +18,6 @@ from skinvl.data import profiles
 from skinvl.data.pixels import cropped, data_url, opened, upright
 from skinvl.data.profiles import D65, SRGB, SRGB_CURVE, Profile, matrix_profile, profile_of
 
-SHARED = Path("/work/shared/data/pad_ufes_20/full_size")
 SKINVL = Path(__file__).parents[2] / "skinvl"
 STEPS = np.arange(0, 256, 17, dtype=np.uint8)
 CUBE = np.stack(np.meshgrid(STEPS, STEPS, STEPS), axis=-1).reshape(64, 64, 3)
@@ -203,10 +202,8 @@ def test_clear_parts_are_white_and_the_rest_is_converted(file: Path) -> None:
     assert np.abs(shown(file, saved(few, "PNG", icc_profile=ICC["Display P3"])) - expected).max() <= 1
 
 
-def test_the_gamma_and_primaries_of_a_real_file_are_those_of_srgb() -> None:
-    path = SHARED / "PAT_164_255_119.png"
-    if not path.is_file():
-        pytest.skip(f"{SHARED} is not here")
+def test_the_gamma_and_primaries_of_a_real_file_are_those_of_srgb(shared: Path) -> None:
+    path = shared / "pad_ufes_20" / "full_size" / "PAT_164_255_119.png"
     with Image.open(path) as image:
         assert {"gamma", "chromaticity"} <= image.info.keys()
         assert (np.asarray(upright(path)) == np.asarray(image.convert("RGB"))).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchvision.transforms import functional
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from helpers import colours
 from helpers.sources import photo
 from skinvl.data import pixels
 from skinvl.data.pixels import ImageError, cropped, upright
@@ -156,6 +158,19 @@ def test_all_chance_is_the_generators(folder: Path) -> None:
 
     assert apart(shown(4), shown(4)) == 0
     assert apart(shown(4), shown(5)) > 1
+
+
+def test_towers_are_given_the_colours_of_their_reading(folder: Path) -> None:
+    with Image.open(folder / "a.jpg") as image:
+        image.save(folder / "p3.jpg", quality=95, icc_profile=colours.ICC["Display P3"])
+    ignoring = replace(FORMAT, profiles="ignore")
+    read = upright(folder / "p3.jpg"), upright(folder / "p3.jpg", "ignore")
+    for format, whole in zip((FORMAT, ignoring), read, strict=True):
+        assert apart(format.square_of(folder / "p3.jpg"), format.square(whole)) == 0
+        drawn = augment.augmented(folder / "p3.jpg", format, "mild", random.Random(4))
+        whole.save(folder / "read.png")
+        assert apart(drawn, augment.augmented(folder / "read.png", format, "mild", random.Random(4))) < 1.5
+    assert apart(*read) > 3  # the twin
 
 
 def test_a_damaged_photo_is_told_as_everywhere(folder: Path) -> None:

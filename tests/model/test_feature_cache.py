@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from helpers import runs, tiny
+from helpers import colours, runs, tiny
 from skinvl import __main__
 from skinvl.data import mixture
 from skinvl.data.mixture import Row
@@ -354,6 +354,23 @@ def test_a_run_that_is_resumed_computes_lost_features_again_and_ends_the_same(tm
         file.write_bytes(file.read_bytes()[:-1])
     _, again = result(runs.make(tmp_path, "qwen3_vl", run="one", resume="auto", **saved))
     assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+
+
+def test_another_reading_of_colours_has_features_of_its_own(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", cache_gb=1)
+    tagged, plain = (tmp_path / "drawn" / "images" / f"train-{number}.png" for number in (0, 2))
+    with Image.open(tagged) as image:
+        image.save(tagged, icc_profile=colours.ICC["Display P3"])
+    other = one.model_copy(update={"data": one.data.model_copy(update={"profiles": "ignore"})})
+    (kept, _), (ignoring, _) = once(one), once(other)
+    assert kept is not None
+    assert ignoring is not None
+    assert kept.folder != ignoring.folder
+    of = pictures(one)
+    assert torch.equal(kept.get(plain, of[plain]), ignoring.get(plain, of[plain]))
+    assert not torch.equal(kept.get(tagged, of[tagged]), ignoring.get(tagged, of[tagged]))
+    facts = [open_base(each).facts["profiles"] for each in (one, other)]  # which stand beside every prediction
+    assert facts == ["srgb", "ignore"]
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,21 @@ def test_records_are_read_strictly(tmp_path: Path, changes: dict[str, Any], mess
         run.begun(path)
 
 
+def test_a_run_made_before_colours_were_read_is_asked_as_it_was_trained(tmp_path: Path) -> None:
+    for path, evaluated, made_by in (
+        (made(tmp_path), run.evaluated, RECIPE),
+        (made_towers(tmp_path), run.evaluated_towers, TOWERS),
+    ):
+        assert evaluated(str(path), [])[0].data.profiles == run.begun(path).recipe.data.profiles == "ignore"
+        with pytest.raises(RunError, match=r"data.profiles=srgb: .* was trained otherwise"):
+            evaluated(str(path), ["data.profiles=srgb"])
+        (path / "recipe.yaml").write_text(made_by.replace("data: {", "data: {profiles: srgb, "))
+        assert evaluated(str(path), [])[0].data.profiles == run.begun(path).recipe.data.profiles == "srgb"
+        (path / "recipe.yaml").write_text(made_by)
+        (path / "env.json").unlink()  # as of a base alone, whose predictions lie there
+        assert evaluated(str(path), [])[0].data.profiles == "ignore"
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     features = PrecomputedFeatures(folder="cache/vision/1", computed=11, seconds=1.5)
     changes = {"features": features, "quantization": {"load_in_4bit": True}, "data": {"a": "0" * 32}, "cpus": None}

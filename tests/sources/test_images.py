@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from helpers.pictures import NOISE, array, chunk, exif, looked, photograph, saved
+from helpers import colours, sources
+from helpers.pictures import NOISE, SAVED, array, chunk, exif, looked, photograph, saved
 from skinvl.data import fingerprints, pixels
 from skinvl.data.pixels import ImageError, size, upright
 from skinvl.sources.prepare import images
@@ -234,6 +236,42 @@ def test_only_the_row_group_is_read(raw: Path, table: Path, monkeypatch: pytest.
     for row in (2, 3, 2):
         looked(raw, f"d/a.parquet#{row}")
     assert asked == [(1, ["image.bytes"])]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_placed_files_keep_the_profile_of_their_colours(raw: Path, kind: str) -> None:
+    """So that anybody reads them right, and either reading stays open; the hashes are of what models see."""
+    picture = sources.photo(3, 64)
+    data = saved(picture, kind, icc_profile=colours.ICC["Adobe RGB"], exif=exif(6, private=True), **SAVED[kind])
+    found, placed = looked(raw, "x", data)
+    assert (found.profile, found.fault) == ("Adobe RGB", None)
+    for reading in ("srgb", "ignore"):
+        known = look(raw, "x", raw.parent / "other", reading)
+        assert (np.asarray(upright(placed, reading)) == np.asarray(upright(raw / "x", reading))).all()
+        assert known.signs == fingerprints.looks(upright(placed, reading).convert("L"))["signs"]
+    assert (array(placed) != np.asarray(upright(placed, "ignore"))).any()
+    again, _ = looked(placed.parent, "x")
+    assert again.profile == "Adobe RGB"
+
+
+def test_ink_in_a_file_that_is_not_kept_becomes_srgb(raw: Path) -> None:
+    picture = NOISE.convert("CMYK")
+    found, placed = looked(raw, "x", saved(picture, "TIFF", icc_profile=colours.ink(10)))
+    assert found.profile == "drawn"
+    with Image.open(placed) as image:
+        assert (image.format, "icc_profile" in image.info) == ("PNG", False)
+    assert (array(placed) == array(raw / "x")).all()
+    kept, placed = looked(raw, "y", saved(picture, "JPEG", icc_profile=colours.ink(10)))
+    assert placed.samefile(raw / "y")
+    assert kept.signs == fingerprints.looks(upright(placed).convert("L"))["signs"]
+
+
+def test_a_profile_that_cannot_be_used_is_named(raw: Path) -> None:
+    data = saved(NOISE, "JPEG", icc_profile=b"broken")
+    found, placed = looked(raw, "x", data)
+    assert (found.profile, found.fault) == ("a damaged profile", "lcms cannot read it")
+    assert (array(placed) == np.asarray(upright(placed, "ignore"))).all()
+    assert look(raw, "x", raw.parent / "out", "ignore").fault is None  # it was not to be used
 
 
 def test_real_photos_are_linked_and_read(shared: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import data_prep
 from data_prep import Card, PrepError, Shard, taken
+from helpers import colours, sources
 from skinvl.data.example import Dropped, Example, Message, read, text, words
 from skinvl.sources import prep
 from skinvl.sources.prepare import images
@@ -105,6 +106,36 @@ def test_images_are_linked_and_looked_at_once(run: Run, raw: Path, monkeypatch: 
     out = run(Fake(*(example(name, "sub/a.png", answer=f"{name} it is.") for name in "abc")))
     assert watched.call_count == 1
     assert (out / "images/sub/a.png").samefile(raw / "sub/a.png")
+
+
+def test_colours_are_accounted_for_by_their_profile(run: Run, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, icc in (("p3", colours.ICC["Display P3"]), ("bad", b"broken"), ("srgb", colours.srgb_of_table(1024))):
+        sources.photo(len(name), 64).save(raw / f"{name}.jpg", icc_profile=icc)
+    rows = [example(name, *shown, answer=f"{name} it is.") for name, *shown in (
+        ("one", "p3.jpg"), ("two", "p3.jpg", "srgb.jpg"), ("three", "bad.jpg"), ("four", "sub/a.png")
+    )]  # fmt: skip
+    out = run(Fake(*rows))
+    shown = capsys.readouterr().out
+    assert re.search(r"images converted to sRGB from Display P3 +1\b", shown)
+    assert re.search(r"images whose colour profile cannot be used: lcms cannot read it +1\b", shown)
+    card = json.loads((out / "card.json").read_text())
+    assert (card["profiles"], card["profiled"], card["tags"]) == ("srgb", {"Display P3": 1}, {"unusable-profile": 1})
+    assert {row.id: row.tags for row in read(out, "train")}["three"] == ("unusable-profile",)
+    as_srgb, stamp = pq.read_table(out / "images.parquet"), card["stamp"]
+
+    out = run(Fake(*rows), "--profiles", "ignore")
+    assert re.search(r"images tagged with Display P3 +1\b", capsys.readouterr().out)
+    card = json.loads((out / "card.json").read_text())
+    assert (card["profiles"], card["profiled"]) == ("ignore", {"Display P3": 1, "a damaged profile": 1})
+    assert card["tags"] == {}
+    assert card["stamp"] != stamp
+    ignoring = pq.read_table(out / "images.parquet")
+    assert ignoring["sha256"] == as_srgb["sha256"]
+
+    out = run(Fake(*rows), "--drop", "unusable-profile")
+    assert [row["rule"] for row in ledger(out)] == ["unusable-profile"]
+    assert ledger(out)[0]["detail"] == "an image has a colour profile that cannot be used: lcms cannot read it"
+    assert len(read(out, "train")) == 3
 
 
 def test_images_are_copied_where_they_cannot_be_linked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
