@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from skinvl.data import mixture
+from skinvl.data.example import Example, words
 from skinvl.data.mixture import digests
 from skinvl.evaluate import vllm_engine
 from skinvl.evaluate.distributed import predict, ranks
@@ -23,23 +25,33 @@ from skinvl.recipe.arguments import recipe_parser
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.predictions import Answer, PredictionJournal, rule
 
+PICTURE = r"(?:image|picture|photo|photograph|view)"
+# Words by which one of several images is meant for its place among them.
+PLACE = re.compile(
+    rf"\b(first|second|third|fourth|fifth|former|latter|last {PICTURE}|{PICTURE} (\d+|[a-e]|one|two|three|four))\b",
+    re.IGNORECASE,
+)
+
 
 class GenerateError(ValueError):
     """Nothing to ask, or an engine that cannot be had."""
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """0, once the predictions lie in the run, or in the folder of a base alone."""
     parser = recipe_parser(
         "generate", "Answer every question of the eval sets, with a run's adapter or a base alone.", run=True
     )
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args(arguments)
     generate_sets(*run.evaluated(args.recipe, args.overrides))
     return 0
 
 
 def generate_sets(recipe: Recipe, out: Path) -> None:
-    """Writes to `out/eval` the answer to each question of the eval sets, and to some with the images of another."""
+    """Writes to `out/eval` the answer to each question of the eval sets, and to some with other images.
+
+    These are the images of another question, or its own in reverse order.
+    """
     state = ranks()
     say = Console(quiet=not state.is_main_process)
     sets = mixture.load(recipe.data).evaluation
@@ -55,7 +67,12 @@ def generate_sets(recipe: Recipe, out: Path) -> None:
 
     for name, rows in sets.items():
         asked = list(chain.from_iterable(map(questions, rows)))
-        for folder, subset in (("answers", asked), ("permuted", permuted(asked, recipe))):
+        subsets = {"answers": asked, "permuted": permuted(asked, recipe)}
+        if recipe.evaluate.image_order == "reversed":
+            subsets["reversed"], placed = reordered(asked)
+            if placed:
+                say.print(f"{name}: {placed:,} questions name one of several images by its place; not asked reversed")
+        for folder, subset in subsets.items():
             if subset:
                 settings = {"set": name, "rows": len(subset), "data": files, "engine": recipe.evaluate.engine}
                 settings |= {"generation": recipe.evaluate.generation.model_dump(), **engine.facts}
@@ -85,6 +102,38 @@ def permuted(asked: Sequence[Question], recipe: Recipe) -> list[Question]:
         shown = [shown[index] for index in chosen]
     rows = mixture.permuted([question.row for question in shown], generator)
     return [replace(question, row=row) for question, row in zip(shown, rows, strict=True) if row is not None]
+
+
+def reordered(asked: Sequence[Question]) -> tuple[list[Question], int]:
+    """The questions about several images, each with those of every turn in reverse order, and how many are left out.
+
+    Left out are those that name an image by its place: another order has another answer.
+    """
+    turned, placed = [], 0
+    for question in asked:
+        example = question.row.example
+        order = list(chain.from_iterable(map(reversed, _by_turn(example))))
+        images = tuple(example.images[number] for number in order)
+        if images == example.images:
+            continue
+        said = [*map(words, example.messages), *example.options, *(other.text for other in example.references)]
+        if any(map(PLACE.search, said)):
+            placed += 1
+            continue
+        views = tuple(example.facts.views[number] for number in order) if example.facts.views else ()
+        facts = replace(example.facts, views=views)
+        row = replace(question.row, example=replace(example, images=images, facts=facts))
+        turned.append(replace(question, row=row))
+    return turned, placed
+
+
+def _by_turn(example: Example) -> Iterator[range]:
+    """The numbers of the images that each turn shows."""
+    start = 0
+    for message in example.messages:
+        count = sum(part["type"] == "image" for part in message["content"])
+        yield range(start, start + count)
+        start += count
 
 
 def _engine(recipe: Recipe, state: PartialState) -> Engine:

@@ -16,7 +16,7 @@ from skinvl.score.metrics import Metric, has_reference, json_fields, load, optio
 from skinvl.score.metrics.closed_accuracy import NAMES as CLOSED
 from skinvl.score.metrics.closed_accuracy import counts as is_closed
 from skinvl.score.predictions import Answer, rule
-from skinvl.score.stats import Bootstrap, Estimate, Float, Mask, ratio
+from skinvl.score.stats import Bootstrap, Estimate, Float, Int, Mask, ratio
 
 BY = ("kind", "modality", "source")
 PIECE = 2_000  # rows that a process scores at a time
@@ -47,6 +47,17 @@ class Measured:
     def names(self) -> list[str]:
         """The names of all numbers."""
         return [name for metric in self.metrics for name in metric.names]
+
+    def at(self, order: Int) -> Measured:
+        """The rows at these positions, int[N], in this order."""
+        return replace(
+            self,
+            rows=[self.rows[index] for index in order],
+            scored=self.scored[order],
+            table=self.table[order],
+            asked=self.asked[:, order],
+            unread=self.unread[:, order],
+        )
 
 
 def measure(rows: Sequence[Answer], metrics: Sequence[Metric], workers: Workers) -> Measured:

@@ -42,15 +42,7 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
         CompareError: they were asked other rows, or these have other references.
     """
     # Theirs in our order, so that the rows stand pairwise.
-    order = _order(name, ours.rows, theirs.rows)
-    theirs = replace(
-        theirs,
-        rows=[theirs.rows[index] for index in order],
-        scored=theirs.scored[order],
-        table=theirs.table[order],
-        asked=theirs.asked[:, order],
-        unread=theirs.unread[:, order],
-    )
+    theirs = theirs.at(_order(name, ours.rows, theirs.rows))
     _same(name, "reference", [(key(row), row.reference) for row in ours.rows], [row.reference for row in theirs.rows])
     beside = [[_right(row) for row in side.rows] for side in (ours, theirs)]
     _same(name, "set of right answers", list(zip(map(key, ours.rows), beside[0], strict=True)), beside[1])
@@ -66,6 +58,21 @@ def free(name: str, ours: Measured, theirs: Measured, resampling: Resampling) ->
             counted = both & ours.asked[number]
             right[metric.name] = tuple(side.table[counted, side.columns[number].start] == 1 for side in (ours, theirs))
     return _tests(name, "answers", our_numbers, their_numbers, right, int((~both).sum()))
+
+
+def same_rows(name: str, some: Measured, every: Measured) -> Measured:
+    """Of a run's answers those to the questions of some others, in their order.
+
+    Raises:
+        CompareError: one of these is not among them.
+    """
+    positions = {key(row): index for index, row in enumerate(every.rows)}
+    if missing := [key(row) for row in some.rows if key(row) not in positions]:
+        raise CompareError(
+            f"{name}: {len(missing):,} of {len(some.rows):,} questions were asked with the images in another order "
+            f"alone ({missing[0]}); the source was prepared anew in between: evaluate the run again"
+        )
+    return every.at(np.array([positions[key(row)] for row in some.rows], np.int64))
 
 
 def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, resampling: Resampling) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from skinvl.data.example import Facts, Reference, answers_of, facts_of
 from skinvl.recipe.files import read_json, read_json_lines, whole_file, write_json
 
-FOLDERS = ("answers", "permuted", "classes", "retrieval")  # of RUN/eval/: what there may be for a set
+FOLDERS = ("answers", "permuted", "reversed", "classes", "retrieval")  # of RUN/eval/: what there may be for a set
 
 
 class PredictionError(ValueError):

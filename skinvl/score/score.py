@@ -18,7 +18,7 @@ from skinvl.data.workers import Workers
 from skinvl.recipe import strict
 from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.recipe import Evaluate
-from skinvl.score import answers, class_report, classification, compare, metrics, retrieval, tables, untrained
+from skinvl.score import answers, class_report, classification, compare, metrics, order, retrieval, tables, untrained
 from skinvl.score.compare import CompareError, Resampling
 from skinvl.score.metrics import Metric
 from skinvl.score.predictions import FOLDERS, Answer, PredictionError, read
@@ -27,7 +27,7 @@ from skinvl.score.stats import LEVEL, RESAMPLES, spread
 
 SMALL_ROWS = 30_000  # are scored sooner than processes start
 DIGITS = 9  # of a number in scores.json; a sum in another order differs in the last of its sixteen
-MODE = {"answers": "generate", "permuted": "generate", "classes": "classify", "retrieval": "retrieve"}
+MODE = {**dict.fromkeys(FOLDERS, "generate"), "classes": "classify", "retrieval": "retrieve"}
 
 
 class ScoreError(ValueError):
@@ -40,6 +40,7 @@ class Scored:
 
     free: dict[str, answers.Measured]
     permuted: dict[str, answers.Measured]
+    reversed: dict[str, answers.Measured]
     classes: dict[str, classification.ClassifiedSet]
     retrieval: dict[str, RetrievedSet]
     settings: dict[tuple[str, str], dict[str, Any]]
@@ -110,8 +111,9 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
     files = {folder: _files(run, folder) for folder in FOLDERS}
     if not any(files.values()):
         raise ScoreError(f"{run / 'eval'}: no predictions to score; make them with: make eval RUN={run}")
-    scored = Scored({}, {}, {}, {}, {})
-    for folder, measured in (("answers", scored.free), ("permuted", scored.permuted)):
+    scored = Scored({}, {}, {}, {}, {}, {})
+    asked = {"answers": scored.free, "permuted": scored.permuted, "reversed": scored.reversed}
+    for folder, measured in asked.items():
         for path in files[folder]:
             settings, rows = read(path, Answer)
             _refuse_empty(path, rows)
@@ -132,13 +134,18 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
 def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
     """The `sets` of scores.json."""
     blocks_by_set: dict[str, dict[str, Any]] = {}
-    count = len(scored.free) + len(scored.permuted) + len(scored.classes) + len(scored.retrieval)
+    count = sum(map(len, (scored.free, scored.permuted, scored.reversed, scored.classes, scored.retrieval)))
     with Progress("intervals of sets", count) as progress:
         for what, sets in (("answers", scored.free), ("permuted", scored.permuted)):
             for name, measured in sets.items():
                 draws = answers.bootstrap(measured.rows, resampling.resamples, resampling.seed)
                 blocks_by_set.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
                 progress.advance(1)
+        for name, turned in scored.reversed.items():
+            if name in scored.free:  # else there is nothing to hold it against
+                block = order.block(name, scored.free[name], turned, resampling)
+                blocks_by_set.setdefault(name, {})["reversed"] = block
+            progress.advance(1)
         for name, classified in scored.classes.items():
             draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)
             blocks_by_set.setdefault(name, {})["classes"] = class_report.block(classified, draws)

@@ -17,6 +17,7 @@ from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 PERMUTED, MAJORITY = "images permuted", "majority"
 HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
 GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.json has all
+REVERSED = ("metric", "value", "images reversed", "difference", "n", "groups")
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
@@ -117,6 +118,8 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
         for what, rows in (("", _free(blocks)), *((f", {what}", rows) for what, rows in _classes(blocks))):
             if rows:
                 yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
+        if "reversed" in blocks:
+            yield f"{scores['run']}: {name}, images reversed", REVERSED, _reversed(blocks["reversed"])
         for direction, block in blocks.get("retrieval", {"directions": {}})["directions"].items():
             yield f"{scores['run']}: {name}, {direction}, pool of {block['pool']:,}", RANKED, _ranked(block)
 
@@ -142,6 +145,17 @@ def _free(blocks: Mapping[str, Any]) -> list[list[str]]:
         if shown["n"] or shown["unscored"]:  # else no row is such a question
             rows.append(_row(metric, numbers.get(metric), controls.get(metric), majority))
     return rows if own or control else []
+
+
+def _reversed(block: Mapping[str, Any]) -> list[list[str]]:
+    """A row for the share of answers that stay, and for each number with the images in either order."""
+    same = block["same"]
+    rows = [["same answer", number(same), NONE, NONE, f"{same['n']:,}", f"{same['groups']:,}"]]
+    for metric, numbers in block["metrics"].items():
+        if (own := numbers["given"])["n"]:
+            beside = (number(numbers[what]) for what in ("given", "reversed", "difference"))
+            rows.append([metric, *beside, f"{own['n']:,}", f"{own['groups']:,}"])
+    return rows
 
 
 def _classes(blocks: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:

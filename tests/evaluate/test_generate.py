@@ -18,14 +18,14 @@ import pytest
 
 from helpers import runs, sources, tiny
 from skinvl.data import example
-from skinvl.data.example import Example, text
+from skinvl.data.example import Example, Facts, Reference, text
 from skinvl.data.mixture import Row
 from skinvl.evaluate import engine, generate
 from skinvl.evaluate.engine import Question, Transformers
 from skinvl.model.adapter import AdapterError
 from skinvl.recipe import recipe, run
 from skinvl.recipe.recipe import Recipe, RecipeError
-from skinvl.score import metrics, predictions
+from skinvl.score import metrics, predictions, score
 from skinvl.score.predictions import Answer, PredictionError, PredictionJournal
 from skinvl.train import sft, trainer
 
@@ -50,6 +50,91 @@ def add(source: Path, *more: Example) -> None:
     """The test split with more conversations at its end."""
     example.write(source, "test", [*example.read(source, "test"), *more])
     sources.fingerprint(source, alike=False)
+
+
+def test_what_an_example_says_of_its_answer_goes_with_its_last_question_alone() -> None:
+    turns = (
+        text("user", "What is shown?", 1),
+        text("assistant", "Eczema."),
+        text("user", "Where?", 1),
+        text("assistant", "The back."),
+    )
+    several = (Reference("The back."), Reference("Its upper part.", 0.5, "md1"))
+    plain = Example("1", "s", ("a.png", "b.png"), turns, "g", "test", "CC0-1.0")
+    whole = replace(
+        plain,
+        facts=Facts(views=("clinical", "dermoscopic")),
+        references=several,
+        options=("face", "back"),
+        right=(1,),
+        schema="{}",
+        thoughts=("Hm.", None),
+    )
+    first, last = engine.questions(Row(whole, Path("/folder")))
+    assert last.row.example == whole
+    beside = first.row.example
+    assert (beside.references, beside.options, beside.right, beside.schema) == ((), (), (), None)
+    assert (beside.thoughts, beside.facts.views) == (("Hm.",), ("clinical",))
+    row = engine.answer(last, "Back", "stop", thought="So.")
+    assert (row.references, row.options, row.right, row.schema) == (several, ("face", "back"), (1,), "{}")
+    assert (row.thought, row.answer) == ("So.", "Back")
+    assert engine.answer(first, None, "refused", "why").references == ()
+
+
+def test_questions_about_several_images_are_asked_with_each_turn_reversed() -> None:
+    turns = (
+        text("user", "What is shown?", 2),
+        text("assistant", "Eczema."),
+        text("user", "And in these two?", 3),
+        text("assistant", "The same."),
+    )
+    images, views = tuple(f"{letter}.png" for letter in "abcde"), ("clinical", "dermoscopic", "wide", "near", "far")
+    whole = Row(Example("1", "s", images, turns, "g", "test", "CC0-1.0", Facts(views=views)), Path("/folder"))
+    alone = replace(whole, example=replace(whole.example, messages=(text("user", "What?", 1), turns[1]), images=("a",)))
+    asked = [*engine.questions(whole), *engine.questions(alone)]
+    turned, placed = generate.reordered(asked)
+    assert placed == 0
+    assert [question.key for question in turned] == ["s/1", "s/1#2"]  # one image has no order
+    assert [question.row.example.images for question in turned] == [
+        ("b.png", "a.png"),
+        ("b.png", "a.png", "e.png", "d.png", "c.png"),
+    ]
+    assert turned[1].row.example.facts.views == ("dermoscopic", "clinical", "far", "near", "wide")
+    # Where the question or its answer means an image by its place, another order has another answer.
+    for words in ("Which is larger, the first or the other?", "What does image 2 show?", "And photo B?"):
+        placing = replace(whole.example, messages=(text("user", words, 2), turns[1]), images=images[:2])
+        assert generate.reordered(list(engine.questions(Row(placing, Path())))) == ([], 1)
+
+
+def test_another_order_has_predictions_of_its_own_and_its_difference_an_interval(tmp_path: Path) -> None:
+    one = made(tmp_path, evaluate__image_order="reversed", evaluate__metrics=["exact_match", "tokens"])
+    source = tmp_path / "drawn"
+    tests = example.read(source, "test")
+    pairs = [
+        replace(
+            row,
+            id=f"pair-{row.id}",
+            images=(row.images[0], tests[(number + 3) % len(tests)].images[0]),
+            messages=(text("user", example.words(row.messages[0]), 2), row.messages[1]),
+        )
+        for number, row in enumerate(tests)
+    ]
+    add(source, *pairs)
+    generate.generate_sets(one, tmp_path / "out")
+    given = {row.id: row for row in answers(tmp_path / "out")}
+    turned = answers(tmp_path / "out", "reversed")
+    assert [row.id for row in turned] == [pair.id for pair in pairs]
+    assert all(row.images == given[row.id].images[::-1] for row in turned)
+    assert [row.reference for row in turned] == [given[row.id].reference for row in turned]
+    (tmp_path / "out" / "recipe.yaml").write_text(recipe.dump(one))
+    assert score.main([str(tmp_path / "out"), "--workers", "1", "--resamples", "100"]) == 0
+    block = json.loads((tmp_path / "out" / "scores.json").read_text())["sets"]["drawn"]["reversed"]
+    assert block["rows"] == block["metrics"]["exact_match"]["difference"]["n"] == len(pairs)
+    same = sum(metrics.words(row.answer or "") == metrics.words(given[row.id].answer or "") for row in turned)
+    assert block["same"]["value"] == pytest.approx(same / len(pairs))
+    numbers = block["metrics"]["token_f1"]
+    assert numbers["difference"]["value"] == pytest.approx(numbers["reversed"]["value"] - numbers["given"]["value"])
+    assert "images reversed" in (tmp_path / "out" / "scores.md").read_text()
 
 
 @pytest.mark.parametrize("family", ["mllama", "qwen3_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
