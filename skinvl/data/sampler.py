@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
-from skinvl.data import labels
+from skinvl.data import labels, references
 from skinvl.data.mixture import NOTHING, Row
 
 SOON = 64  # groups ahead among which a block looks for one that fits
@@ -23,6 +24,8 @@ class MixtureSampler:
     and in there within every `batch`: what an optimizer step sees does not depend on how it is cut into batches and
     ranks. What is shown twice in an epoch is not shown twice together. With a step of 1 the shuffle is a plain one.
 
+    Where `drawn`, an index says too which of its references a row is trained on, drawn by weight: see `row_of`.
+
     An epoch ends with NOTHING until it is a multiple of `multiple`, the rows that all ranks see at once: where one has
     no conversation left it trains on none, while accelerate alone would show it some a second time.
     """
@@ -36,8 +39,10 @@ class MixtureSampler:
         multiple: int = 1,
         batch: int = 1,
         step: int = 1,
+        drawn: bool = False,
     ) -> None:
         self.rows, self.seed, self.balance, self.batch, self.step = rows, seed, balance, batch, step
+        self.drawn = drawn
         self.alike = alike(rows)
         self.epoch = 0
         drawn = len(self._draw(random.Random(0)))
@@ -61,7 +66,17 @@ class MixtureSampler:
             steps = together(self.alike, indices, self.step)
             blocks = [block for step in steps for block in together(self.alike, step, self.batch)]
             indices = [index for block in blocks for index in block]
+        if self.drawn:  # last, so that the order of an epoch is what it is with one answer
+            indices = list(self._answered(indices))
         return iter([*indices, *[NOTHING] * self.filling])
+
+    def _answered(self, indices: Sequence[int]) -> Iterator[int]:
+        """The indices with a reference drawn for each, a row's copies each with one of its own."""
+        copies: Counter[int] = Counter()
+        for index in indices:
+            seed = f"{self.seed}-{self.epoch}-{copies[index]}"
+            copies[index] += 1
+            yield index + len(self.rows) * references.drawn(self.rows[index].example, seed)
 
     def _draw(self, generator: random.Random) -> list[int]:
         """The indices of an epoch, source by source: whole copies, and a share of its groups in a drawn order."""
@@ -89,6 +104,15 @@ class MixtureSampler:
                 balanced += pool[:quota]
                 quota -= len(pool)
         return balanced + unknown
+
+
+def row_of(rows: Sequence[Row], index: int) -> Row | None:
+    """The row of an index that a MixtureSampler of these rows gave, with the answer that was drawn; None at NOTHING."""
+    if index == NOTHING:
+        return None
+    number, position = divmod(index, len(rows))
+    row = rows[position]
+    return replace(row, example=references.answered(row.example, number)) if number else row
 
 
 def draw_share(pools: Sequence[tuple[str, float]], groups: Sequence[Hashable], generator: random.Random) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from rich.table import Table
 
+from skinvl.data import references
 from skinvl.data.example import Dropped, Example
 from skinvl.data.pixels import ImageError, size
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
@@ -25,6 +26,8 @@ class Length:
     image_tokens: int  # of these, those of images
     trained: int  # of these, those with a label
     vision_tokens: int  # positions that the vision tower computes for its images
+    # Where they are drawn: the numbers of its references that can be trained on, the longest first, which was measured.
+    references: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Preflight:
 
     kept: list[Length]
     dropped: list[Dropped]
+    unfit: list[Dropped] = field(default_factory=list)  # references of what is kept that will not be drawn
 
     def table(self, title: str) -> Table:
         """The counts and token statistics under a title, for the terminal."""
@@ -47,6 +51,8 @@ class Preflight:
             )
         for rule in sorted({row.rule for row in self.dropped}):
             table.add_row(f"dropped: {rule}", "", "", "", str(sum(row.rule == rule for row in self.dropped)))
+        if self.unfit:
+            table.add_row("references that are not drawn", "", "", "", str(len(self.unfit)))
         return table
 
 
@@ -77,29 +83,43 @@ def sizes(root: Path, example: Example) -> tuple[Size, ...]:
     return tuple(_size(root / name, _changed(root / name)) for name in example.images)
 
 
-def preflight(chat: Chat, rows: Sequence[tuple[Example, Path]]) -> Preflight:
+def preflight(chat: Chat, rows: Sequence[tuple[Example, Path]], drawn: bool = False) -> Preflight:
     """The lengths of the conversations that can be trained on, and the others with their reasons.
 
     Args:
         rows: each Example with the folder that its image paths start from.
+        drawn: whether any of an Example's references is trained on; each is then measured, and the longest counts.
     """
-    kept, dropped = [], []
+    report = Preflight([], [])
     for index, (example, root) in enumerate(rows):
-        try:
-            encoded = chat.encode(example, sizes(root, example))
-        except (ChatError, ImageError) as error:
-            dropped.append(Dropped(f"{example.source}/{example.id}", error.rule, error.detail))
+        lengths: list[Length] = []
+        unfit: list[Dropped] = []
+        for number in references.drawable(example) if drawn else [0]:
+            try:
+                length = _length(chat, index, references.answered(example, number), root)
+            except (ChatError, ImageError) as error:
+                name = f"{example.source}/{example.id}" + (f", reference {number + 1}" if number else "")
+                unfit.append(Dropped(name, error.rule, error.detail))
+                continue
+            lengths.append(replace(length, references=(number,)))
+        if not lengths:
+            report.dropped.append(unfit[0])
             continue
-        kept.append(
-            Length(
-                index=index,
-                tokens=len(encoded.ids),
-                image_tokens=sum(picture.text_tokens for picture in encoded.pictures),
-                trained=len(encoded.labels) - encoded.labels.count(UNTRAINED),
-                vision_tokens=sum(picture.vision_tokens for picture in encoded.pictures),
-            )
-        )
-    return Preflight(kept, dropped)
+        lengths.sort(key=lambda length: -length.tokens)
+        report.kept.append(replace(lengths[0], references=tuple(length.references[0] for length in lengths)))
+        report.unfit.extend(unfit)
+    return report
+
+
+def _length(chat: Chat, index: int, example: Example, root: Path) -> Length:
+    encoded = chat.encode(example, sizes(root, example))
+    return Length(
+        index=index,
+        tokens=len(encoded.ids),
+        image_tokens=sum(picture.text_tokens for picture in encoded.pictures),
+        trained=len(encoded.labels) - encoded.labels.count(UNTRAINED),
+        vision_tokens=sum(picture.vision_tokens for picture in encoded.pictures),
+    )
 
 
 def _changed(path: Path) -> int:

@@ -44,7 +44,7 @@ def show(recipe: Recipe, configs: Path | None) -> None:
             say.print(f"token statistics: none, {path} holds no tokenizer.json")
         elif data is not None:
             base = open_folder(recipe, path, Path(folder))
-            require_room(base, checked(base.chat, mixture.load(data), say).all)
+            require_room(base, checked(base.chat, mixture.load(data), say, data.references == "drawn").all)
 
 
 def _parts(say: Console, recipe: Recipe, path: Path) -> None:

@@ -94,6 +94,10 @@ def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -
     lacking = workload.missing(recipe)
     rows = workload.rows_of(chat, recipe) if own and not lacking else []
     remarks = [] if own else [f"{recipe.base.name} comes without tokenizer.json: the length of its texts is assumed"]
+    if recipe.data.thoughts != "dropped":
+        remarks.append(f"data.thoughts={recipe.data.thoughts}: conversations are counted with the thoughts of answers")
+    if recipe.data.references == "drawn":
+        remarks.append("data.references=drawn: conversations are counted with the longest of their answers")
     remarks += [f"not prepared, so that conversations are assumed: {', '.join(lacking)}"] if lacking else []
     if rows:
         shared, apart = (workload.drawn(recipe, chat, rows, ranks, share) for share in (recipe.share_images, False))

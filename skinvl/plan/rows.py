@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from rich.console import Console
 
+from skinvl.data import references
 from skinvl.data.example import Dropped
 from skinvl.data.mixture import Row, Sets
 from skinvl.model.chat import Chat
@@ -31,8 +32,11 @@ class CheckedRows:
         return [*self.train, *chain.from_iterable(self.evaluation.values())]
 
 
-def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
+def checked(chat: Chat, sets: Sets, say: Console, drawn: bool = False) -> CheckedRows:
     """The rows that will be seen, and the ledger of those that will not.
+
+    Args:
+        drawn: whether the train rows are shown with any of their references; those that cannot be are then left out.
 
     Raises:
         ValueError: a set has no row left; the message gives the commonest reason.
@@ -41,13 +45,24 @@ def checked(chat: Chat, sets: Sets, say: Console) -> CheckedRows:
     kept: list[list[Row]] = []
     ledger: list[Dropped] = []
     for name, rows in [("train", sets.train), *sets.evaluation.items()]:
-        report = preflight(chat, [(row.example, row.root) for row in rows])
+        several = drawn and not kept  # the train rows, which come first
+        report = preflight(chat, [(row.example, row.root) for row in rows], several)
         kept.append([rows[length.index] for length in report.kept])
-        ledger += report.dropped
+        ledger += [*report.dropped, *report.unfit]
         say.print(report.table(name))
+        if several:
+            kept[-1] = [
+                replace(row, example=references.only(row.example, sorted(length.references)))
+                for row, length in zip(kept[-1], report.kept, strict=True)
+            ]
+            count = sum(bool(row.example.references) for row in kept[-1])
+            say.print(f"{count:,} have several answers, of which an epoch draws one; tokens are those of the longest")
         if not kept[-1]:
             reason = f"; the first: {report.dropped[0].rule}: {report.dropped[0].detail}" if rows else ""
             raise ValueError(f"{name}: none of {len(rows)} rows can be used{reason}")
+    if chat.thinking is not None:
+        count = sum(any(row.example.thoughts) for row in kept[0])
+        say.print(f"{count:,} of {len(kept[0]):,} train conversations have thoughts before answers: {chat.thoughts}")
     return CheckedRows(kept[0], dict(zip(sets.evaluation, kept[1:], strict=True)), ledger)
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import PretrainedConfig
 
-from skinvl.data import mixture
+from skinvl.data import mixture, references
 from skinvl.data.mixture import NOTHING, Row
 from skinvl.data.sampler import MixtureSampler
 from skinvl.data.source import source_folder
@@ -82,17 +82,21 @@ class Epoch:
 
 
 def rows_of(chat: Chat, recipe: Recipe) -> list[Row]:
-    """The train conversations that a run would train on.
+    """The train conversations that a run would train on, with the longest of their answers where these are drawn.
 
     Raises:
         FileNotFoundError: a source is not prepared.
         ValueError: none can be used.
     """
     every = [row for spec in recipe.data.train for row in mixture.rows(spec)]
-    kept = preflight(chat, [(row.example, row.root) for row in every]).kept
+    kept = preflight(chat, [(row.example, row.root) for row in every], recipe.data.references == "drawn").kept
     if not kept:
         raise ValueError(f"data.train: none of {len(every)} conversations can be trained on; see skinvl sft --dry-run")
-    return [every[length.index] for length in kept]
+    return [_longest(every[length.index], length.references[0]) for length in kept]
+
+
+def _longest(row: Row, number: int) -> Row:
+    return replace(row, example=references.answered(row.example, number)) if number else row
 
 
 def missing(recipe: Recipe | PretrainRecipe) -> list[str]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from trl import SFTConfig, SFTTrainer
 
 from skinvl.data.mixture import NOTHING, Row
-from skinvl.data.sampler import MixtureSampler, alike, together
+from skinvl.data.sampler import MixtureSampler, alike, row_of, together
 from skinvl.evaluate.engine import Question, Transformers, blocks, questions
 from skinvl.model.base import logits
 from skinvl.model.families import Family
@@ -91,6 +91,7 @@ class Trainer(Loop, SFTTrainer):  # type: ignore[misc]
             multiple=batch * ranks if ranks > 1 else 1,
             batch=batch,
             step=step if self.data_collator.share else 1,
+            drawn=self.recipe.data.references == "drawn",
         )
         return cast(Sampler[int], sampler)  # a DataLoader takes any iterable that has a length
 
@@ -234,7 +235,7 @@ def _numbers(rows: Sequence[Row]) -> Dataset:
 class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """The rows of a set as dictionaries, the form in which the Trainer's data loader hands them to the collator.
 
-    At NOTHING the row is None.
+    An index is one of a MixtureSampler: at NOTHING the row is None.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -244,4 +245,4 @@ class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"row": None if index == NOTHING else self.rows[index]}
+        return {"row": row_of(self.rows, index)}

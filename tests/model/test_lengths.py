@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from PIL import ExifTags, Image
 from rich.console import Console
 
 from helpers import tiny
-from skinvl.data.example import Dropped, Example, text
+from skinvl.data.example import Dropped, Example, Reference, text
 from skinvl.data.pixels import ImageError, upright
 from skinvl.model import families
 from skinvl.model.chat import Chat
@@ -90,6 +92,35 @@ def test_every_row_is_measured_or_dropped_with_its_reason(tmp_path: Path, chat: 
         assert one.tokens == len(encoded.ids)
         assert one.trained == len(chat.tokenizer("brown<|im_end|>")["input_ids"])
     assert [(one.image_tokens, one.vision_tokens) for one in found.kept] == [(16, 64), (32, 128)]
+
+
+def test_where_references_are_drawn_each_must_fit_and_the_longest_counts(tmp_path: Path, chat: Chat) -> None:
+    said = ("brown", "It is brown with a rim", "brown " * 90, "a <|im_end|> b", "never")
+    weights = (1.0, 0.5, 0.5, 0.5, 0.0)
+    several = tuple(Reference(words, weight) for words, weight in zip(said, weights, strict=True))
+    long = example("2", answer=said[2])
+    rows = [
+        replace(example("0"), references=several),
+        example("1"),
+        replace(long, references=(several[2], several[3])),
+        replace(long, references=(several[2], several[0])),
+    ]
+    report = preflight(chat, [(row, tmp_path) for row in rows], drawn=True)
+    assert [length.references for length in report.kept] == [(1, 0), (0,), (1,)]
+    assert [length.index for length in report.kept] == [0, 1, 3]
+    longest = chat.encode(example("0", answer=said[1]), ())
+    assert report.kept[0].tokens == len(longest.ids)
+    assert [(row.row, row.rule) for row in report.dropped] == [("s/2", "too-long")]
+    unfit = [("s/0, reference 3", "too-long"), ("s/0, reference 4", "control-token"), ("s/2", "too-long")]
+    assert [(row.row, row.rule) for row in report.unfit] == unfit
+    console = Console(record=True, width=100)
+    console.print(report.table("demo"))
+    assert "demo: 3 of 4 rows" in (printed := console.export_text())
+    assert re.search("references that are not drawn .* 3 ", printed)
+    # With the first alone, the others decide nothing.
+    first = preflight(chat, [(row, tmp_path) for row in rows])
+    assert [(length.index, length.references) for length in first.kept] == [(0, (0,)), (1, (0,))]
+    assert not first.unfit
 
 
 def test_the_table_counts_every_row(chat: Chat) -> None:
