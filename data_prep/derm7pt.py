@@ -19,7 +19,7 @@ from random import Random
 from data_prep import Card, PrepError, Shard, count_csv, find, is_text, lookup, read_csv, seeded, taken
 from skinvl.data import questions
 from skinvl.data.example import Dropped, Example, Facts, Message, text
-from skinvl.data.labels import DERM7PT_NAMES, diagnosis, is_known, malignancy
+from skinvl.data.labels import DERM7PT_CRITERIA, DERM7PT_NAMES, diagnosis, is_known, malignancy
 from skinvl.data.questions import DatasetRecord, Kind, Missing, choices
 
 CARD = Card(
@@ -42,21 +42,15 @@ CARD = Card(
 
 FILE = "meta.csv"
 SPLITS = {"train_indexes.csv": "train", "valid_indexes.csv": "validation", "test_indexes.csv": "test"}
-# The points of each value of each criterion.
+# Of the values of the criteria those that count, two points of the first three criteria and one of the others.
+MAJOR = ("pigment_network", "blue_whitish_veil", "vascular_structures")
+COUNTED = {
+    *("atypical", "present", "dotted", "linear irregular", "diffuse irregular", "localized irregular", "irregular"),
+    *("blue areas", "white areas", "combinations"),
+}
 CRITERIA: dict[str, dict[str, int]] = {
-    "pigment_network": {"absent": 0, "typical": 0, "atypical": 2},
-    "blue_whitish_veil": {"absent": 0, "present": 2},
-    "vascular_structures": {
-        **dict.fromkeys(("absent", "arborizing", "comma", "hairpin", "within regression", "wreath"), 0),
-        **{"dotted": 2, "linear irregular": 2},
-    },
-    "pigmentation": {
-        **dict.fromkeys(("absent", "diffuse regular", "localized regular"), 0),
-        **{"diffuse irregular": 1, "localized irregular": 1},
-    },
-    "streaks": {"absent": 0, "regular": 0, "irregular": 1},
-    "dots_and_globules": {"absent": 0, "regular": 0, "irregular": 1},
-    "regression_structures": {"absent": 0, "blue areas": 1, "white areas": 1, "combinations": 1},
+    name: {value: (1 + (name in MAJOR)) * (value in COUNTED) for value in values}
+    for name, values in DERM7PT_CRITERIA.items()
 }
 # What is there where a criterion has points.
 CONCEPTS = {

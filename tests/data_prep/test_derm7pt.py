@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import PrepError, derm7pt
+from data_prep.derm7pt import CRITERIA
 from helpers import finished
 from helpers.converted import converted
 from helpers.raws import photo, prepared, said, table
@@ -72,15 +73,15 @@ def test_each_question_shows_what_answers_it(tmp_path: Path) -> None:
     both = ((clinic, derm), ("clinical close-up", "dermoscopic"), None)
     assert shown.pop("diagnosis") == shown.pop("management") == both
     assert shown.pop("elevation") == shown.pop("site") == ((clinic,), ("clinical close-up",), "clinical")
-    assert {*shown} == {*derm7pt.CRITERIA, "score"}
+    assert {*shown} == {*CRITERIA, "score"}
     assert {*shown.values()} == {((derm,), ("dermoscopic",), "dermoscopy")}
     assert "back" in said(examples["1-site"])[1]
 
 
 def test_every_criterion_is_chosen_from_its_own_vocabulary(tmp_path: Path) -> None:
-    values = [(name, value) for name, points in derm7pt.CRITERIA.items() for value in points]
+    values = [(name, value) for name, points in CRITERIA.items() for value in points]
     cases = [
-        case(number, **{name: value.replace(" ", "_")}, seven_point_score=f"{derm7pt.CRITERIA[name][value]}")
+        case(number, **{name: value.replace(" ", "_")}, seven_point_score=f"{CRITERIA[name][value]}")
         for number, (name, value) in enumerate(values)
     ]
     examples, ledger = converted(derm7pt, put(tmp_path, cases))
@@ -89,7 +90,7 @@ def test_every_criterion_is_chosen_from_its_own_vocabulary(tmp_path: Path) -> No
         question, answer = said(examples[f"{number}-{name}"])
         assert answer == value
         listed = question.rpartition(": ")[2].rstrip("?.").replace(" or ", ", ").split(", ")
-        assert sorted(listed) == sorted(derm7pt.CRITERIA[name])
+        assert sorted(listed) == sorted(CRITERIA[name])
         assert examples[f"{number}-{name}"].facts.kind == name.replace("_", " ")
     spaced = converted(derm7pt, put(tmp_path / "b", [{**row, name: row[name].replace("_", " ")} for row in cases
                                                      for name in ["vascular_structures"]]))[0]  # fmt: skip
@@ -98,6 +99,19 @@ def test_every_criterion_is_chosen_from_its_own_vocabulary(tmp_path: Path) -> No
     }
     with pytest.raises(PrepError, match=r"meta\.csv:2 streaks: found 'odd'; expected absent, irregular, regular"):
         converted(derm7pt, put(tmp_path / "c", [case(1, streaks="odd")]))
+
+
+def test_points_are_those_of_the_checklist() -> None:
+    counted = {name: {value: count for value, count in points.items() if count} for name, points in CRITERIA.items()}
+    assert counted == {
+        "pigment_network": {"atypical": 2},
+        "blue_whitish_veil": {"present": 2},
+        "vascular_structures": {"dotted": 2, "linear irregular": 2},
+        "pigmentation": {"diffuse irregular": 1, "localized irregular": 1},
+        "streaks": {"irregular": 1},
+        "dots_and_globules": {"irregular": 1},
+        "regression_structures": {"blue areas": 1, "white areas": 1, "combinations": 1},
+    }
 
 
 def test_the_score_adds_up_what_it_names(tmp_path: Path) -> None:
