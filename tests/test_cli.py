@@ -82,6 +82,7 @@ def test_make_help_lists_the_targets_by_wing() -> None:
     verbs = {
         "prep",
         "synth",
+        "look",
         "plan",
         "show",
         "sft",
@@ -276,8 +277,7 @@ def test_the_other_kind_of_run_or_recipe_is_refused_in_one_sentence(
     (run / "recipe.yaml").write_text(towers.dump(towers.load("tiny-clip")))
     of_towers = {"texts": {"caption": 9}, "distinct": 9, "text_length": 77, "too_long": 0, "conversion": None}
     provenances.made(towers=of_towers).write(run)
-    (tmp_path / "x.png").touch()
-    more = ("x.png", "What is it?") if words[0] == "ask" else ()
+    more = ("missing.png", "What is it?") if words[0] == "ask" else ()  # the kind is said before the image
     assert cli.main([*words, *more]) == 2
     said = capsys.readouterr().err
     assert what in said

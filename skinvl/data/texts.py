@@ -27,14 +27,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import xxhash
 
 from skinvl.data import labels, mixture, questions
-from skinvl.data.example import Dropped, Example, words
+from skinvl.data.example import Dropped, Example, Facts, words
 from skinvl.data.mixture import Row
 from skinvl.data.pixels import ImageError, size
 from skinvl.data.sentences import sentences
@@ -47,6 +47,7 @@ KINDS: Mapping[str, Aspect] = {
     **dict.fromkeys(("hierarchy", "diagnosis"), "ontology"),
     "concept": "concepts",
 }
+OF_IMAGE = ("modality", "skin_type", "age", "sex", "site")  # the Facts that are kept of an image: slices are by them
 UNKNOWN = "unknown"  # the kind of an Example that states none
 ONTOLOGY, CONCEPTS = "Skin condition: {}.", "Visible features: {}."
 LONG = 12  # words; a longer answer is no value that a template, or the name of a disease, could hold
@@ -74,6 +75,7 @@ class TextedImage:
     group: int  # the same for one patient, lesion, figure, over all sources
     diagnosis: str | None  # canonical
     path_of_diagnosis: tuple[str, ...] = ()  # from the broadest class to the disease, where an Example says it
+    facts: Facts = field(default_factory=Facts)  # each as the first of its Examples that gave a text and knows it says
     weight: float = 1.0
 
     @property
@@ -91,6 +93,7 @@ class TextedSets:
     ledger: list[Dropped]  # what the mixture moved, and what became no text
     used: int  # Examples that became texts
     leaking: int = 0  # eval conversations that share something with the train set, where that is allowed
+    idle: tuple[str, ...] = ()  # kinds that data.texts has a template for, and no Example is of
 
 
 class TextsError(ValueError):
@@ -126,7 +129,9 @@ def load(data: PretrainData, objective: Objective) -> TextedSets:
         used += len(rows) - len(dropped)
         start += len(rows)
         _require_texts(f"data.eval: {label}" if label else "data.train", rows, gathered, data.texts)
-    return TextedSets(texted.pop(""), texted, ledger, used, sets.leaking)
+    kinds = {row.example.facts.kind or UNKNOWN for row in every}
+    idle = tuple(kind for kind in data.texts if kind not in kinds)
+    return TextedSets(texted.pop(""), texted, ledger, used, sets.leaking, idle)
 
 
 def text_key(text: str) -> int:
@@ -148,6 +153,7 @@ class _Gathered:
     texts: dict[Aspect, dict[str, None]] = field(default_factory=lambda: {aspect: {} for aspect in ASPECTS})
     diagnosis: str | None = None
     path: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=Facts)
     examples: list[str] = field(default_factory=list)  # that gave its texts
 
 
@@ -174,6 +180,8 @@ def _gather(
             dropped.append(Dropped(name, *fault))
         else:
             gathered.examples.append(name)
+            unknown = {each for each in OF_IMAGE if getattr(gathered.facts, each) is None}
+            gathered.facts = replace(gathered.facts, **{each: getattr(example.facts, each) for each in unknown})
 
     # A disease has the way that was said of it elsewhere in the set, where its own Examples do not say it.
     ways: dict[str, tuple[str, ...]] = {}
@@ -285,6 +293,7 @@ def _texted(gathered: _Gathered, ways: Mapping[str, tuple[str, ...]], objective:
         group=gathered.group,
         diagnosis=gathered.diagnosis,
         path_of_diagnosis=gathered.path or ways.get(gathered.diagnosis or "", ()),
+        facts=gathered.facts,
         weight=row.weight,
     )
 

@@ -7,16 +7,15 @@ apart, with their copies. Every image and every text that reads differently stan
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import xxhash
 from scipy.sparse import csr_array
 
+from skinvl.data.seen import Seen
 from skinvl.data.texts import ASPECTS, Aspect, ImageText, TextedImage
 from skinvl.score import ranking
-
-LONG = 12  # words; nobody writes so many twice by chance
 
 
 class PoolError(ValueError):
@@ -45,20 +44,14 @@ class Pools:
 def pools(name: str, images: Sequence[TextedImage], train: Sequence[TextedImage]) -> Pools:
     """The pools of an eval set: its captions, or where it has none the first of the other aspects that it has.
 
-    An image is left out where training saw its photograph, its group, or its caption: figures of books and articles
-    come again under other bytes. A short caption that several groups of the train set share is a phrase, which tells
-    nothing of an image, and stays.
+    An image is left out where training saw its photograph, its group, or its caption, as `Seen` has it.
 
     Raises:
         PoolError: fewer than two images, or two texts, are left.
     """
     first_aspect = min((ASPECTS.index(text.aspect) for image in images for text in image.texts), default=0)
     aspect = ASPECTS[first_aspect]
-    photographs, groups = {image.image for image in train}, {image.group for image in train}
-    groups_of: dict[int, set[int]] = defaultdict(set)
-    for image in train:
-        for text in image.texts:
-            groups_of[text.key].add(image.group)
+    seen = Seen(train)
 
     # Which images stay, and why the others do not.
     left_out: Counter[str] = Counter()
@@ -67,12 +60,8 @@ def pools(name: str, images: Sequence[TextedImage], train: Sequence[TextedImage]
         own = [text for text in image.texts if text.aspect == aspect]
         if not own:
             left_out[f"no {aspect}"] += 1
-        elif image.image in photographs:
-            left_out["trained-on: image"] += 1
-        elif image.group in groups:
-            left_out["trained-on: group"] += 1
-        elif aspect == "caption" and any(_given_away(text, groups_of) for text in own):
-            left_out["trained-on: caption"] += 1
+        elif what := seen.what(image):
+            left_out[f"trained-on: {what}"] += 1
         else:
             kept.append((image, own))
 
@@ -96,12 +85,6 @@ def pools(name: str, images: Sequence[TextedImage], train: Sequence[TextedImage]
     right = _right([image.image for image in kept_images], own_numbers, len(texts))
     grouped = _right([image.group for image in kept_images], own_numbers, len(texts))
     return Pools(kept_images, texts, first, right, grouped, aspect, dict(left_out))
-
-
-def _given_away(text: ImageText, groups_of: Mapping[int, set[int]]) -> bool:
-    """Whether training saw the caption, and as that of one group or too long for a phrase."""
-    groups = groups_of.get(text.key)
-    return groups is not None and (len(groups) == 1 or len(text.text.split()) > LONG)
 
 
 def _right(keys: Sequence[int], numbers: Sequence[Sequence[int]], size: int) -> csr_array:

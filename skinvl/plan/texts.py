@@ -11,6 +11,7 @@ from rich.table import Table
 
 from skinvl.data.example import Dropped
 from skinvl.data.permuted_texts import permuted
+from skinvl.data.seen import Seen
 from skinvl.data.texts import ASPECTS, TextedImage, TextedSets
 from skinvl.model import objectives
 from skinvl.model.dual_inputs import TextTokenizer
@@ -44,16 +45,24 @@ def checked_texts(
 ) -> CheckedTexts:
     """The images that are shown, with their texts as `data.too_long` has them; prints how many there are.
 
-    With `data.permuted` each training image has the texts of another.
+    Of an eval set what training saw is left out, as `skinvl retrieve` does, each a row `trained-on` of the ledger. With
+    `data.permuted` each training image has the texts of another.
 
     Raises:
         ValueError: a set has no image left.
     """
     say_shared(say, sets.ledger, sets.leaking)
+    if sets.idle:
+        say.print(f"data.texts: no Example is of the kind {', '.join(sets.idle)}; skinvl show has the texts there are")
+    unseen, ledger = _unseen(sets)
+    ledger = [*sets.ledger, *ledger]
+    for name, of_set in unseen.items():
+        if count := len(sets.evaluation[name]) - len(of_set):
+            say.print(f"{name}: {count:,} images left out, which training saw, or their patient or caption")
     places = objectives.load(recipe.objective).places
     table = Table("set", "images", "texts", "too long", title=f"texts of at most {tokenizer.length} tokens")
-    images, ledger, too_long = dict[str, list[TextedImage]](), list(sets.ledger), 0
-    for name, of_set in {"train": sets.train, **sets.evaluation}.items():
+    images, too_long = dict[str, list[TextedImage]](), 0
+    for name, of_set in {"train": sets.train, **unseen}.items():
         fit = fitted(of_set, tokenizer, recipe.data.too_long)
         left_out = sum(row.rule == "long-text" for row in fit.ledger)
         long = {"cut": fit.cut, "split": fit.split, "ledger": left_out}[recipe.data.too_long]
@@ -77,6 +86,29 @@ def checked_texts(
             style="red",
         )
     return CheckedTexts(train, images, ledger, too_long)
+
+
+def _unseen(sets: TextedSets) -> tuple[dict[str, list[TextedImage]], list[Dropped]]:
+    """The images of each eval set of which training saw nothing, and a row `trained-on` for each other.
+
+    Raises:
+        ValueError: a set has none left.
+    """
+    seen = Seen(sets.train)
+    unseen, ledger = dict[str, list[TextedImage]](), list[Dropped]()
+    for name, images in sets.evaluation.items():
+        unseen[name] = []
+        for image in images:
+            if what := seen.what(image):
+                ledger.append(Dropped(image.name, "trained-on", f"of {name}; training saw its {what}"))
+            else:
+                unseen[name].append(image)
+        if not unseen[name]:
+            raise ValueError(
+                f"data.eval: of {name} training saw each of {len(images):,} images, or their patient or caption; name "
+                "another source or split"
+            )
+    return unseen, ledger
 
 
 def _placed(images: Sequence[TextedImage], places: Sequence[int]) -> tuple[list[TextedImage], list[Dropped]]:

@@ -102,6 +102,17 @@ def recipe_name(name: str) -> str:
     return name
 
 
+def require_answers(name: str) -> None:
+    """Refuses a run, or the name of a recipe, of two towers, before what it is asked is looked at.
+
+    Raises:
+        RunError, RecipeError: it is of two towers; or there is no such run or recipe.
+    """
+    is_model = Path(name).is_dir() and not (Path(name) / RECIPE).is_file()
+    if not is_model and kind(name) == "pretrain":
+        evaluated(name, [])
+
+
 def require_kind_of_start(recipe: Recipe | PretrainRecipe) -> None:
     """Refuses an `init_adapter` on this machine that a training of the other kind has made.
 

@@ -162,10 +162,15 @@ def _numbers(block: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Mappin
 def _slices(scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each slice of each set: a row with its worst and its gap, or without where too little is known."""
     for name, block in scores["sets"].items():
-        for what in ("answers", "classes"):
-            for field, groups in block.get(what, {}).get("slices", {}).items():
+        directions = block.get("retrieval", {"directions": {}})["directions"]
+        sliced = {name: [block.get("answers", {}), block.get("classes", {})]}
+        sliced |= {f"{name}, {direction}": [numbers] for direction, numbers in directions.items()}
+        for of_set, parts in sliced.items():
+            for field, groups in (
+                (field, groups) for part in parts for field, groups in part.get("slices", {}).items()
+            ):
                 worst = groups["values"][groups["worst"]] if groups["worst"] is not None else None
-                yield {"set": name, "field": field, "metric": groups["metric"], **groups, "number": worst}
+                yield {"set": of_set, "field": field, "metric": groups["metric"], **groups, "number": worst}
 
 
 def _reasons(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from skinvl.data.example import Facts, facts_of
 from skinvl.recipe.files import read_json, read_json_lines, whole_file, write_json
-from skinvl.score import ranking
+from skinvl.score import ranking, slices
 from skinvl.score.predictions import PredictionError
 from skinvl.score.stats import Bootstrap, Estimate, Float
 
 DIRECTIONS = ("image to text", "text to image")
+HEADLINE = 10  # k of the R@k that slices show
 AGAIN = "make it again with skinvl retrieve"
 
 
@@ -34,6 +36,7 @@ class RankedQuery:
     rank: float  # from 1; with .5 where a tie is shared
     positives: int  # how many of the pool are right
     group_rank: float  # the rank if all of the same group were right too
+    facts: Facts  # of that image
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def read(path: Path) -> RetrievedSet:
     for plain in read_json_lines(path, AGAIN, PredictionError):
         if plain.keys() != names or plain["direction"] not in rows:
             raise PredictionError(f"{path}: not a file of ranks (fields {sorted(plain)}); {AGAIN}")
-        rows[plain["direction"]].append(RankedQuery(**plain))
+        rows[plain["direction"]].append(RankedQuery(**{**plain, "facts": facts_of(plain["facts"])}))
     settings = read_json(path.with_suffix(".json"), AGAIN, PredictionError)
     if missing := [
         name for name in ("images", "texts", "pools", "orders", "left_out", "neighbours") if name not in settings
@@ -103,6 +106,7 @@ def block(retrieved: RetrievedSet, resamples: int, seed: int) -> dict[str, Any]:
             "numbers": _numbers(ranked(rows), size, draws),
             **retrieved.settings["orders"][direction],
             "same_group": {},
+            "slices": _slices(rows, size, draws),
         }
 
         # What shares the query's group is no second truth: beside it, where it makes a difference.
@@ -123,6 +127,13 @@ def flat(block: Mapping[str, Any]) -> dict[str, Any]:
         for direction, numbers in block["directions"].items()
         for name, number in numbers["numbers"].items()
     }
+
+
+def _slices(rows: Sequence[RankedQuery], size: int, draws: Bootstrap) -> dict[str, Any]:
+    """Recall by what is known of the queries' images, in the same pool: at 10, or at 1 where that is all."""
+    depth = HEADLINE if HEADLINE in ranking.depths(size) else 1
+    hits = ranked(rows) <= depth
+    return slices.table(rows, f"R@{depth}", lambda mask: draws.share(hits, mask), ("modality", *slices.FIELDS))
 
 
 def _numbers(ranks: Float, size: int, draws: Bootstrap) -> dict[str, Any]:

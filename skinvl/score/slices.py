@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from skinvl.score.predictions import Answer, Classified
+from skinvl.data.example import Facts
 from skinvl.score.stats import Estimate, Mask
 
 FIELDS = ("skin_type", "sex", "age", "site", "source")
@@ -16,7 +16,19 @@ ROWS, GROUPS = 10, 5  # fewer say nothing about a slice
 AGES = (20, 40, 60, 80)
 
 
-def fact(row: Answer | Classified, field: str) -> str:
+class Sliced(Protocol):
+    """A row of which it is known what its image shows, and of whom."""
+
+    @property
+    def source(self) -> str:
+        """The source of its image."""
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of its image."""
+
+
+def fact(row: Sliced, field: str) -> str:
     """A row's value of a field, ages in bands; `unknown` where it is not known.
 
     >>> [_band(age) for age in (19.5, 20, 80)]
@@ -28,23 +40,23 @@ def fact(row: Answer | Classified, field: str) -> str:
     return UNKNOWN if value is None else _band(value) if field == "age" else str(value)
 
 
-def values(rows: Sequence[Answer] | Sequence[Classified], field: str) -> dict[str, Mask]:
+def values(rows: Sequence[Sliced], field: str) -> dict[str, Mask]:
     """The values of a field, sorted, each with the rows that have it."""
     facts = np.array([fact(row, field) for row in rows], object)
     return {value: np.asarray(facts == value) for value in sorted(set(facts))}
 
 
 def table(
-    rows: Sequence[Answer] | Sequence[Classified], metric: str, estimate: Callable[[Mask], Estimate]
+    rows: Sequence[Sliced], metric: str, estimate: Callable[[Mask], Estimate], fields: Sequence[str] = FIELDS
 ) -> dict[str, Any]:
-    """A Slice for each field of FIELDS: the metric by value, the worst value, and the gap between best and worst.
+    """A Slice for each field: the metric by value, the worst value, and the gap between best and worst.
 
     A value has no number with fewer than ROWS rows or GROUPS groups. Unknown is not ranked; with fewer than two values
     that are, worst and gap are None, since a single group is no evidence of fairness. The gap's interval is that of the
     difference between the two values that are best and worst in the data; as these were chosen by it, it is no test. It
     takes groups enough on either side.
     """
-    return {field: _slice(values(rows, field), metric, estimate) for field in FIELDS}
+    return {field: _slice(values(rows, field), metric, estimate) for field in fields}
 
 
 def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from skinvl.recipe.run import require_answers
+
 if TYPE_CHECKING:
     from skinvl.serve.dialogue import Dialogue
 
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         DialogueError, ImageError, ChatError, RunError, BaseError: what a user can mend.
     """
     args = _arguments(arguments)
+    require_answers(args.run)
     words = read_words(args.words)
     # A file cannot be named by an option and be missing; among the words it could also be a question.
     words.images[:0] = [image(path) for path in args.image]

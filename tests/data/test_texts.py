@@ -78,6 +78,21 @@ def test_every_aspect_of_an_image_in_order_and_each_text_once(tmp_path: Path) ->
     assert [each.text for each in loaded(spec, aspects="sentences").train[1].texts] == ["One sentence alone."]
 
 
+def test_an_image_keeps_what_its_examples_know_of_it_and_a_template_of_no_kind_is_named(tmp_path: Path) -> None:
+    spec = source(
+        tmp_path / "derm",
+        "train",
+        example("a", "1.png", "description", "A plaque."),
+        example("b", "1.png", "description", "A nodule.", modality="clinical", sex="female"),
+        example("c", "1.png", "description", "A papule.", modality="dermoscopy", site="back"),
+        example("d", "2.png", "description", "A scale."),
+        example("e", "2.png", "colour", "red", sex="male"),
+    )
+    sets = loaded(spec, weather="a {answer} day", aspects="caption concepts")
+    assert [image.facts for image in sets.train] == [Facts(modality="clinical", sex="female", site="back"), Facts()]
+    assert sets.idle == ("weather",)
+
+
 def test_what_gives_no_text_is_in_the_ledger_with_its_rule_and_nothing_is_lost(tmp_path: Path) -> None:
     both = example("both", "1.png", "comparison", "first")
     both = replace(both, images=("images/1.png", "images/2.png"), messages=(text("user", "?", 2), both.messages[1]))

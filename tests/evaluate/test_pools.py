@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from skinvl.data import seen
 from skinvl.data.texts import Aspect, ImageText, TextedImage, text_key
-from skinvl.evaluate import pools as pools_module
 from skinvl.evaluate.pools import PoolError, pools
 
 LONG = "A sharply bordered plaque of the left forearm with central clearing and fine scale at its raised edge."
@@ -105,4 +105,4 @@ def test_other_pools_have_another_digest() -> None:
     own = pools("set", images, [])
     assert own.digest == pools("set", images[::-1], []).digest
     assert own.digest != pools("set", [*images, image("c", "Three")], []).digest
-    assert pools_module.LONG == 12
+    assert seen.LONG == 12

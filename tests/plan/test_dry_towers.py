@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import open_clip as oracle
 import pytest
+from rich.console import Console
 from safetensors.torch import save_file
 
-from helpers import published_configs, two_towers
+from helpers import printed, published_configs, texted, two_towers
 from skinvl.data.draws import BatchError
+from skinvl.data.texts import TextedSets
 from skinvl.model import towers_loaded
 from skinvl.model.hub import BaseError
 from skinvl.model.towers import clip
 from skinvl.plan import dry_towers, dual_configs
+from skinvl.plan.texts import CheckedTexts, checked_texts
 from skinvl.recipe import recipe, towers
 from skinvl.recipe.run import RunError
 from skinvl.train import pretrain
@@ -75,6 +80,30 @@ def test_the_texts_of_prepared_sources_are_measured(
     with pytest.raises(BatchError, match=r"^data\.eval, alone: 1 images .* no negative"):
         dry_towers.show(alone, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_what_training_saw_is_left_out_of_what_it_evaluates(tmp_path: Path) -> None:
+    train = [texted.image(tmp_path, 1, "A rough plaque"), texted.image(tmp_path, 2, "A smooth nodule")]
+    again = [texted.image(tmp_path, 1, "Other words"), texted.image(tmp_path, 5, "a  smooth nodule")]
+    own = [texted.image(tmp_path, number, f"Number {number}") for number in (3, 4)]
+    sets = TextedSets(train, {"test": [*again, *own]}, [], used=6, idle=("weather",))
+    pair = towers.load("tiny-clip", ["data.texts={weather: 'a {answer} day'}"])
+
+    def checked(sets: TextedSets, say: Console) -> CheckedTexts:
+        tokenizer: Any = texted.Letters()
+        return checked_texts(sets, tokenizer, pair, 1, say)
+
+    said = printed.lines(lambda say: checked(sets, say) and None, 200)
+    assert "data.texts: no Example is of the kind weather; skinvl show has the texts there are" in said
+    assert "test: 2 images left out, which training saw, or their patient or caption" in said
+    rows = checked(sets, Console(quiet=True))
+    assert rows.evaluation == {"test": own}
+    assert [(row.row, row.rule, row.detail) for row in rows.ledger] == [
+        ("drawn:1.png", "trained-on", "of test; training saw its image"),
+        ("drawn:5.png", "trained-on", "of test; training saw its caption"),
+    ]
+    with pytest.raises(ValueError, match=r"data\.eval: of test training saw each of 2 images"):
+        checked(replace(sets, evaluation={"test": again}), Console(quiet=True))
 
 
 def test_a_checkpoint_of_open_clip_is_read_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

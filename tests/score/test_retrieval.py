@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.pages import HOSTILE, Page, picture
+from skinvl.data.example import Facts
 from skinvl.score import report, retrieval, score, tables, untrained
 from skinvl.score.compare import CompareError
 from skinvl.score.predictions import PredictionError
@@ -22,7 +23,16 @@ def retrieved(seed: int, best: int, pools: str = "a") -> RetrievedSet:
     generator = np.random.default_rng(seed)
     rows = {
         direction: [
-            RankedQuery(direction, f"{number}.png", "demo", f"patient-{number // 3}", rank, 1, max(1.0, rank - 3))
+            RankedQuery(
+                direction,
+                f"{number}.png",
+                "demo",
+                f"patient-{number // 3}",
+                rank,
+                1,
+                max(1.0, rank - 3),
+                Facts(modality="clinical" if number < QUERIES // 2 else "dermoscopy", age=40.0),
+            )
             for number, rank in enumerate(map(float, generator.integers(1, best + 1, QUERIES)))
         ]
         for direction in DIRECTIONS
@@ -63,6 +73,12 @@ def test_scores_hold_both_directions_beside_chance(tmp_path: Path, capsys: pytes
     assert number["low"] < number["value"] < number["high"]
     assert number["groups"] == 20
     assert block["same_group"]["R@10"]["value"] > number["value"]
+    by_modality = block["slices"]["modality"]
+    values = by_modality["values"]
+    assert (by_modality["metric"], sorted(values)) == ("R@10", ["clinical", "dermoscopy"])
+    assert sum(each["n"] * each["value"] for each in values.values()) == pytest.approx(QUERIES * number["value"])
+    assert all(each["low"] < each["value"] < each["high"] and each["groups"] == 10 for each in values.values())
+    assert list(block["slices"]["age"]["values"]) == ["40-59"]
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "demo, text to image, pool of 200" in printed
