@@ -57,7 +57,7 @@ CARD = Card(
     splits=("train", "test"),
     parts=("caption", "caption-zh", "cot", "cot-zh"),
     by_name=True,
-    published="4,000 + 3,041",
+    published="7,041",
     use="research",
 )
 

@@ -32,7 +32,7 @@ CARD = Card(
     splits=("train", "validation", "test"),
     parts=("fitzpatrick17k", "ddi"),
     over=("fitzpatrick17k", "ddi"),
-    published="3,866 of other sets",
+    published="3,866",
     use="research",
 )
 

@@ -133,7 +133,7 @@ def _card(console: Console, card: Card) -> None:
         ("terms", card.terms),
         ("parts, the first by default", ", ".join(card.parts)),
         ("splits", ", ".join(card.splits)),
-        ("lies over, by part", ", ".join(card.over) or "nothing: it has its own images"),
+        *([("its images are those of", ", ".join(card.over))] if card.over else []),
         ("address", card.address),
         ("how to get it", card.obtain),
         ("citation", card.citation),

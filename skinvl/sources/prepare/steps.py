@@ -71,11 +71,11 @@ def prepare(
         raise PrepError(f"{name} has no part {', '.join(unknown)}; its parts are {', '.join(card.parts)}")
     if official and card.released == "none":
         raise PrepError(f"{name}: its authors give no split to keep; leave out --split official")
+    if not raw.exists() and not card.drawn:
+        raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
     chosen, below = overlay.choose(name, card, parts or (), over)
     official = official or overlay.keeps_split(below)
     job = PrepJob(name, raw, chosen, official, _drops(keep, drop), images, below, profiles or "srgb")
-    if not raw.exists() and not card.drawn:
-        raise PrepError(f"{raw}: no such file or folder. How to get {card.title} ({card.address}): {card.obtain}")
     if images:
         _refuse_images(name, card, raw, images)
     if below is not None and profiles is not None:
