@@ -66,13 +66,19 @@ SITES = {"head neck": "head or neck", "acral": "acral skin", "genital areas": "g
 CHOOSE = (
     "Which of these describes the {name} under the dermatoscope: {options}?",
     "Judge the {name} of this lesion and choose: {options}.",
-    "By the seven-point checklist, how is the {name}: {options}?",
+    "By the seven-point checklist, what applies to the {name}: {options}?",
 )
 ADD_UP = (
     "Which criteria of the seven-point checklist count here, and what do they add up to?",
     "Work out the seven-point score of this lesion, criterion by criterion.",
     "What is the seven-point score of the lesion, and how do you get there?",
 )
+
+
+def _called(criterion: str) -> str:
+    """A criterion as one would say it."""
+    return criterion.replace("blue_whitish", "blue-whitish").replace("_", " ")
+
 
 PAIR = {
     "diagnosis": Kind(
@@ -82,7 +88,7 @@ PAIR = {
         (
             "What is the most likely diagnosis of this lesion?",
             "Which diagnosis would you give to the lesion?",
-            "How would you diagnose this lesion, seen with and without a dermatoscope?",
+            "How would you diagnose this lesion?",
         ),
         ("Which diagnosis fits the lesion best: {options}?", "Choose the diagnosis: {options}."),
         ("This is most consistent with {value}.", "The diagnosis is {value}."),
@@ -112,7 +118,7 @@ CLINICAL = {
     "site": questions.site("location"),
 }
 DERMOSCOPIC = {
-    **{name: Kind(name.replace("_", " "), name, {}, (), (), ()) for name in CRITERIA},
+    **{name: Kind(_called(name), name, {}, (), (), ()) for name in CRITERIA},
     "score": Kind("score", "seven_point_score", {}, (), (), ()),
 }
 KINDS = PAIR | CLINICAL | DERMOSCOPIC
@@ -244,7 +250,7 @@ def _record(where: str, row: Mapping[str, str], number: int, split: str) -> Data
 def _chosen(name: str, value: str, draw: Random) -> tuple[Message, ...]:
     """A question that lists the values of a criterion, and the one that was chosen."""
     options = choices(draw.sample([*CRITERIA[name]], len(CRITERIA[name])))
-    question = draw.choice(CHOOSE).format(name=name.replace("_", " "), options=options)
+    question = draw.choice(CHOOSE).format(name=_called(name), options=options)
     return text("user", question, images=1), text("assistant", value)
 
 

@@ -103,7 +103,7 @@ KINDS = {
         (
             "What is the most likely diagnosis of this lesion?",
             "Which diagnosis would you give to the lesion?",
-            "The lesion is seen with and without a dermatoscope. What is it?",
+            "How would you name what you see?",
         ),
         (),
         _ANSWERS,
@@ -172,7 +172,7 @@ def absent(raw: Path, part: str) -> list[str]:
     if part == "blind":
         return []
     path, *others = _tables(raw, part)
-    return without(path, [name for table in (path, *others) for name in header(table)], OPTIONAL)
+    return without(path, dict.fromkeys(name for table in (path, *others) for name in header(table)), OPTIONAL)
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
@@ -190,8 +190,8 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     ('IL_7-class', ('IL_7/ISIC_2.jpg', 'IL_7/ISIC_1.jpg'), 'IL_7', ('dermoscopic', 'clinical close-up'))
     >>> made[1].facts.diagnosis, made[1].facts.malignancy, made[1].facts.tone, made[1].facts.institution
     ('basal cell carcinoma', 'malignant', 'MILK 3', 'Vienna')
-    >>> [part["text"] for part in made[4].messages[0]["content"]]
-    ['First image: ', None, 'Second image: ', None, 'Which of them was taken through a dermatoscope?']
+    >>> "".join(part["text"] or "<image>" for part in made[4].messages[0]["content"]).split("\\n")
+    ['First image: <image>', 'Second image: <image>', 'Which of them was taken through a dermatoscope?']
     >>> made[0]
     Dropped(row='MILK10k_Training_GroundTruth.csv:2 diagnosis', rule='unknown-value', detail="diagnosis_full is ''")
     """
@@ -371,7 +371,7 @@ def _hierarchy(rows: Sequence[Mapping[str, str]]) -> tuple[Message, ...] | Missi
     for number, level in enumerate(levels):
         last = number == len(levels) - 1
         asked = GENERAL if not number else LAST if last else FINER
-        said = questions.LAST_ANSWERS if last else questions.LEVEL_ANSWERS
+        said = questions.LAST_ANSWERS if last else questions.LEVEL_ANSWERS if number else ("It is {value}.", "{value}.")
         turns.append(text("user", draw.choice(asked), images=0 if number else len(rows)))
         turns.append(text("assistant", draw.choice(said).format(value=level)))
     return tuple(turns)
@@ -391,8 +391,8 @@ def _which(views: Sequence[str], rows: Sequence[Mapping[str, str]]) -> tuple[Mes
         number, asked = 1 - number, CLINICAL
     question = text("user", draw.choice(asked))
     for place in reversed(range(len(views))):
-        label: Message = text("user", f"{ORDINALS[place].capitalize()} image: ")
-        question["content"][:0] = [*label["content"], {"type": "image", "text": None}]
+        line: Message = text("user", f"{ORDINALS[place].capitalize()} image: ")
+        question["content"][:0] = [*line["content"], *text("user", "\n", images=1)["content"]]
     answer = draw.choice(("The {} image.", "It is the {} one.", "The {} one.")).format(ORDINALS[number])
     return question, text("assistant", answer)
 

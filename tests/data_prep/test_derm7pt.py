@@ -91,7 +91,7 @@ def test_every_criterion_is_chosen_from_its_own_vocabulary(tmp_path: Path) -> No
         assert answer == value
         listed = question.rpartition(": ")[2].rstrip("?.").replace(" or ", ", ").split(", ")
         assert sorted(listed) == sorted(CRITERIA[name])
-        assert examples[f"{number}-{name}"].facts.kind == name.replace("_", " ")
+        assert examples[f"{number}-{name}"].facts.kind == name.replace("e_w", "e-w").replace("_", " ")
     spaced = converted(derm7pt, put(tmp_path / "b", [{**row, name: row[name].replace("_", " ")} for row in cases
                                                      for name in ["vascular_structures"]]))[0]  # fmt: skip
     assert {name: said(row)[1] for name, row in spaced.items()} == {

@@ -93,7 +93,7 @@ def test_which_image_is_which(tmp_path: Path) -> None:
     counts: Counter[tuple[bool, str]] = Counter()
     for number in range(40):
         row = examples[f"IL_{number}-view"]
-        assert [part["type"] for part in row.messages[0]["content"]] == ["text", "image", "text", "image", "text"]
+        assert [part["type"] for part in row.messages[0]["content"]] == ["text", "image", "text"] * 2 + ["text"]
         question, answer = said(row)
         plain = any(question.endswith(asked) for asked in milk10k.CLINICAL)
         assert plain or any(question.endswith(asked) for asked in milk10k.DERMOSCOPIC)
@@ -111,6 +111,7 @@ def test_the_levels_are_turns(tmp_path: Path) -> None:
     assert [turn["role"] for turn in row.messages] == ["user", "assistant"] * 4
     assert sum(part["type"] == "image" for part in row.messages[0]["content"]) == 2
     assert all(level in answer for level, answer in zip(LEVELS, answers(row), strict=False))
+    assert answers(row)[0] in ("Malignant.", "It is Malignant.")
     questions = [words(turn) for turn in row.messages[::2]]
     assert not any(level in question for question in questions for level in LEVELS if level)
     assert Dropped(f"{milk10k.TRUTH}:3 hierarchy", "no-hierarchy", "diagnosis_1 to diagnosis_5 have 0 levels") in ledger
