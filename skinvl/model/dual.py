@@ -61,6 +61,17 @@ class DualEncoderConfig(PretrainedConfig):
         assert isinstance(self.text_config, PretrainedConfig)
         return self.image_config, self.text_config
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All fields, as they are saved, but where they were read from.
+
+        transformers leaves out what a tower has by default, and makes a default config to see it: that of SigLIP's
+        texts has tokens beyond its own vocabulary, which it warns about.
+        """
+        fields = self.to_dict()
+        for part in (fields, fields["image_config"], fields["text_config"]):
+            part.pop("_name_or_path", None)  # a folder of this machine
+        return fields
+
 
 @dataclass
 class DualEncoderOutput(ModelOutput):

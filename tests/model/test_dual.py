@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoModel, ViTConfig
+from transformers import AutoModel, ViTConfig, configuration_utils
 
 from helpers import two_towers
 from skinvl.model import towers
@@ -45,7 +45,10 @@ def test_a_model_has_these_parts_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_saved_and_loaded_to_the_bit_and_every_weight_is_loaded(family: str, tmp_path: Path) -> None:
+def test_it_is_saved_and_loaded_to_the_bit_and_every_weight_is_loaded(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration_utils.logger, "warning_once", lambda message: pytest.fail(message))
     model = load(family)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -59,6 +62,8 @@ def test_it_is_saved_and_loaded_to_the_bit_and_every_weight_is_loaded(family: st
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert again.config.to_diff_dict() == model.config.to_diff_dict()
+    assert str(two_towers.base(family)) not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -376,6 +376,14 @@ def test_blocks_of_the_alignment_are_one_loss(monkeypatch: pytest.MonkeyPatch) -
     assert apart(computed, wanted) < 1e-12
 
 
+def test_of_several_ontology_texts_the_cosines_are_averaged() -> None:
+    texts = torch.eye(4, dtype=torch.float64)[[0, 1, 0, 2, 3]]
+    aspect = torch.tensor([ONTOLOGY, ONTOLOGY, SENTENCE, SENTENCE, SENTENCE])
+    pairing = Pairing(torch.tensor([0, 0, 0, 0, 1]), aspect, torch.empty(0))
+    wanted = torch.tensor([1, 1, 1, math.exp(-0.5), 1], dtype=torch.float64)
+    torch.testing.assert_close(objectives.make.diagnosis_weights(texts, pairing, 2), wanted)
+
+
 # MAKE as released
 
 

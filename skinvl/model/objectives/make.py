@@ -162,14 +162,15 @@ def diagnosis_weights(texts: torch.Tensor, pairing: Pairing, images: int) -> tor
     ontology, sentence = pairing.aspect == ONTOLOGY, pairing.aspect == SENTENCE
     number = torch.bincount(owner[ontology], minlength=images)
 
-    # The mean cosine of each text with the ontology texts of its image, and the highest of the image's sentences.
+    # The mean cosine of each text with the ontology texts of its image, and the highest of the image's sentences. Where
+    # there is no ontology text all are 0, and the sentences weigh alike.
     summed = texts.new_zeros(images, texts.shape[1]).index_add(0, owner[ontology], texts[ontology])
     likeness = (texts * summed[owner]).sum(dim=1) / number[owner].clamp(min=1)
     highest = texts.new_full((images,), -1.0).scatter_reduce(
         0, owner[sentence], likeness[sentence], "amax", include_self=False
     )
 
-    return (likeness - highest[owner]).exp().where(sentence & (number[owner] > 0), 1)
+    return (likeness - highest[owner]).exp().where(sentence, 1)
 
 
 def _align(

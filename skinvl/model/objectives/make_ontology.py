@@ -29,14 +29,18 @@ from skinvl.recipe import towers
 TEMPERATURE = 0.07
 
 
-class MakeOntologyLoss(MakeLoss):
-    """MAKE with targets that fall off with the distance in the tree of diagnoses."""
+class SoftTargets(MakeLoss):
+    """What MAKE has to know for targets by the tree of diagnoses."""
 
     needs_ontology = True
 
     def __init__(self, settings: towers.Objective) -> None:
         super().__init__(settings)
         self.soft = settings.soft
+
+
+class MakeOntologyLoss(SoftTargets):
+    """MAKE with targets that fall off with the distance in the tree of diagnoses."""
 
     def contrast(self, logits: torch.Tensor, pairing: Pairing, weights: torch.Tensor, progress: float) -> torch.Tensor:
         """float32[], the loss of the logits float32[B, N] with the weights float32[N] of the texts."""
@@ -58,14 +62,8 @@ class MakeOntologyLoss(MakeLoss):
         return mean(0.5 * (to_texts + to_images), pairs.share * weights[pairs.texts])
 
 
-class ReleasedMakeOntologyLoss(ReleasedMakeLoss):
+class ReleasedMakeOntologyLoss(SoftTargets, ReleasedMakeLoss):
     """The released MAKE with these targets."""
-
-    needs_ontology = True
-
-    def __init__(self, settings: towers.Objective) -> None:
-        super().__init__(settings)
-        self.soft = settings.soft
 
     def contrast(self, logits: torch.Tensor, pairing: Pairing, weights: torch.Tensor, progress: float) -> torch.Tensor:
         """float32[], the loss of the logits float32[B, N] with the weights float32[N] of the texts, 0 of empty ones."""

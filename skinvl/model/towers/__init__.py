@@ -13,11 +13,20 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from tokenizers import Tokenizer, processors
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 class TinyTowers(ABC):
     """The tiny random base of a family, its tokenizer trained on the spot."""
+
+    SIZE: ClassVar[dict[str, Any]] = {  # of either tower
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    SQUARE: ClassVar[dict[str, Any]] = {"image_size": 112, "patch_size": 16}
 
     @abstractmethod
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -26,6 +35,12 @@ class TinyTowers(ABC):
     @abstractmethod
     def settings(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         """The fields of a DualEncoderConfig in which every special path of the family exists, of 112 px."""
+
+    @staticmethod
+    def bounded(backend: Tokenizer, template: str, *tokens: str) -> None:
+        """Has a tokenizer put tokens around each text, such as "[CLS] $A [SEP]"."""
+        ends = [(token, backend.token_to_id(token)) for token in tokens]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
 
     mean: tuple[float, float, float]  # of the published image processors
     std: tuple[float, float, float]

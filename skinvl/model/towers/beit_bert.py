@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BeitConfig,
     BeitModel,
@@ -64,8 +64,7 @@ class TinyBeitBert(TinyTowers):
         backend.train_from_iterator(
             texts, trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False)
         )
-        ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-        backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        self.bounded(backend, "[CLS] $A [SEP]", "[CLS]", "[SEP]")
         return PreTrainedTokenizerFast(
             tokenizer_object=backend,
             pad_token="[PAD]",
@@ -78,23 +77,16 @@ class TinyBeitBert(TinyTowers):
 
     def settings(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         """Patches of 16 px, three layers each."""
-        same: dict[str, Any] = {
-            "hidden_size": 96,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-        }
         image = BeitConfig(
-            **same,
-            image_size=112,
-            patch_size=16,
+            **self.SIZE,
+            **self.SQUARE,
             use_absolute_position_embeddings=True,
             use_mean_pooling=True,
             layer_norm_eps=1e-6,
             layer_scale_init_value=0.1,
             drop_path_rate=0.0,
         )
-        text = BertConfig(**same, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        text = BertConfig(**self.SIZE, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
         return {
             "image_config": image.to_dict(),
             "text_config": text.to_dict(),

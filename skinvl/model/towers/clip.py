@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
@@ -95,35 +96,23 @@ class TinyClip(TinyTowers):
             texts, trainers.BpeTrainer(vocab_size=998, initial_alphabet=alphabet, show_progress=False)
         )
         backend.add_special_tokens([START, END])
-        ends = [(token, backend.token_to_id(token)) for token in (START, END)]
-        backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+        self.bounded(backend, f"{START} $A {END}", START, END)
         return PreTrainedTokenizerFast(
             tokenizer_object=backend, bos_token=START, eos_token=END, pad_token=END, model_max_length=77
         )
 
     def settings(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         """Patches of 16 px, three layers each."""
-        same: dict[str, Any] = {
-            "hidden_size": 96,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-        }
-        eos = tokenizer.eos_token_id
-        image = CLIPVisionConfig(**same, image_size=112, patch_size=16)
+        image = CLIPVisionConfig(**self.SIZE, **self.SQUARE)
         text = CLIPTextConfig(
-            **same,
+            **self.SIZE,
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=eos,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return {
-            "image_config": image.to_dict(),
-            "text_config": text.to_dict(),
-            "projection_dim": 64,
-            "eos_token_id": eos,
-        }
+        parts = {"vision_config": image.to_dict(), "text_config": text.to_dict()}
+        return FAMILY.settings(CLIPConfig(**parts, projection_dim=64))
 
 
 FAMILY = Clip()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     PretrainedConfig,
@@ -17,6 +17,7 @@ from transformers import (
     Siglip2TextModel,
     Siglip2VisionConfig,
     Siglip2VisionModel,
+    SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
     SiglipTextModel,
@@ -144,37 +145,20 @@ class TinySiglip(TinyTowers):
                 show_progress=False,
             ),
         )
-        end = (END, backend.token_to_id(END))
-        backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[end])
+        self.bounded(backend, f"$A {END}", END)
         return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD, model_max_length=64)
 
     def settings(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         """Patches of 16 px, three layers each."""
-        same: dict[str, Any] = {
-            "hidden_size": 96,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-        }
-        image = SiglipVisionConfig(**same, image_size=112, patch_size=16)
+        image = SiglipVisionConfig(**self.SIZE, **self.SQUARE)
         text = SiglipTextConfig(
-            **same,
+            **self.SIZE,
             vocab_size=len(tokenizer),
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return {
-            "image_config": image.to_dict(),
-            "text_config": text.to_dict(),
-            "image_head": "none",
-            "text_head": "linear-bias",
-            "text_pooling": "last",
-            "projection_dim": 96,
-            "text_length": 64,
-            "eos_token_id": None,
-            "logit_bias": True,
-        }
+        return FAMILY.settings(SiglipConfig(vision_config=image.to_dict(), text_config=text.to_dict()))
 
 
 FAMILY = Siglip()
