@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from skinvl.data import hamming
 from skinvl.data.hamming import Pairs
+from skinvl.data.profiles import Profile
 
 Kind = Literal["sha256", "archive", "phash", "turned"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -66,26 +67,30 @@ class Looks(TypedDict):
     signs: bytes | None  # 32, the signs of its 16 × 16 lowest frequencies
 
 
-def looks(picture: Image.Image) -> Looks:
+def looks(picture: Image.Image, profile: Profile | None = None) -> Looks:
     """The perceptual hash of an RGB or grey picture, upright and in every other position, and its longer hash of signs.
 
     Source: DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010). On the
     32 × 32 cells it gives the bits of the ImageHash library's `phash`, in a sixth of its time. The hashes of the other
     positions are made of the frequencies: of the bits they could not be, as the median lies elsewhere.
+
+    Args:
+        profile: what the pixels are read by.
     """
-    block = frequencies(picture)
+    block = frequencies(picture, profile)
     if block is None:
         return Looks(phash=None, turned=None, signs=None)
     upright, *turned = hashes(block[None])[0].tolist()
     return Looks(phash=upright, turned=turned, signs=np.packbits(block > 0).tobytes())
 
 
-def frequencies(picture: Image.Image) -> Blocks | None:
+def frequencies(picture: Image.Image, profile: Profile | None = None) -> Blocks | None:
     """float[16, 16], the lowest frequencies of an RGB or grey picture, None where it is too flat to tell."""
-    if min(picture.size) > THIN:
-        small = picture.resize((THIN, THIN), Image.Resampling.NEAREST).reduce(THIN // 32)
-    else:
-        small = picture.resize((32, 32), Image.Resampling.LANCZOS)
+    thins = min(picture.size) > THIN
+    thin = picture.resize((THIN, THIN), Image.Resampling.NEAREST) if thins else picture
+    if profile is not None:  # which converts each pixel by itself, so that those that are looked at are enough
+        thin = profile.applied(thin).convert("L")
+    small = thin.reduce(THIN // 32) if thins else thin.resize((32, 32), Image.Resampling.LANCZOS)
     grey = small.convert("L")
     darkest, brightest = cast(tuple[int, int], grey.getextrema())
     if brightest - darkest < FLAT:

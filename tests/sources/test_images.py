@@ -241,7 +241,7 @@ def test_only_the_row_group_is_read(raw: Path, table: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_placed_files_keep_the_profile_of_their_colours(raw: Path, kind: str) -> None:
     """So that anybody reads them right, and either reading stays open; the hashes are of what models see."""
-    picture = sources.photo(3, 64)
+    picture = sources.photo(3, 200)
     data = saved(picture, kind, icc_profile=colours.ICC["Adobe RGB"], exif=exif(6, private=True), **SAVED[kind])
     found, placed = looked(raw, "x", data)
     assert (found.profile, found.fault) == ("Adobe RGB", None)

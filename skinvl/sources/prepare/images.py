@@ -90,8 +90,7 @@ def look(raw: Path, path: str, out: Path, profiles: Profiles = "srgb") -> Looked
         if is_dicom := dicom.is_dicom(data):
             picture = dicom.picture(data, f"DICOM file {digest[:20]}")
             kind, clean = _bare(None, "DICOM", 1, picture, f"DICOM file {digest[:20]}")
-            profile = profile_of(picture)
-            seen = profile.applied(picture) if profile and profiles == "srgb" else picture
+            seen, profile = picture, profile_of(picture)
         else:
             with opened(BytesIO(data), path) as image:
                 kind, turn, inks = image.format, orientation(image), image.mode == "CMYK"
@@ -100,11 +99,14 @@ def look(raw: Path, path: str, out: Path, profiles: Profiles = "srgb") -> Looked
                 if clean == data and kind in ("JPEG", "MPO") and (profile is None or profiles == "ignore"):
                     image.draft("L", None)  # the hash needs no more, and all that is compressed is still read
                 picture = decode(image, path)
-            seen = _seen(picture, profile, data if inks else None, path) if profile and profiles == "srgb" else picture
-            if clean != data:
-                if profile and not profile.fault and not inks:
+            seen = picture
+            if profile and not profile.fault:
+                if not inks:
                     picture.info["icc_profile"] = profile.icc  # for a PNG
-                kind, clean = _bare(clean, kind, turn, seen if inks and clean is None else picture, path)
+                elif profiles == "srgb":  # the picture is ink no longer
+                    seen = _of_ink(data, profile, path)
+            if clean != data:
+                kind, clean = _bare(clean, kind, turn, picture if clean else seen, path)
     except ImageError as error:
         return Looked(path, rule=error.rule, detail=error.detail)
 
@@ -115,12 +117,13 @@ def look(raw: Path, path: str, out: Path, profiles: Profiles = "srgb") -> Looked
     elif inner:
         name = PurePosixPath(f"{PurePosixPath(inner[1])}/{int(cell[2]) if cell else inner[2]}.{_ENDINGS[kind]}")
     placed = f"images/{name}"
+    applied = profile if profiles == "srgb" and seen is picture else None
     _place(None if inner or clean != data else source, clean, out / placed)
     return Looked(
         path,
         placed,
         sha256=digest,
-        **fingerprints.looks(seen if seen.mode == "L" else seen.convert("L")),
+        **fingerprints.looks(seen if applied or seen.mode == "L" else seen.convert("L"), applied),
         archive=fingerprints.archive_id(path),
         width=picture.width,
         height=picture.height,
@@ -129,11 +132,9 @@ def look(raw: Path, path: str, out: Path, profiles: Profiles = "srgb") -> Looked
     )
 
 
-def _seen(picture: Image.Image, profile: Profile, inks: bytes | None, path: str) -> Image.Image:
-    """The picture in sRGB; of ink, which the picture is no longer, the file is decoded once more."""
-    if inks is None:
-        return profile.applied(picture)
-    with opened(BytesIO(inks), path) as image:
+def _of_ink(data: bytes, profile: Profile, path: str) -> Image.Image:
+    """The pixels of a CMYK file in sRGB, decoded once more."""
+    with opened(BytesIO(data), path) as image:
         return decode(image, path, profile)
 
 
