@@ -18,7 +18,18 @@ from skinvl.data.workers import Workers
 from skinvl.recipe import strict
 from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.recipe import Evaluate
-from skinvl.score import answers, class_report, classification, compare, metrics, order, retrieval, tables, untrained
+from skinvl.score import (
+    answers,
+    class_report,
+    classification,
+    compare,
+    metrics,
+    order,
+    retrieval,
+    submissions,
+    tables,
+    untrained,
+)
 from skinvl.score.compare import CompareError, Resampling
 from skinvl.score.metrics import Metric
 from skinvl.score.predictions import FOLDERS, Answer, PredictionError, read
@@ -47,13 +58,19 @@ class Scored:
 
 
 def main(words: Sequence[str]) -> int:
-    """0, once scores.json and scores.md lie in the first run and are printed.
+    """0, once scores.json and scores.md lie in the first run and are printed, or a challenge's file is written.
 
     Raises:
-        ScoreError, PredictionError, MetricError, ClassError, CompareError, RecipeError: what a user can mend.
+        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, RecipeError: what a user can
+            mend.
     """
     options = _arguments(words)
     runs: list[Path] = options.runs
+    console = Console(highlight=False, markup=False)
+    if options.submission:
+        challenge, out = options.submission
+        console.print(submissions.write(challenge, runs[0], Path(out)), soft_wrap=True)
+        return 0
     metric_names = options.metrics.split(",") if options.metrics else _metrics_of(runs[0])
     chosen = [metrics.load(name) for name in dict.fromkeys(metric_names)]
     resampling = Resampling(options.resamples, options.seed)
@@ -98,7 +115,7 @@ def main(words: Sequence[str]) -> int:
     scores = _rounded(scores)
     write_json(runs[0] / "scores.json", scores, indent=1, allow_nan=False)
     write_text(runs[0] / "scores.md", tables.markdown(scores))
-    tables.show(Console(highlight=False, markup=False), scores)
+    tables.show(console, scores)
     return 0
 
 
@@ -163,6 +180,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
                         help="folder of a run; of several, all replicates, the first gets the numbers")  # fmt: skip
     parser.add_argument("--against", type=Path, metavar="RUN", help="a run to test the first one against")
     parser.add_argument("--metrics", metavar="NAME,…", help="of the answers (default: the recipe's evaluate.metrics)")
+    parser.add_argument("--submission", nargs=2, metavar=("CHALLENGE", "FILE"),
+                        help=f"write what a challenge takes: {', '.join(submissions.names())}")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N",
                         help=f"resamples of an interval (default {RESAMPLES:,})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")
@@ -171,6 +190,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(words)
     if options.resamples < 100:
         parser.error(f"--resamples {options.resamples}: expected at least 100, for the ends of a 95 % interval")
+    if options.submission and (len(options.runs) > 1 or options.against):
+        parser.error("--submission takes one RUN, or the file of one set's predictions")
     if options.seed < 0 or options.workers < 1:
         parser.error("--seed starts at 0 and --workers at 1")
     return options

@@ -23,7 +23,7 @@ from skinvl.evaluate import benchmarks, classify, contamination
 from skinvl.model import families, infer
 from skinvl.recipe import run
 from skinvl.recipe.recipe import ClassSpec, Recipe, SourceSpec
-from skinvl.score import predictions
+from skinvl.score import predictions, score
 from skinvl.score.predictions import Classified, PredictionError, PredictionJournal
 from skinvl.train import sft
 
@@ -285,3 +285,20 @@ def test_the_prompt_lists_the_classes_and_its_answer_is_matched(
     assert [(row.outcome, row.choice) for row in rows[:-1]] == [("matched", "basal cell carcinoma")] * 5
     settings = json.loads((tmp_path / "out" / "eval" / "classes" / "lesions.json").read_text())
     assert settings["prompted"] is True
+
+
+def test_a_blind_set_is_weighed_like_any_other_and_has_no_label(tmp_path: Path) -> None:
+    folder = source(tmp_path / "lesions", 4)
+    known = example.read(folder, "test")
+    example.write(folder, "test", [replace(row, facts=Facts()) for row in known])
+    one = made(tmp_path, blind=True)
+    classify.classify_sets(one, tmp_path / "out")
+    settings, rows = read(tmp_path / "out")
+    assert [(row.label, row.detail) for row in rows] == [(None, "its diagnosis is not known")] * 4
+    for row in rows[:2]:
+        expected = [alone("qwen2_vl", one, Path(row.images[0]), settings["question"], name) for name in DIAGNOSES]
+        assert row.scores == pytest.approx(expected, abs=1e-4)
+    # Scoring such a run says that nothing can be scored, and does not stop.
+    assert score.main([str(tmp_path / "out"), "--resamples", "100"]) == 0
+    block = json.loads((tmp_path / "out" / "scores.json").read_text())["sets"]["lesions"]["classes"]
+    assert (block["rows"], block["unscored"]) == (4, 4)
