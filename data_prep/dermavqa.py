@@ -136,13 +136,11 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     language = LANGUAGES[part]
     for split, path in _files(raw, False).items():
         for where, entry in llava.entries(path, shard):
-            encounter = _encounter(entry)
-            query = encounter if isinstance(encounter, Missing) else _query(encounter, language)
-            answers = query if isinstance(query, Missing) else _answers(entry, language)
-            if isinstance(encounter, Missing) or isinstance(query, Missing) or isinstance(answers, Missing):
-                missing = next(each for each in (encounter, query, answers) if isinstance(each, Missing))
-                yield Dropped(where, missing.rule, missing.detail)
+            answered = _answered(entry, language)
+            if isinstance(answered, Missing):
+                yield Dropped(where, answered.rule, answered.detail)
                 continue
+            encounter, query, answers = answered
             best = answers[0]
             tags = ["machine-translated"] * (split == "train" and language != "zh")
             tags += ["incomplete-answer"] * (best.completeness is not None and best.completeness < 1)
@@ -202,6 +200,17 @@ def _encounter(entry: object) -> Encounter | Missing:
     return Encounter(name, tuple(images), entry)
 
 
+def _answered(entry: object, language: str) -> tuple[Encounter, str, tuple[Reference, ...]] | Missing:
+    """The encounter, what its patient wrote, and the answers."""
+    if isinstance(encounter := _encounter(entry), Missing):
+        return encounter
+    if isinstance(query := _query(encounter, language), Missing):
+        return query
+    if isinstance(answers := _answers(encounter.entry, language), Missing):
+        return answers
+    return encounter, query, answers
+
+
 def _query(encounter: Encounter, language: str) -> str | Missing:
     """What the patient wrote: the title, and what stands below it."""
     written = [_words(encounter.entry, f"query_{name}_{language}") for name in ("title", "content")]
@@ -248,17 +257,19 @@ def _closed(raw: Path, photos: Photos, shard: Shard) -> Iterator[Example | Dropp
     encounters: dict[str, Encounter] = {}
     for path in _files(raw, False).values():
         for _, entry in llava.entries(path):
-            if isinstance(encounter := _encounter(entry), Encounter):
-                encounters.setdefault(encounter.id, encounter)
+            if not isinstance(read := _encounter(entry), Missing):
+                encounters.setdefault(read.id, read)
     for split, path in _files(raw, True).items():
         for where, entry in llava.entries(path, shard):
             name = _words(entry, "encounter_id") if isinstance(entry, dict) else ""
-            encounter = encounters.get(name) or Missing(f"no query of the encounter {name!r:.60} names its photos")
+            if (encounter := encounters.get(name)) is None:
+                detail = f"no query of the encounter {name!r:.60} names its photos"
+                yield from (Dropped(f"{where} {parent}", "unknown-value", detail) for parent in questions)
+                continue
             for parent, question in questions.items():
-                made = encounter if isinstance(encounter, Missing) else _asked(encounter, entry, parent, question)
-                if isinstance(made, Missing) or isinstance(encounter, Missing):
-                    missing = made if isinstance(made, Missing) else encounter
-                    yield Dropped(f"{where} {parent}", missing.rule, missing.detail)
+                made = _asked(encounter, entry, parent, question)
+                if isinstance(made, Missing):
+                    yield Dropped(f"{where} {parent}", made.rule, made.detail)
                     continue
                 asked, right = made
                 lines = _lines(question.options)
@@ -293,13 +304,13 @@ def _asked(
     """What is asked, before the options, and the numbers of the right ones."""
     numbers = set()
     for name in question.ids:
-        value = gold.get(name)
-        if name in gold and not re.fullmatch(r"\d{1,3}", str(value)):
-            return Missing(f"{name} is {value!r:.40}; expected the number of an option", "malformed")
-        if name in gold and int(value) >= len(question.options):
-            return Missing(f"{name} is {value!r:.40}; there are {len(question.options)} options, from 0", "malformed")
-        if name in gold:
-            numbers.add(int(value))
+        if name not in gold:
+            continue
+        value = str(gold[name])
+        if not re.fullmatch("[0-9]{1,3}", value) or int(value) >= len(question.options):
+            expected = f"a number from 0 to {len(question.options) - 1}"
+            return Missing(f"{name} is {gold[name]!r:.40}; expected {expected}", "malformed")
+        numbers.add(int(value))
     if not numbers:
         return Missing(f"no option is given for {question.ids[0]}")
     padding = {number for number, option in enumerate(question.options) if option.casefold() == NOT_MENTIONED}

@@ -186,7 +186,7 @@ def test_a_question_and_its_repeats_are_one_set(tmp_path: Path) -> None:
     for row in examples.values():
         question, answer = said(row)
         assert row.options == tuple(OPTIONS[row.id[5:]])
-        assert chosen(answer, question, row.options) == {*row.right}
+        assert chosen(answer, question, row.options) == frozenset(row.right)
         assert "1 Where" not in question
     assert said(examples["ENC1-CQID011"])[1] == "A. head\nD. back"
     assert examples["ENC1-CQID020"].facts.kind == "morphology"
@@ -210,7 +210,8 @@ def test_what_no_photo_shows_is_asked_with_the_words_of_the_patient(tmp_path: Pa
 
 
 def test_gold_that_means_nothing(tmp_path: Path) -> None:
-    entries = gold("ENC1", CQID010_001=9), gold("ENC1", CQID010_001=True), gold("ENC9"), {"encounter_id": "ENC1"}
+    entries: list[dict[str, object]] = [gold("ENC1", CQID010_001=9), gold("ENC1", CQID010_001=True)]
+    entries += [gold("ENC9"), {"encounter_id": "ENC1"}]
     _, ledger = converted(dermavqa, closed(tmp_path, *entries), "das")
     rules: dict[str, list[str]] = {}
     for row in ledger:

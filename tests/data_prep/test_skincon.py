@@ -58,7 +58,7 @@ def test_four_questions_about_what_a_photo_shows(tmp_path: Path) -> None:
     assert [option in every.facts.present for option in one.options].count(True) == len(one.right) == 1
     for row in (every, one):
         question, answer = said(row)
-        assert chosen(answer, question, row.options) == {*row.right}
+        assert chosen(answer, question, row.options) == frozenset(row.right)
     assert any(f": {concept}?" in said(yes)[0] for concept in every.facts.present)
     assert any(f": {concept}?" in said(no)[0] for concept in every.facts.absent)
     assert (said(yes)[1], said(no)[1]) == ("Yes.", "No.")

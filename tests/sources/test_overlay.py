@@ -38,7 +38,7 @@ def photos(folder: Path, names: Sequence[str] = NAMES) -> Path:
     return folder / "fitzpatrick17k"
 
 
-def annotations(folder: Path, names: Sequence[str] = NAMES) -> Path:
+def concept_table(folder: Path, names: Sequence[str] = NAMES) -> Path:
     """SkinCon's table of these photos."""
     flags = dict.fromkeys(CONCEPTS, "0") | {"scale": "1", "plaque": "1"}
     ignored = "Do not consider this image"
@@ -56,7 +56,7 @@ def below(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def over(below: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SkinCon over them, with a photo that they do not have."""
     folder = tmp_path_factory.mktemp("over")
-    account = prepare("skincon", annotations(folder / "raw", [*NAMES, "ff"]), folder / "out", over=below)
+    account = prepare("skincon", concept_table(folder / "raw", [*NAMES, "ff"]), folder / "out", over=below)
     assert account is not None
     assert account.rows == 4 * 10
     assert account.ledger == {"not-below": 4}
@@ -116,7 +116,7 @@ def test_the_leak_guard_knows_the_images_again(below: Path, over: Path, tmp_path
 
 
 def test_it_is_up_to_date_until_the_source_below_changes(tmp_path: Path) -> None:
-    source, raw, out = photos(tmp_path), annotations(tmp_path / "raw"), tmp_path / "out"
+    source, raw, out = photos(tmp_path), concept_table(tmp_path / "raw"), tmp_path / "out"
     first = prepare("skincon", raw, out, over=source)
     made = (out / "card.json").stat().st_mtime_ns
     assert prepare("skincon", raw, out, over=source) == first
@@ -131,7 +131,7 @@ def test_it_is_up_to_date_until_the_source_below_changes(tmp_path: Path) -> None
 
 
 def test_an_image_that_is_gone_is_missing_and_a_row_of_its_own_is_no_way_out(tmp_path: Path) -> None:
-    source, raw = photos(tmp_path), annotations(tmp_path / "raw")
+    source, raw = photos(tmp_path), concept_table(tmp_path / "raw")
     (source / "images" / "images" / f"{NAMES[0]}.jpg").unlink()
     account = prepare("skincon", raw, tmp_path / "out", over=source)
     assert account is not None
@@ -139,7 +139,7 @@ def test_an_image_that_is_gone_is_missing_and_a_row_of_its_own_is_no_way_out(tmp
 
 
 def test_a_split_that_the_source_below_keeps_is_kept(tmp_path: Path) -> None:
-    source, raw = photos(tmp_path), annotations(tmp_path / "raw")
+    source, raw = photos(tmp_path), concept_table(tmp_path / "raw")
     card = read_card(source)
     (source / "card.json").write_text(json.dumps(card | {"split": "official"}))
     prepare("skincon", raw, tmp_path / "out", over=source)
@@ -147,7 +147,7 @@ def test_a_split_that_the_source_below_keeps_is_kept(tmp_path: Path) -> None:
 
 
 def test_two_images_of_a_name_are_not_guessed(tmp_path: Path) -> None:
-    source, raw = photos(tmp_path), annotations(tmp_path / "raw", NAMES[:1])
+    source, raw = photos(tmp_path), concept_table(tmp_path / "raw", NAMES[:1])
     twin = (f"images/again/{NAMES[0]}.jpg",)
     changed = [replace(row, images=twin) if row.group == NAMES[1] else row for row in read(source, "train")]
     assert twin in {row.images for row in changed}
@@ -159,14 +159,14 @@ def test_two_images_of_a_name_are_not_guessed(tmp_path: Path) -> None:
 
 
 def test_shards_give_what_one_run_gives(below: Path, over: Path, tmp_path: Path) -> None:
-    raw, out = annotations(tmp_path / "raw", [*NAMES, "ff"]), tmp_path / "out"
+    raw, out = concept_table(tmp_path / "raw", [*NAMES, "ff"]), tmp_path / "out"
     assert [prepare("skincon", raw, out, over=below, shard=(index, 2)) is None for index in (1, 0)] == [True, False]
     assert rows(out) == rows(over)
 
 
 def test_what_cannot_lie_over_it(below: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    raw = annotations(tmp_path / "raw")
+    raw = concept_table(tmp_path / "raw")
     with pytest.raises(PrepError, match=r"^data/fitzpatrick17k: no prepared source; skincon has no images and lies "
                        r"over those of fitzpatrick17k\. Prepare them with skinvl prep fitzpatrick17k RAW"):  # fmt: skip
         prepare("skincon", raw, tmp_path / "out")
@@ -187,7 +187,7 @@ def test_on_the_command_line_the_part_follows_from_the_source(
     below: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    raw = annotations(tmp_path / "raw")
+    raw = concept_table(tmp_path / "raw")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "fitzpatrick17k").symlink_to(below)
     assert prep.main(["skincon", str(raw), "data/skincon"]) == 0  # where it lies by default
