@@ -102,7 +102,7 @@ def svg(flow: Flow) -> Markup:
         y = below
 
     downwards([("Rows in", f"{flow.rows:,}")], _left_out(flow))
-    totals = (("Conversations", flow.conversations), ("images", flow.images), ("groups", flow.groups))
+    totals = (("Rows out", flow.conversations), ("images", flow.images), ("groups", flow.groups))
     downwards([(name, f"{count:,}") for name, count in totals], _joined(flow))
 
     # The splits stand side by side, on the arrow that ends above the first of them.

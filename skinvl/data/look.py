@@ -96,6 +96,7 @@ def page(
         ledger=[rule for rules in ledgers.values() for rule in rules],
         tags=columns.tags(chosen).most_common(),
         counts=counts,
+        crossing=_crossing(parts, rows),
         groups=groups,
         conversations=list(gallery.conversations(parts, rows, album, seed)),
         seed=seed,
@@ -123,6 +124,13 @@ def ledger(root: Path, seed: int) -> list[RuleRows]:
             kept[rule][place] = row
     ranked = sorted(counts, key=lambda rule: (-counts[rule], rule))
     return [RuleRows(source_name(root), rule, counts[rule], kept[rule]) for rule in ranked]
+
+
+def _crossing(parts: Sequence[Part], rows: Columns) -> int:
+    """How many groups stand in several of the sets that are looked at."""
+    inside = np.array([part.chosen for part in parts])[rows.set]
+    pairs = np.unique(rows.group[inside] * len(parts) + rows.set[inside])
+    return int((np.unique(pairs // len(parts), return_counts=True)[1] > 1).sum())
 
 
 def _flow(root: Path, parts: Sequence[Part], rows: Columns, rules: Sequence[RuleRows]) -> Flow:

@@ -77,7 +77,7 @@ def test_the_page_says_what_became_of_every_row(tmp_path: Path) -> None:
     page = looked(tmp_path)
     assert "source: 16 rows in = 6 conversations out + 10 in the ledger." in page.text
     drawing = " ".join(text.strip() for tag, text in page.texts if tag in ("text", "title") and text.strip())
-    for words in ("Rows in 16", "Left out 10 missing-image 9 plain 1", "Conversations 6 images 6 groups 5",
+    for words in ("Rows in 16", "Left out 10 missing-image 9 plain 1", "Rows out 6 images 6 groups 5",
                   "Groups joined 3 share an image or a name; at most 2 became one rows changing split 4",
                   "train rows 5 images 4 groups 4", "test rows 1 images 2 groups 1"):  # fmt: skip
         assert words in drawing, words
@@ -118,6 +118,14 @@ def test_what_shares_a_group_is_shown_the_largest_first(tmp_path: Path) -> None:
                   "also known as lesion plain", "p4 1 conversations, 2 images, in test"):  # fmt: skip
         assert words in page.text, words
     assert [card["data-band"] for card in page.all("article") if "data-band" in card] == ["2", "2"]
+
+
+def test_groups_of_several_splits_are_warned_of(tmp_path: Path) -> None:
+    source = made(tmp_path / "source")
+    assert "several of these sets" not in looked(tmp_path).text
+    write(source, "test", [row("leak", "p1", "test"), row("fine", "p9", "test")])
+    assert "1 group stands in several of these sets" in looked(tmp_path).text
+    assert "several of these sets" not in looked(tmp_path, "--split", "test").text
 
 
 def test_a_split_may_be_looked_at_alone_and_the_diagram_has_all(tmp_path: Path) -> None:
