@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data import mixture
-from skinvl.data.source import source_folder
 from skinvl.model import adapter, ways_out
 from skinvl.model.adapter import Hits, Trained
 from skinvl.model.base import attention_kernel, blank_model, count_parameters, read_config
 from skinvl.model.precompute import require_room
 from skinvl.plan.configs import files, open_folder
 from skinvl.plan.rows import checked
+from skinvl.plan.workload import is_prepared
 from skinvl.recipe.recipe import Data, Parts, Recipe, SourceSpec, dump
 from skinvl.recipe.towers import PretrainData, Towers
 
@@ -74,11 +74,15 @@ def say_parts(say: Console, specs: Parts | Towers, counts: Mapping[str, Trained]
 
 
 def prepared(say: Console, data: AnyData) -> AnyData | None:
-    """The data with those of its sources that are prepared, the others printed; None where none is to train on."""
+    """The data with those of its sources that are prepared, the others printed; None where none is to train on.
+
+    Raises:
+        FileNotFoundError: one is prepared, and has no such split.
+    """
     lying: dict[str, list[SourceSpec]] = {"train": [], "eval": []}
     for purpose, specs in lying.items():
         for spec in getattr(data, purpose):
-            if (source_folder(spec.source) / f"{spec.split}.parquet").is_file():
+            if is_prepared(spec):
                 specs.append(spec)
             else:
                 say.print(

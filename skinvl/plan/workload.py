@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import PretrainedConfig
 
 from skinvl.data import mixture, references
+from skinvl.data.example import have, splits
 from skinvl.data.mixture import NOTHING, Row
 from skinvl.data.sampler import MixtureSampler
 from skinvl.data.source import source_folder
@@ -26,7 +27,7 @@ from skinvl.model.layout import spans
 from skinvl.model.lengths import preflight, sizes
 from skinvl.model.pack import Batch, Collator
 from skinvl.model.row import EncodedRow, encode_row
-from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.recipe import Recipe, SourceSpec
 from skinvl.recipe.towers import PretrainRecipe
 
 SAMPLE = 2048  # conversations of an epoch that are laid out; a longer one is scaled up from as many, evenly spread
@@ -100,12 +101,25 @@ def _longest(row: Row, number: int) -> Row:
 
 
 def missing(recipe: Recipe | PretrainRecipe) -> list[str]:
-    """The train sources of a recipe that are not prepared."""
-    return [
-        f"{spec.source} ({spec.split})"
-        for spec in recipe.data.train
-        if not (source_folder(spec.source) / f"{spec.split}.parquet").is_file()
-    ]
+    """The train sources of a recipe that are not prepared.
+
+    Raises:
+        FileNotFoundError: one is, and has no such split.
+    """
+    return [f"{spec.source} ({spec.split})" for spec in recipe.data.train if not is_prepared(spec)]
+
+
+def is_prepared(spec: SourceSpec) -> bool:
+    """Whether a source of a recipe lies here.
+
+    Raises:
+        FileNotFoundError: it does, and has no such split: a slip, where one that is not there may come later.
+    """
+    folder = source_folder(spec.source)
+    names = splits(folder)
+    if names and spec.split not in names:
+        raise FileNotFoundError(f"{folder / spec.split}.parquet: no such split; {have(folder)}")
+    return bool(names)
 
 
 def drawn(recipe: Recipe, chat: Chat, rows: Sequence[Row], ranks: int, share: bool) -> Epoch:

@@ -14,7 +14,10 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
     # On a machine without a GPU, where it trains on the CPU, as asked. It warns whenever accelerate looks for it.
     "DeepSpeed": ("Setting accelerator to CPU.",),
-    # The same, by PyTorch, where its CUDA toolkit is installed; DeepSpeed asks it for a compiler.
+    # SigLIP's text config has by default the special tokens of CLIP, which lie beyond its own vocabulary; its tower
+    # reads neither, and two towers take theirs from the tokenizer, which is held against the vocabulary.
+    "transformers.configuration_utils": ("Model config: bos_token_id must be", "Model config: eos_token_id must be"),
+    # The same as of DeepSpeed, by PyTorch, where its CUDA toolkit is installed; DeepSpeed asks it for a compiler.
     "torch.utils.cpp_extension": ("No CUDA runtime is found",),
 }
 

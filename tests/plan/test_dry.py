@@ -57,7 +57,7 @@ def test_lengths_are_shown_for_prepared_sources(tmp_path: Path, capsys: pytest.C
     assert "model.visual.merger" in shown
 
 
-def refused(one: Recipe, folder: Path, error: type[ValueError], message: str) -> None:
+def refused(one: Recipe, folder: Path, error: type[Exception], message: str) -> None:
     """A dry run and a training refuse the recipe in the same words, and the dry run leaves nothing behind."""
     for asked in (lambda: dry.show(one, None), lambda: sft.train(one)):
         before = sorted(folder.rglob("*"))
@@ -98,6 +98,8 @@ def test_a_dry_run_asks_the_leak_guard(tmp_path: Path, monkeypatch: pytest.Monke
     (data / "card.json").write_text(json.dumps({"split": "official", "alike": False}))
     refused(one, tmp_path, LeakError, "3 eval conversations of drawn share a group or an image with data.train")
     (data / "train.parquet").rename(data / "elsewhere.parquet")
+    refused(one, tmp_path, FileNotFoundError, "train.parquet: no such split; it has the splits: elsewhere, test")
+    data.rename(tmp_path / "elsewhere")
     dry.show(one, None)  # of what is not prepared nothing is known
 
 

@@ -75,6 +75,12 @@ def test_the_texts_of_prepared_sources_are_measured(
     assert "an epoch: " in shown
     with pytest.raises(BatchError, match=r"batch.images: found 512, and an epoch has"):
         dry_towers.show(made.model_copy(update={"batch": towers.Batch(images=512)}), None)
+    for purpose in ("train", "eval"):
+        slip = towers.load("tiny-clip", [f"data.{purpose}=[{{source: demo, split: tset}}]"])
+        with pytest.raises(
+            FileNotFoundError, match=r"tset\.parquet: no such split; it has the splits: test, train, valid"
+        ):
+            dry_towers.show(slip, None)
     two_towers.source(tmp_path / "data" / "alone", images=1)
     alone = towers.load("tiny-clip", ["batch.images=4", "data.eval=[{source: alone, split: test}]"])
     with pytest.raises(BatchError, match=r"^data\.eval, alone: 1 images .* no negative"):

@@ -68,6 +68,8 @@ def test_the_folder_of_a_run_is_planned_as_its_recipe(
     (run / "recipe.yaml").write_text(towers.dump(recipe))
     said = told(capsys, monkeypatch, str(run), "--gpu", "h200", "batch.images=2")
     assert "an epoch: 3 steps" in said
+    with pytest.raises(FileNotFoundError, match=r"tset\.parquet: no such split; it has the splits: test, train"):
+        plan.main([str(run), "--gpu", "h200", f"data.train=[{{source: {tmp_path}/lesions, split: tset}}]"])
 
 
 @pytest.mark.parametrize("base", ["tiny-clip", "tiny-siglip"])

@@ -394,6 +394,15 @@ def towers(root: Path, whole: bool) -> Path:
     return run
 
 
+def test_merged_towers_say_how_near_they_are_to_base_and_adapter(tmp_path: Path) -> None:
+    check = {"images": 1e-7, "texts": 2e-7, "tolerance": 1e-5, "texts_compared": 3}
+    clip = Base(name="clip-b16", model="openai/clip-vit-base-patch16", revision="c" * 40)
+    text = made(towers(tmp_path, whole=False), base=clip, merge={"base": {}, "adapter": "", "check": check})
+    said = section(text, "Merged and unmerged")
+    assert "On probes, images of noise and 3 texts, its embeddings differ by at most 2.0e-07 from those of" in said
+    assert "DualEncoder.from_pretrained" in text
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_two_towers_say_what_they_were_trained_on_and_how_they_retrieve(tmp_path: Path, whole: bool) -> None:
     clip = Base(name="clip-b16", model="openai/clip-vit-base-patch16", revision="c" * 40)
