@@ -75,7 +75,7 @@ QUESTIONS = {  # the kind of each closed question, by the part of its ids that i
 FROM_TEXT = ("CQID015", "CQID025")  # what no photo shows: the patient's words belong to the question
 NOT_MENTIONED = "not mentioned"
 SEVERAL = ("Choose all that apply.", "Name every option that applies.")
-SINGLE = ("Choose one option.", "Which of the options is it?")
+SINGLE = ("Choose one option.", "Pick the option that fits.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ from skinvl.data.labels import diagnosis, is_known, malignancy
 CARD = Card(
     title="SkinCaRe (SkinCAP and SkinCoT)",
     address="https://huggingface.co/datasets/yuhos16/SkinCaRe",
-    licence="CC-BY-NC-SA-4.0, CC-BY-4.0, no redistribution and no derivatives by the terms of its gate",
-    terms="Its metadata, its text and its gate contradict one another; together they permit research use alone, and "
+    licence="CC-BY-NC-SA-4.0, CC-BY-4.0, terms of its gate",
+    terms="Its metadata, its text and its gate contradict one another: together they permit research use alone, and "
     "neither redistribution nor derivatives without the authors' permission. DDI's agreement holds for its photos too.",
     citation="Shen et al., SkinCaRe: A Multimodal Dermatology Dataset Annotated with Medical Caption and "
     "Chain-of-Thought Reasoning, 2025, arXiv 2405.18004",
