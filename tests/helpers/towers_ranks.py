@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from helpers import batches, two_towers
+from skinvl.model import ranks
 
 IMAGES = 7
 CASES = [("clip", "clip"), ("siglip", "siglip"), ("beit_bert", "make"), ("clip", "make-ontology")]
@@ -28,6 +29,7 @@ def towers(family: str, objective: str) -> tuple[batches.CachedGradients, batche
 def main() -> None:
     """Writes the loss and every gradient that the first rank and the last one have, case by case."""
     torch.set_num_threads(1)
+    ranks.FLAT = 1 << 12  # so that gradients are summed in several goes
     two_towers.base = lambda family: Path(sys.argv[1]) / family
     built = [(objective, *towers(family, objective)) for family, objective in CASES]
     dist.init_process_group("gloo")

@@ -54,10 +54,11 @@ def test_chunks_give_the_gradients_of_one_graph_with_dropout(family: str, object
     towers = batches.cached(family, objective, 3, dropout=True)
     given = batches.batch(towers.tokenizer, 7)
     loss, one_graph = direct(towers, given)
-    one_graph = {name: gradient.clone() for name, gradient in one_graph.items()}
+    one_graph, after = {name: gradient.clone() for name, gradient in one_graph.items()}, torch.get_rng_state()
     other = direct(towers, given, seed=2)[0]
     assert abs(other - loss) > 1e-4  # dropout does something
     again, chunked = gradients(towers, given)
+    assert torch.equal(torch.get_rng_state(), after)  # the next batch has other random numbers
     assert again == pytest.approx(loss, rel=1e-6)
     assert max(differences(one_graph, chunked).values()) < 1e-5
     assert chunked["scale.log"] != 0

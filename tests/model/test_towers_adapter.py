@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from helpers import two_towers
-from skinvl.model import towers, towers_adapter
+from helpers import batches, two_towers
+from skinvl.model import tiny_towers, towers, towers_adapter
 from skinvl.model.adapter import AdapterError
 from skinvl.model.dual import DualEncoder
 from skinvl.model.towers_loaded import load_towers, open_towers, read_model
@@ -23,13 +25,25 @@ from skinvl.recipe.towers import PretrainRecipe
 
 FAMILIES = towers.names()
 LORA = {"towers__image__train": "lora", "towers__text__train": "lora"}
-IDS, MASK = torch.tensor([[5, 6, 7, 8], [9, 10, 6, 6]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 CPU = torch.device("cpu")
+_ROOT = tempfile.TemporaryDirectory(prefix="skinvl-small-")
+
+
+@cache
+def small(family: str) -> Path:
+    """The folder of a base smaller than the tiny ones; nothing may write into it."""
+    with mock.patch.object(towers.TinyTowers, "SIZE", batches.SMALL):
+        return tiny_towers.build(family, Path(_ROOT.name) / family, texts=["a red plaque"])
+
+
+@pytest.fixture(autouse=True)
+def _small_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_towers, "base", small)
 
 
 @cache
 def _loaded(family: str) -> DualEncoder:
-    return DualEncoder.from_pretrained(two_towers.base(family))
+    return DualEncoder.from_pretrained(small(family))
 
 
 def attached(family: str, recipe: PretrainRecipe) -> Any:
@@ -42,11 +56,22 @@ def pixels() -> torch.Tensor:
     return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
+def texts(model: Any) -> torch.Tensor:
+    """float32[2, D] of two texts, one of them padded, which end as the text tower has it.
+
+    Without an end it would be read at the first position, which attends to itself alone, whatever queries and keys are.
+    """
+    end = model.config.eos_token_id or 8
+    ids, mask = torch.tensor([[5, 6, 7, end], [9, 10, end, 6]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    embeddings: torch.Tensor = model.encode_texts(ids, mask)
+    return embeddings
+
+
 def step(model: Any) -> None:
     """Gradients of something that depends on all that both sides make, the scale and bias included."""
-    images, texts = model.encode_images(pixels(), patches=True), model.encode_texts(IDS, MASK)
+    images = model.encode_images(pixels(), patches=True)
     bias = 0 if model.scale.bias is None else model.scale.bias
-    logits = (images.embeddings + images.patches[:, 5]) @ texts.T
+    logits = (images.embeddings + images.patches[:, 5]) @ texts(model).T
     (model.scale.value() * logits + bias).square().sum().backward()
 
 
@@ -62,7 +87,7 @@ def moved(model: Any) -> Any:
 def embedded(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The embeddings of two images and two texts."""
     with torch.no_grad():
-        return model.eval().encode_images(pixels()).embeddings, model.encode_texts(IDS, MASK)
+        return model.eval().encode_images(pixels()).embeddings, texts(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
