@@ -173,8 +173,11 @@ class ClassSpec(StrictModel):
 class Evaluate(StrictModel):
     """What a finished run is asked, and how that is scored."""
 
-    metrics: list[Text] = ["bleu", "closed_accuracy", "exact_match", "multiple_choice", "rouge", "tokens"]
-    """Modules of skinvl/score/metrics; bertscore and meteor need data of their own."""
+    metrics: list[Text] = [
+        *("bleu", "closed_accuracy", "exact_match", "json_fields", "multiple_choice", "option_f1", "option_set"),
+        *("rouge", "tokens"),
+    ]
+    """Modules of skinvl/score/metrics; bertscore and meteor need data of their own, delta_bleu references' weights."""
     generation: Generation = Generation()
     """How answers are generated."""
     engine: Literal["transformers", "vllm"] = "transformers"

@@ -12,7 +12,16 @@ import numpy as np
 
 from skinvl.data.workers import Workers, advance
 from skinvl.score import slices
-from skinvl.score.metrics import Metric, has_reference, json_fields, load, option_f1, right_answers, words
+from skinvl.score.metrics import (
+    Metric,
+    has_reference,
+    json_fields,
+    load,
+    option_f1,
+    option_set,
+    right_answers,
+    words,
+)
 from skinvl.score.metrics.closed_accuracy import NAMES as CLOSED
 from skinvl.score.metrics.closed_accuracy import counts as is_closed
 from skinvl.score.predictions import Answer, rule
@@ -223,8 +232,9 @@ def _reason(row: Answer) -> str:
 
 
 def _headline(by_name: Mapping[str, Estimate]) -> str | None:
-    """Share right of closed questions where there are any, else the first metric that was asked for."""
-    ready = [name for name in (*CLOSED, *by_name) if name in by_name and by_name[name].n]
+    """Share right of closed questions where there are any, else that of options or fields, else the first metric."""
+    first = (*CLOSED, option_set.NAMES[0], json_fields.NAMES[1])
+    ready = [name for name in (*first, *by_name) if name in by_name and by_name[name].n]
     return ready[0] if ready else None
 
 

@@ -20,13 +20,14 @@ from skinvl.recipe.files import read_json, read_json_lines, write_bytes
 from skinvl.score import charts, retrieval_page, samples, tables, untrained
 
 HEADLINE = {
-    "answers": ("closed_accuracy", "exact_match", "token_f1"),
+    "answers": ("closed_accuracy", "option_credit", "json_fields", "json_valid", "exact_match", "token_f1"),
     # Accuracy hides missed cancers, so what was found of them stands right below it.
     "classes": ("accuracy", "sensitivity", "specificity", "balanced_accuracy", "macro_f1", "auroc"),
 }
 MALIGNANT = {"sensitivity", "specificity"}
 WRITTEN = {"bleu": "BLEU", "rouge": "ROUGE", "meteor": "METEOR", "bertscore": "BERTScore", "auroc": "AUROC",
-           "auprc": "AUPRC", "aurc": "AURC", "ece": "ECE", "brier": "Brier", "f1": "F1", "l": "L"}  # fmt: skip
+           "auprc": "AUPRC", "aurc": "AURC", "ece": "ECE", "brier": "Brier", "f1": "F1", "json": "JSON",
+           "l": "L"}  # fmt: skip
 LOWER = {"ece", "brier", "aurc", *untrained.LOWER}  # metrics of which less is better
 OUTCOMES = {"right": "✓", "partly right": "◐", "wrong": "✗", "no answer": "∅", "not scored": "?"}
 NO_SCORES = {  # of what an evaluation logs

@@ -15,7 +15,7 @@ from skinvl.data import pages
 from skinvl.data.example import Facts
 from skinvl.data.pages import short
 from skinvl.score import predictions, probabilities
-from skinvl.score.metrics import tokens, words
+from skinvl.score.metrics import has_reference, option_set, right_answers, tokens, words
 from skinvl.score.predictions import Answer, Classified, PredictionError
 
 EACH = 20  # predictions of a set that are shown as its worst, as its best, and drawn from the others
@@ -129,16 +129,22 @@ def _chosen(
 
 def _answered(row: Answer) -> PredictionText:
     lines = [("Question", row.question), ("Reference", row.reference)]
+    lines += [(f"Reference of weight {other.weight:g}", other.text) for other in row.references[1:]]
+    lines += [("Thought", row.thought)] if row.thought else []
     if row.answer is None:
         return PredictionText(None, "no answer", "not asked", [*lines, ("Not asked", short(row.detail))])
     lines.append(("Answer", row.answer))
-    if not words(row.reference):
+    if not has_reference(row):
         return PredictionText(None, "not scored", "a reference without words", lines)
-    score = tokens.statistics(row.answer, row)[2]
-    same = words(row.answer) == words(row.reference)
+    if row.options:
+        score, exact, is_read, _ = option_set.statistics(row.answer, row)
+        same, what = exact == 1, "credit" if is_read else "not read, credit"
+    else:
+        score, what = tokens.statistics(row.answer, row)[2], "token F1"
+        same = words(row.answer) in map(words, right_answers(row))
     outcome = "right" if same else "partly right" if score else "wrong" if words(row.answer) else "no answer"
     cut = ", cut off at the longest length" if row.finish_reason == "length" else ""
-    return PredictionText(score, outcome, f"token F1 {score:.3f}{cut}", lines)
+    return PredictionText(score, outcome, f"{what} {score:.3f}{cut}", lines)
 
 
 def _classified(row: Classified, classes: Sequence[str], question: str) -> PredictionText:

@@ -61,8 +61,8 @@ def main(words: Sequence[str]) -> int:
     """0, once scores.json and scores.md lie in the first run and are printed, or a challenge's file is written.
 
     Raises:
-        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, RecipeError: what a user can
-            mend.
+        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, RecipeError: what a user
+            can mend.
     """
     options = _arguments(words)
     runs: list[Path] = options.runs

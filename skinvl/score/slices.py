@@ -1,4 +1,7 @@
-"""How a number differs between patients: by skin type, sex, age, body site and source, with the worst and the gap."""
+"""How a number differs between patients: by skin type, sex, age, body site and source, with the worst and the gap.
+
+Where any row knows them, also by institution, how the diagnosis was confirmed, skin tone and the images' views.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from skinvl.data.example import Facts
 from skinvl.score.stats import Estimate, Mask
 
 FIELDS = ("skin_type", "sex", "age", "site", "source")
+IF_KNOWN = ("institution", "confirmed", "tone", "views")  # fields that few sources know
 UNKNOWN = "unknown"
 ROWS, GROUPS = 10, 5  # fewer say nothing about a slice
 AGES = (20, 40, 60, 80)
@@ -29,13 +33,15 @@ class Sliced(Protocol):
 
 
 def fact(row: Sliced, field: str) -> str:
-    """A row's value of a field, ages in bands; `unknown` where it is not known.
+    """A row's value of a field, ages in bands, all views together; `unknown` where it is not known.
 
     >>> [_band(age) for age in (19.5, 20, 80)]
     ['<20', '20-39', '80+']
     """
     if field == "source":
         return row.source
+    if field == "views":
+        return " + ".join(sorted(row.facts.views)) or UNKNOWN
     value = getattr(row.facts, field)
     return UNKNOWN if value is None else _band(value) if field == "age" else str(value)
 
@@ -51,12 +57,14 @@ def table(
 ) -> dict[str, Any]:
     """A Slice for each field: the metric by value, the worst value, and the gap between best and worst.
 
+    To the fields come those of IF_KNOWN that any row knows.
     A value has no number with fewer than ROWS rows or GROUPS groups. Unknown is not ranked; with fewer than two values
     that are, worst and gap are None, since a single group is no evidence of fairness. The gap's interval is that of the
     difference between the two values that are best and worst in the data; as these were chosen by it, it is no test. It
     takes groups enough on either side.
     """
-    return {field: _slice(values(rows, field), metric, estimate) for field in fields}
+    more = [field for field in IF_KNOWN if field not in fields and any(getattr(row.facts, field) for row in rows)]
+    return {field: _slice(values(rows, field), metric, estimate) for field in (*fields, *more)}
 
 
 def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:

@@ -402,6 +402,28 @@ def test_ages_are_sliced_in_bands() -> None:
     assert slices.fact(replace(drawn(1)[0], facts=Facts()), "age") == "unknown"
 
 
+def test_what_few_sources_know_is_a_slice_where_any_row_knows_it(tmp_path: Path) -> None:
+    rows = drawn(120)
+    by_field = block(classified_set(tmp_path, rows))["slices"]
+    assert [*by_field] == [*slices.FIELDS]
+    known = [
+        replace(row, facts=Facts(tone=f"MILK {place % 2}", views=views, institution="Vienna" if place < 40 else None))
+        for place, row in enumerate(rows)
+        for views in [
+            ("dermoscopic", "clinical close-up")[:: 1 if place % 3 else -1] if place % 4 else ("dermoscopic",)
+        ]
+    ]
+    by_field = block(classified_set(tmp_path, known))["slices"]
+    assert [*by_field] == [*slices.FIELDS, "institution", "tone", "views"]
+    assert [*by_field["tone"]["values"]] == ["MILK 0", "MILK 1"]
+    assert by_field["tone"]["gap"] is not None
+    counts = {view: number["n"] for view, number in by_field["views"]["values"].items()}
+    assert counts == {"clinical close-up + dermoscopic": 90, "dermoscopic": 30}  # in whatever order they are shown
+    assert {name: number["n"] for name, number in by_field["institution"]["values"].items()} == {
+        **{"Vienna": 40, "unknown": 80},
+    }
+
+
 def test_a_bootstrap_of_many_classes_stays_small(tmp_path: Path) -> None:
     names = [f"class {place}" for place in range(300)]
     draw = np.random.default_rng(0)
