@@ -120,11 +120,12 @@ def require_kind_of_start(recipe: Recipe | PretrainRecipe) -> None:
         RunError: it has.
     """
     wanted: RecipeKind = "pretrain" if isinstance(recipe, PretrainRecipe) else "sft"
-    if recipe.init_adapter is None or (kind := _kind_of_start(Path(recipe.init_adapter))) in (None, wanted):
+    made_by = None if recipe.init_adapter is None else _kind_of_start(Path(recipe.init_adapter))
+    if made_by in (None, wanted):
         return
     what, other = ("two towers", "skinvl pretrain goes on from them")
     expected = "an adapter that skinvl sft has made"
-    if kind == "sft":
+    if made_by == "sft":
         what, other = ("a vision-language model", "skinvl sft goes on from it")
         expected = "an adapter or a model that skinvl pretrain has made"
     raise RunError(f"init_adapter {recipe.init_adapter}: of {what}, and {other}; give {expected}, or leave it out")
@@ -308,7 +309,7 @@ def _evaluated(
             f"{other[0]}: {path} was trained otherwise, and is evaluated as it was; expected evaluate.…, data.eval or "
             "attention. To evaluate a base without this training give a recipe's name instead of the run"
         )
-    recipe = load(str(path / RECIPE), [*_earlier(strict.read(path / RECIPE).data), *overrides])
+    recipe = load(str(path / RECIPE), _earlier(strict.read(path / RECIPE).data) + list(overrides))
     return (recipe if untrained else trained(path, recipe)), path
 
 
