@@ -20,6 +20,7 @@ from skinvl.model import infer
 from skinvl.model.chat import UNTRAINED
 from skinvl.model.infer import Generated
 from skinvl.model.loaded import LoadedModel, load_model
+from skinvl.model.row import EncodedRow
 from skinvl.recipe.recipe import ClassSpec, Generation
 from skinvl.serve.dialogue import Dialogue
 from skinvl.train.image_control import image_control
@@ -105,7 +106,12 @@ def test_a_conversation_streams_answers_alone_and_goes_on_after_the_thought(
     dialogue = Dialogue(thinking, Generation(max_new_tokens=64))
     prompts: list[Sequence[int]] = []
     read = dialogue._read
-    monkeypatch.setattr(dialogue, "_read", lambda prompt: (prompts.append(prompt.encoded.ids), read(prompt))[1])
+
+    def reading(prompt: EncodedRow) -> tuple[torch.Tensor, int]:
+        prompts.append(prompt.encoded.ids)
+        return read(prompt)
+
+    monkeypatch.setattr(dialogue, "_read", reading)
     for question in ("What is the colour?", "Is it raised?"):
         said = iter(ids(thinking, f"{THOUGHT}\n</think>\n\nBrown, and flat.<|im_end|>"))
         pieces = list(dialogue.ask(question))

@@ -39,8 +39,7 @@ def conversation(turns: int = 2, thoughts: tuple[str | None, ...] = THOUGHTS) ->
 class Gemma4(Gemma3):
     """Gemma 4's turns: the model itself begins a thought, where the system turn lets it."""
 
-    image_token = "<|image|>"
-    soft_token = None
+    image_token = soft_token = "<|image|>"
     turn_open = "<|turn>model\n<|channel>thought\n<channel|>"
     turn_close = "<turn|>"
     trims = True
@@ -71,8 +70,7 @@ class ThinkingParts(Thoughts):
 class Ministral3(Gemma3):
     """Ministral 3's turns."""
 
-    image_token = "[IMG]"
-    soft_token = None
+    image_token = soft_token = "[IMG]"
     turn_open = "[/INST]"
     turn_close = "</s>"
     thoughts = ThinkingParts("[/INST]", "[THINK]", "[/THINK]", marks=("[THINK]", "[/THINK]"), parser="mistral")
@@ -236,6 +234,11 @@ def test_labels_are_on_answers_and_where_asked_on_their_thoughts(shared: Path, n
         assert chat.encode(example, [SIZE]).ids[len(closed.ids) :] == encoded[thoughts].ids[len(closed.ids) :]
 
 
+def ids_of(chat: Chat, said: str) -> list[int]:
+    ids: list[int] = chat.tokenizer(said, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 @pytest.mark.parametrize("name", ["qwen3.5", "gemma 4", "ministral 3"])
 def test_a_thought_never_stands_in_an_answer(shared: Path, name: str) -> None:
     published = TABLE[name]
@@ -244,7 +247,7 @@ def test_a_thought_never_stands_in_an_answer(shared: Path, name: str) -> None:
     begin, end = known.marks
 
     def said(words: str, **settings: Any) -> tuple[str | None, str]:
-        return chat.said(chat.tokenizer(words, add_special_tokens=False)["input_ids"], **settings)
+        return chat.said(ids_of(chat, words), **settings)
 
     whole = f"{known.opening}Hm.\n\nSo.{known.closing}"
     assert said(f"{whole}It is flat. ") == ("Hm.\n\nSo.", "It is flat. ")
@@ -258,9 +261,10 @@ def test_a_thought_never_stands_in_an_answer(shared: Path, name: str) -> None:
 
 def test_a_chat_that_drops_thoughts_says_what_it_said(shared: Path) -> None:
     chat = TABLE["qwen3.5"].chat(shared, "dropped")
-    ids = chat.tokenizer("\n It is flat. \n", add_special_tokens=False)["input_ids"]
+    ids = ids_of(chat, "\n It is flat. \n")
     assert chat.said(ids) == (None, "\n It is flat. \n")
-    assert chat.said([*ids, chat.marks[1], *ids]) == ("It is flat.", " It is flat. \n")
+    end = ids_of(chat, "</think>")
+    assert chat.said([*ids, *end, *ids]) == ("It is flat.", " It is flat. \n")
 
 
 # what is refused, and kept
