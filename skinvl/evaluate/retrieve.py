@@ -139,7 +139,7 @@ def retrieve(loaded: LoadedTowers, name: str, own: Pools, images: Embeddings, wr
         orders[direction] = {"chance": ranking.chance(right), "blind": ranking.blind(right)}
         counts = np.diff(right.indptr).tolist()
         rows[direction] = [
-            RankedQuery(direction, query, owner.source, str(owner.group), *numbers, owner.facts)
+            RankedQuery(direction, query, owner.source, str(owner.group), *numbers, facts=owner.facts)
             for query, owner, *numbers in zip(ids, asking, ranked.tolist(), counts, widened.tolist(), strict=True)
         ]
         neighbours[direction] = _neighbours(direction, own, queries, pool, right, ranked)
