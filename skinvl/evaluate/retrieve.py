@@ -139,8 +139,10 @@ def retrieve(loaded: LoadedTowers, name: str, own: Pools, images: Embeddings, wr
         orders[direction] = {"chance": ranking.chance(right), "blind": ranking.blind(right)}
         counts = np.diff(right.indptr).tolist()
         rows[direction] = [
-            RankedQuery(direction, query, owner.source, str(owner.group), *numbers, facts=owner.facts)
-            for query, owner, *numbers in zip(ids, asking, ranked.tolist(), counts, widened.tolist(), strict=True)
+            RankedQuery(direction, query, owner.source, str(owner.group), rank, count, wide, owner.facts)
+            for query, owner, rank, count, wide in zip(
+                ids, asking, ranked.tolist(), counts, widened.tolist(), strict=True
+            )
         ]
         neighbours[direction] = _neighbours(direction, own, queries, pool, right, ranked)
     settings = {
