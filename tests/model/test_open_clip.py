@@ -525,12 +525,17 @@ def test_a_recipe_opens_a_checkpoint_as_any_base(published: dict[str, Published]
     assert fingerprint != Snapshot(one.folder, None).fingerprint()
 
 
-def test_it_is_converted_once(published: dict[str, Published], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_converted_once(published: dict[str, Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = convert(published["clip"])
     monkeypatch.setattr(open_clip, "read", lambda folder: pytest.fail("read again"))
     assert convert(published["clip"]) == first
     with pytest.raises(pytest.fail.Exception):
         convert(published["clip"], quick_gelu=False)  # another model
+    other = changed(published["clip"], tmp_path, lambda tensors: None)
+    with (other.folder / open_clip.CONFIG).open("a") as config:
+        config.write(" ")
+    with pytest.raises(pytest.fail.Exception):
+        convert(other)
 
 
 @pytest.fixture(scope="module")
