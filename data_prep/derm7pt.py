@@ -36,7 +36,7 @@ CARD = Card(
     parts=("vqa",),
     archive="derm7pt",
     released="sound",
-    published="2,013, of 1,011 cases",
+    published="2,013",
     use="non-commercial",
 )
 

@@ -59,7 +59,7 @@ CARD = Card(
     archive="isic",
     by_name=True,
     released="sound",
-    published="10,480, and 958 of the blind test",
+    published="11,438",
     use="non-commercial",
 )
 
@@ -386,10 +386,9 @@ def _which(views: Sequence[str], rows: Sequence[Mapping[str, str]]) -> tuple[Mes
     if not all(views) or len(dermoscopic) != 1 or not 2 <= len(views) <= len(ORDINALS):
         return Missing(f"image_type is {', '.join(repr(row['image_type']) for row in rows) or 'nothing'}")
     draw = seeded("milk10k", "view", *(row["isic_id"] for row in rows))
-    number, asked = dermoscopic[0], DERMOSCOPIC
-    if len(views) == 2 and draw.random() < 0.5:
-        number, asked = 1 - number, CLINICAL
-    question = text("user", draw.choice(asked))
+    plain = len(views) == 2 and draw.random() < 0.5
+    number = 1 - dermoscopic[0] if plain else dermoscopic[0]
+    question = text("user", draw.choice(CLINICAL if plain else DERMOSCOPIC))
     for place in reversed(range(len(views))):
         line: Message = text("user", f"{ORDINALS[place].capitalize()} image: ")
         question["content"][:0] = [*line["content"], *text("user", "\n", images=1)["content"]]

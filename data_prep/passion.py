@@ -48,7 +48,7 @@ CARD = Card(
     parts=("vqa",),
     archive="passion",
     released="sound",
-    published="4,901, of 1,653 subjects",
+    published="4,901",
     use="see its terms",
 )
 
