@@ -13,7 +13,6 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, 
 
 from skinvl.data.pixels import upright
 from skinvl.data.profiles import Profiles
-
 from skinvl.model.towers import TowerFamily
 
 # What ftfy makes of what books and web pages leave in a text.
