@@ -25,7 +25,7 @@ from skinvl.evaluate.engine import Question, Transformers
 from skinvl.model.adapter import AdapterError
 from skinvl.recipe import recipe, run
 from skinvl.recipe.recipe import Recipe, RecipeError
-from skinvl.score import metrics, predictions, score
+from skinvl.score import metrics, predictions, report, score
 from skinvl.score.predictions import Answer, PredictionError, PredictionJournal
 from skinvl.train import sft, trainer
 
@@ -135,6 +135,10 @@ def test_another_order_has_predictions_of_its_own_and_its_difference_an_interval
     numbers = block["metrics"]["token_f1"]
     assert numbers["difference"]["value"] == pytest.approx(numbers["reversed"]["value"] - numbers["given"]["value"])
     assert "images reversed" in (tmp_path / "out" / "scores.md").read_text()
+    assert report.main([str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "9 questions about several images, asked again" in page
+    assert "every metric, images in either order" in page
 
 
 @pytest.mark.parametrize("family", ["mllama", "qwen3_vl", pytest.param("qwen3_5", marks=pytest.mark.slow)])
