@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -127,9 +127,9 @@ def right_answers(row: Answer) -> tuple[str, ...]:
     return texts or (row.reference,)
 
 
-def best(statistics: Iterable[Sequence[float]]) -> tuple[float, ...]:
+def best(statistics: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     """Of each statistic the greatest, over the references of a row."""
-    return tuple(map(max, zip(*statistics, strict=True)))
+    return statistics[0] if len(statistics) == 1 else tuple(map(max, zip(*statistics, strict=True)))
 
 
 def has_reference(row: Answer) -> bool:

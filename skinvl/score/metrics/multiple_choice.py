@@ -109,10 +109,11 @@ def _texts(text: str, run: Sequence[re.Match[str]]) -> list[str]:
 
 def _rights(row: Answer) -> set[str]:
     """The letters of the options that its references choose."""
+    if not options(row.question):
+        return set()
     return {letter for text in right_answers(row) if (letter := _right(row.question, text)) is not None}
 
 
 @lru_cache(maxsize=1 << 16)
 def _right(question: str, reference: str) -> str | None:
-    listed = options(question)
-    return choice_letter(reference, listed).choice if listed else None
+    return choice_letter(reference, options(question)).choice

@@ -53,7 +53,7 @@ def statistics(answer: str, row: Answer) -> tuple[float, ...]:
     It has them where the answer or the reference has; an answer without words can be compared, and is 0.
     """
     ours = _tokens(answer)
-    return best(_compared(ours, _tokens(text)) for text in right_answers(row))
+    return best([_compared(ours, _tokens(text)) for text in right_answers(row)])
 
 
 def _compared(ours: list[str], theirs: list[str]) -> tuple[float, float, float, float, float, float]:

@@ -21,7 +21,8 @@ NAMES = ("token_recall", "token_precision", "token_f1")
 
 def statistics(answer: str, row: Answer) -> tuple[float, ...]:
     """Recall, precision and F1 of one row; and 1, the row."""
-    return best(_overlap(words(answer), words(text)) for text in right_answers(row))
+    answer_words = words(answer)
+    return best([_overlap(answer_words, words(text)) for text in right_answers(row)])
 
 
 def _overlap(answer_words: Sequence[str], reference_words: Sequence[str]) -> tuple[float, float, float, float]:
