@@ -21,7 +21,7 @@ ORDER = ("train", "validation", "test")  # of splits; others follow by name
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SourceSplit:
     """One split of a source, whose rows stand in the columns from `first` on."""
 
     name: str  # of the split, with that of the source where there are several
@@ -37,7 +37,7 @@ class Part:
         return source_name(self.root)
 
 
-def parts(names: Sequence[str], only: Sequence[str] = ()) -> list[Part]:
+def parts(names: Sequence[str], only: Sequence[str] = ()) -> list[SourceSplit]:
     """Every split of the sources that words of the command line name, SOURCE or SOURCE:SPLIT; chosen are those named.
 
     Args:
@@ -53,13 +53,13 @@ def parts(names: Sequence[str], only: Sequence[str] = ()) -> list[Part]:
     if missing := [split for split in only if split not in {split for _, split in chosen}]:
         have = ", ".join(dict.fromkeys(split for _, split in every))
         raise FileNotFoundError(f"--split {missing[0]}: no such split in {', '.join(names)}; found {have}")
-    made: list[Part] = []
+    made: list[SourceSplit] = []
     for root, split in every:
         with split_file(root, split) as path:
             rows = pq.read_metadata(path).num_rows
         first = made[-1].first + made[-1].rows if made else 0
         name = f"{source_name(root)}:{split}" if len(roots) > 1 else split
-        made.append(Part(name, root, split, first, rows, (root, split) in chosen))
+        made.append(SourceSplit(name, root, split, first, rows, (root, split) in chosen))
     return made
 
 
@@ -67,7 +67,7 @@ def _place(split: str) -> tuple[int, str]:
     return (ORDER.index(split) if split in ORDER else len(ORDER)), split
 
 
-def read(every: Sequence[Part]) -> tuple[Columns, list[str]]:
+def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[str]]:
     """The columns of the parts, of whose facts `kind` is one too, and the path of each image in its source.
 
     Raises:
@@ -81,11 +81,11 @@ def read(every: Sequence[Part]) -> tuple[Columns, list[str]]:
     facts: dict[str, list[pa.Array]] = {name: [] for name in names}
     for part in every:
         with split_file(part.root, part.split) as path, pq.ParquetFile(path) as file:
-            read = file.read(columns=["group", "images"])
-            shown = read["images"].combine_chunks()
+            keyed = file.read(columns=["group", "images"])
+            shown = keyed["images"].combine_chunks()
             rows.append(pc.list_parent_indices(shown).to_numpy().astype(np.int64) + part.first)
             images.append(_joined(str(roots.index(part.root)), pc.struct_field(shown.flatten(), "path")))
-            groups.append(_joined(namespace(part.root), read["group"].combine_chunks()))
+            groups.append(_joined(namespace(part.root), keyed["group"].combine_chunks()))
             known = {field.name for field in file.schema_arrow.field("facts").type}
             for name in names:
                 if name in known:  # which a source that was prepared earlier may not have
@@ -113,7 +113,7 @@ def _joined(space: str, names: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(space, names, "\0")
 
 
-def tags(every: Sequence[Part]) -> Counter[str]:
+def tags(every: Sequence[SourceSplit]) -> Counter[str]:
     """How many conversations have each tag.
 
     Raises:
@@ -127,7 +127,7 @@ def tags(every: Sequence[Part]) -> Counter[str]:
     return counts
 
 
-def examples(every: Sequence[Part], rows: Sequence[int]) -> dict[int, Example]:
+def examples(every: Sequence[SourceSplit], rows: Sequence[int]) -> dict[int, Example]:
     """The Examples of these rows of the columns.
 
     Raises:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skinvl.data import columns, pages
-from skinvl.data.columns import Part
+from skinvl.data.columns import SourceSplit
 from skinvl.data.example import SCALARS, Example, inside, words
+from skinvl.data.pages import Thumbnail
 from skinvl.data.table1 import Columns, Ints
 
 CONVERSATIONS, GROUPS = 120, 32  # most that are shown
@@ -22,16 +23,6 @@ SIDE, SMALL = 280, 160  # pixels of the longer side of an image of a conversatio
 PICTURES, TEXTS = 13_000_000, 3_000_000  # bytes of each in a page, which stays below 20 MB
 BANDS = {0: "0", 1: "1", 2: "2", 3: "3 to 5", 6: "6 to 10", 11: "11 to 20", 21: "21 or more"}  # from so many images on
 SPEAKERS = {"system": "System", "user": "Question", "assistant": "Answer"}
-
-
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
-    """An image of a source, and a JPEG data URI or why there is none."""
-
-    path: str  # in its source
-    view: str
-    uri: str | None
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +55,16 @@ class Album:
 
     left: int = PICTURES  # bytes
 
-    def thumbnail(self, root: Path, path: str, side: int, view: str = "") -> Thumbnail:
+    def thumbnail(self, root: Path, path: str, side: int) -> Thumbnail:
         """The image, or why it is not shown."""
+        name = path.rpartition("/")[2]
         if not inside(path):
-            return Thumbnail(path, view, None, "no path in the source")
-        uri, why = pages.picture(root / path, side) if self.left > 0 else (None, "left out, as the page is full")
-        self.left -= len(uri or "")
-        return Thumbnail(path, view, uri, why)
+            return Thumbnail(name, None, "no path in the source")
+        if self.left <= 0:
+            return Thumbnail(name, None, "left out, as the page is full")
+        shown = pages.thumbnail(root / path, side)
+        self.left -= len(shown.uri or "")
+        return shown
 
 
 def drawn(strata: Ints, most: int, generator: np.random.Generator) -> Ints:
@@ -83,7 +77,7 @@ def drawn(strata: Ints, most: int, generator: np.random.Generator) -> Ints:
     return np.sort(order[sorted_strata[np.argsort(rank, kind="stable")[:most]]])
 
 
-def conversations(parts: Sequence[Part], rows: Columns, album: Album, seed: int) -> Iterator[ConversationCard]:
+def conversations(parts: Sequence[SourceSplit], rows: Columns, album: Album, seed: int) -> Iterator[ConversationCard]:
     """Conversations of the chosen parts, as many of each part and kind of question as there are.
 
     Raises:
@@ -103,16 +97,13 @@ def conversations(parts: Sequence[Part], rows: Columns, album: Album, seed: int)
         yield card
 
 
-def _conversation(part: Part, example: Example, album: Album) -> ConversationCard:
+def _conversation(part: SourceSplit, example: Example, album: Album) -> ConversationCard:
     thoughts = iter(example.thoughts)
     turns = [
         (SPEAKERS[turn["role"]], words(turn), next(thoughts, None) if turn["role"] == "assistant" else None)
         for turn in example.messages
     ]
-    views = example.facts.views or ("",) * len(example.images)
-    images = [
-        album.thumbnail(part.root, path, SIDE, view) for path, view in zip(example.images[:IMAGES], views, strict=False)
-    ]
+    images = [album.thumbnail(part.root, path, SIDE) for path in example.images[:IMAGES]]
     values = [(name, getattr(example.facts, name)) for name in SCALARS]
     known = [(name, f"{value:g}" if name == "age" else value) for name, value in values if value is not None]
     concepts = [(name, ", ".join(getattr(example.facts, name))) for name in ("present", "absent")]
@@ -129,7 +120,7 @@ def _size(card: ConversationCard) -> int:
 
 
 def groups(
-    parts: Sequence[Part], rows: Columns, paths: Sequence[str], album: Album, seed: int
+    parts: Sequence[SourceSplit], rows: Columns, paths: Sequence[str], album: Album, seed: int
 ) -> tuple[list[tuple[str, int, int, int]], list[GroupCard]]:
     """What shares a group in the chosen parts: counts by the images of a group, and some groups, the largest first.
 
@@ -183,5 +174,5 @@ def groups(
     return counts, cards
 
 
-def _chosen(parts: Sequence[Part], rows: Columns) -> NDArray[np.bool_]:
+def _chosen(parts: Sequence[SourceSplit], rows: Columns) -> NDArray[np.bool_]:
     return np.array([part.chosen for part in parts])[rows.set]

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from skinvl.data import columns, flow, gallery, pages, table1
-from skinvl.data.columns import Part
+from skinvl.data.columns import SourceSplit
 from skinvl.data.example import ExampleError
 from skinvl.data.flow import Flow, SplitCounts
 from skinvl.data.gallery import Album
@@ -75,10 +75,10 @@ def main(arguments: list[str]) -> int:
 
 
 def page(
-    parts: Sequence[Part],
+    parts: Sequence[SourceSplit],
     rows: Columns,
     paths: Sequence[str],
-    tables: Sequence[table1.Table],
+    tables: Sequence[table1.Table1],
     ledgers: Mapping[Path, Sequence[RuleRows]],
     flows: Sequence[Flow],
     seed: int,
@@ -126,14 +126,14 @@ def ledger(root: Path, seed: int) -> list[RuleRows]:
     return [RuleRows(source_name(root), rule, counts[rule], kept[rule]) for rule in ranked]
 
 
-def _crossing(parts: Sequence[Part], rows: Columns) -> int:
+def _crossing(parts: Sequence[SourceSplit], rows: Columns) -> int:
     """How many groups stand in several of the sets that are looked at."""
     inside = np.array([part.chosen for part in parts])[rows.set]
     pairs = np.unique(rows.group[inside] * len(parts) + rows.set[inside])
     return int((np.unique(pairs // len(parts), return_counts=True)[1] > 1).sum())
 
 
-def _flow(root: Path, parts: Sequence[Part], rows: Columns, rules: Sequence[RuleRows]) -> Flow:
+def _flow(root: Path, parts: Sequence[SourceSplit], rows: Columns, rules: Sequence[RuleRows]) -> Flow:
     """What became of the rows of a source, all of its splits."""
     own = [number for number, part in enumerate(parts) if part.root == root]
     card = read_card(root)

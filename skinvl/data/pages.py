@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ QUALITY = 80  # of JPEG
 LONGEST = 6_000  # characters of one text that are shown
 # From where a path begins to its last part. A folder's name may hold spaces; what ends a path in a message may not.
 _FOLDERS = re.compile(r"""(?<![\w.:/~])/(?=[^\s/])(?:[^/\n"'<>|:,;=]+/)*""")
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """An image of a page: the name of its file, and a JPEG data URI or why there is none."""
+
+    name: str
+    uri: str | None
+    why: str = ""
 
 
 def template(path: Path, **filters: Callable[..., Any]) -> jinja2.Template:
@@ -37,12 +47,12 @@ def csp(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def picture(path: Path, side: int) -> tuple[str | None, str]:
-    """The image as a data URI, upright and without metadata, its longer side `side` pixels; or why there is none."""
+def thumbnail(path: Path, side: int) -> Thumbnail:
+    """The image upright and without metadata, its longer side at most `side` pixels."""
     try:
-        return data_url(path, side, QUALITY), ""
+        return Thumbnail(path.name, data_url(path, side, QUALITY))
     except ImageError as error:
-        return None, "image not found" if error.rule == "missing-image" else "image unreadable"
+        return Thumbnail(path.name, None, "image not found" if error.rule == "missing-image" else "image unreadable")
 
 
 def cut(text: Any) -> str:

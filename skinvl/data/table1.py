@@ -94,7 +94,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Table1:
     """Table 1, counted by unit."""
 
     unit: Unit
@@ -124,7 +124,7 @@ def columns(sets: Mapping[str, Sequence[Described]]) -> Columns:
     )
 
 
-def table(rows: Columns, unit: Unit, sets: Sequence[int] | None = None) -> Table:
+def table(rows: Columns, unit: Unit, sets: Sequence[int] | None = None) -> Table1:
     """Table 1 of these sets of the rows, all of them by default.
 
     A unit counts once in a column. It has the value that all its conversations have that know one; where they have
@@ -148,7 +148,7 @@ def table(rows: Columns, unit: Unit, sets: Sequence[int] | None = None) -> Table
         else:
             make = _ages if name == "age" else _categories
             facts.append(make(name, encoded.dictionary, values, len(numbers)))
-    return Table(unit, names, totals, tuple(facts), tuple(unknown))
+    return Table1(unit, names, totals, tuple(facts), tuple(unknown))
 
 
 def _members(rows: Columns, unit: Unit, mask: NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -246,7 +246,7 @@ def _largest(distances: Sequence[float]) -> float | None:
     return max(known, default=None)
 
 
-def write_csv(path: Path, tables: Sequence[Table]) -> None:
+def write_csv(path: Path, tables: Sequence[Table1]) -> None:
     """Writes the tables below one another, of the same columns: for each a number, and its share in percent."""
     head = [name for column in tables[0].columns for name in (column, f"{column} %")]
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -260,7 +260,7 @@ def write_csv(path: Path, tables: Sequence[Table]) -> None:
                     writer.writerow([each.unit, fact.name, value, *cells, smd])
 
 
-def _csv_lines(counted: Table, fact: Fact) -> list[tuple[str, list[Any]]]:
+def _csv_lines(counted: Table1, fact: Fact) -> list[tuple[str, list[Any]]]:
     lines: list[tuple[str, list[Any]]] = []
     if fact.spreads:
         nothing = (math.nan,) * len(YEARS)

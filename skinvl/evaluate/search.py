@@ -82,8 +82,8 @@ def page(
     query: str, image: Path | None, source: str, count: int, nearest: list[Neighbour], by_text: list[Neighbour]
 ) -> str:
     """One file of HTML that needs nothing else."""
-    shown = [(neighbour, *pages.picture(neighbour.path, SIDE)) for neighbour in nearest if neighbour.path is not None]
-    asked = None if image is None else pages.picture(image, SIDE)[0]
+    shown = [(neighbour, pages.thumbnail(neighbour.path, SIDE)) for neighbour in nearest if neighbour.path is not None]
+    asked = None if image is None else pages.thumbnail(image, SIDE).uri
     template = pages.template(Path(__file__).with_name("retrieve.html.j2"))
     return template.render(query=query, asked=asked, source=source, count=count, shown=shown, by_text=by_text)
 

@@ -102,7 +102,7 @@ def page(run: Path) -> str:
         ) from error
 
 
-def _tables(sets: Mapping[str, Sequence[table1.Described]]) -> list[table1.Table]:
+def _tables(sets: Mapping[str, Sequence[table1.Described]]) -> list[table1.Table1]:
     """Table 1 of the evaluated rows, by each unit; none where no predictions are left."""
     columns = table1.columns(sets)
     return [table1.table(columns, unit) for unit in table1.UNITS] if len(columns.set) else []

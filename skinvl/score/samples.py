@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from skinvl.data import pages
 from skinvl.data.example import Facts
-from skinvl.data.pages import short
+from skinvl.data.pages import Thumbnail, short
 from skinvl.score import predictions, probabilities
 from skinvl.score.metrics import has_reference, option_set, right_answers, tokens, words
 from skinvl.score.predictions import Answer, Classified, PredictionError
@@ -41,15 +41,6 @@ class ScoredRows:
     name: str
     rows: Sequence[Any]  # all Answer, or all Classified
     describe: Callable[[Any], PredictionText]
-
-
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
-    """An image of a row: the name of its file, and a JPEG data URI or why there is none."""
-
-    name: str
-    uri: str | None
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,4 +163,4 @@ def _classified(row: Classified, classes: Sequence[str], question: str) -> Predi
 
 def thumbnail(path: str) -> Thumbnail:
     """The image upright and small, without metadata."""
-    return Thumbnail(Path(path).name, *pages.picture(Path(path), SIDE))
+    return pages.thumbnail(Path(path), SIDE)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from helpers.pages import Page, contrast, palettes
 from skinvl.data import pages
-from skinvl.data.pages import short
+from skinvl.data.pages import Thumbnail, short
 
 BARE = """{% import "pages.html.j2" as pages %}
 <!doctype html><html lang="en"><head>{{ pages.head(title, pages.sheet, pages.script) }}</head>
@@ -52,14 +52,14 @@ def test_colours_differ_enough_in_light_and_dark(tmp_path: Path) -> None:
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
 
 
-def test_a_picture_is_small_or_says_why_it_is_not_there(tmp_path: Path) -> None:
+def test_a_thumbnail_is_small_or_says_why_it_is_not_there(tmp_path: Path) -> None:
     Image.new("RGB", (400, 100), "red").save(tmp_path / "a.png")
-    uri, why = pages.picture(tmp_path / "a.png", 40)
-    assert uri is not None
-    assert (uri[:23], why) == ("data:image/jpeg;base64,", "")
+    shown = pages.thumbnail(tmp_path / "a.png", 40)
+    assert shown.uri is not None
+    assert (shown.name, shown.uri[:23], shown.why) == ("a.png", "data:image/jpeg;base64,", "")
     (tmp_path / "b.png").write_bytes(b"no image")
-    assert pages.picture(tmp_path / "b.png", 40) == (None, "image unreadable")
-    assert pages.picture(tmp_path / "c.png", 40) == (None, "image not found")
+    assert pages.thumbnail(tmp_path / "b.png", 40) == Thumbnail("b.png", None, "image unreadable")
+    assert pages.thumbnail(tmp_path / "c.png", 40) == Thumbnail("c.png", None, "image not found")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from skinvl.data import table1
 from skinvl.data.example import Example, Facts, text
-from skinvl.data.table1 import Fact, Table
+from skinvl.data.table1 import Fact, Table1
 
 
 def row(group: str, image: str = "", split: str = "train", source: str = "s", **facts: object) -> Example:
@@ -37,15 +37,15 @@ TEST = [
 ]
 
 
-def counted(unit: table1.Unit = "groups", **sets: list[Example]) -> Table:
+def counted(unit: table1.Unit = "groups", **sets: list[Example]) -> Table1:
     return table1.table(table1.columns(sets or {"train": TRAIN, "test": TEST}), unit)
 
 
-def fact(table: Table, name: str) -> Fact:
+def fact(table: Table1, name: str) -> Fact:
     return next(fact for fact in table.facts if fact.name == name)
 
 
-def lines(table: Table, name: str) -> dict[str, tuple[int, ...]]:
+def lines(table: Table1, name: str) -> dict[str, tuple[int, ...]]:
     return {line.value: line.counts for line in fact(table, name).lines}
 
 

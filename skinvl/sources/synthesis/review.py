@@ -161,7 +161,8 @@ def _picture(path: str | None, folders: tuple[Path, ...]) -> tuple[str | None, s
     paths = [folder / path for folder in folders if (folder / path).is_file()]
     if not paths:
         return None, "image not found"
-    return pages.picture(paths[0], SIDE)
+    shown = pages.thumbnail(paths[0], SIDE)
+    return shown.uri, shown.why
 
 
 def _when(seconds: float) -> str:
