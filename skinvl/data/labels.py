@@ -289,12 +289,15 @@ ASKED: dict[str, str] = {
 # Benchmarks that ask each question of some of a case's images; what is asked of others is no sample of theirs.
 BY_VIEW = {name for name in CLASSES if name.startswith("derm7pt")}
 
-# The classes of DERM12345 that are malignant and have no canonical name; it calls actinic keratosis indeterminate.
+# Classes that are malignant and have no canonical name, and all others of the lists of which that is known; DERM12345
+# calls actinic keratosis indeterminate, and "miscellaneous" of derm7pt holds benign lesions alone.
 _MALIGNANT = {
     *("acral lentiginous melanoma", "acral nodular melanoma", "lentigo maligna", "lentigo maligna melanoma"),
     *("dermatofibrosarcoma protuberans", "kaposi sarcoma", "mammary paget disease"),
+    *("other malignant proliferation", "squamous cell carcinoma or keratoacanthoma"),
 }
-_DERM12345_OTHERS = {name.casefold() for name in DERM12345_CODES.values()} - _MALIGNANT
+_GRADED = ("derm12345", "derm7pt", "derm7pt_5", "milk10k")
+_OTHERS = {name.casefold() for benchmark in _GRADED for name in CLASSES[benchmark]} - _MALIGNANT
 _NAMED_GRADES = {"malignant": True} | dict.fromkeys(
     ("benign", "non-malignant", "non-neoplastic", "premalignant"), False
 )
@@ -427,7 +430,7 @@ def malignant(classes: Sequence[str]) -> tuple[bool, ...] | None:
         plain = diagnosis(name)
         if plain in _NAMED_GRADES:
             grades.append(_NAMED_GRADES[plain])
-        elif plain in _MALIGNANCY or plain in _MALIGNANT or plain in _DERM12345_OTHERS:
+        elif plain in _MALIGNANCY or plain in _MALIGNANT or plain in _OTHERS:
             grades.append(plain in _MALIGNANT or _MALIGNANCY.get(plain) == "malignant")
         else:
             return None

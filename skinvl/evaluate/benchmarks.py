@@ -35,6 +35,7 @@ MANY = 256  # classes that are inferred from data at most; more are free text
 QUESTIONS = {
     "diagnosis": "What is the most likely diagnosis?",
     "malignancy": "Is the finding {classes}?",
+    "class": "Which of these classes fits the lesion: {classes}?",
     "category": "Which group of skin diseases does the image show?",
     "tumor": "Is the tissue {classes}?",
     "modality": "What kind of medical image is this?",

@@ -320,6 +320,12 @@ def test_malignancy_is_given_only_where_it_is_known_of_every_class() -> None:
     assert sum(derm12345) == 11
     assert {labels.malignant(CLASSES[name]) for name in ("bcn20000", "patch16", "dermnet")} == {None}
     assert labels.malignant(["melanoma", "eczema"]) is None
+    known = {
+        name: {one for one, bad in zip(CLASSES[name], labels.malignant(CLASSES[name]) or (), strict=True) if bad}
+        for name in ("milk10k", "derm7pt", "derm7pt_5")
+    }
+    assert known["derm7pt"] == known["derm7pt_5"] == {"melanoma", "basal cell carcinoma"}
+    assert known["milk10k"] == {labels.MILK10K_CODES[code] for code in ("BCC", "MAL_OTH", "MEL", "SCCKA")}
 
 
 def test_names_tell_specs_of_one_source_apart() -> None:
