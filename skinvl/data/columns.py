@@ -67,8 +67,8 @@ def _place(split: str) -> tuple[int, str]:
     return (ORDER.index(split) if split in ORDER else len(ORDER)), split
 
 
-def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[str]]:
-    """The columns of the parts, of whose facts `kind` is one too, and the path of each image in its source.
+def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[tuple[Path, str]]]:
+    """The columns of the parts, of whose facts `kind` is one too; and of each image its source, and its path there.
 
     Raises:
         ExampleError: a file is not one of Examples.
@@ -104,13 +104,17 @@ def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[str]]:
             encoded.indices.to_numpy().astype(np.int64),
             {name: pa.chunked_array(column).unify_dictionaries().combine_chunks() for name, column in facts.items()},
         ),
-        [path.partition("\0")[2] for path in encoded.dictionary.to_pylist()],
+        [(roots[int(root)], path) for root, _, path in map(_parted, encoded.dictionary.to_pylist())],
     )
 
 
 def _joined(space: str, names: pa.Array) -> pa.Array:
     """The names, each after the space in which it holds."""
     return pc.binary_join_element_wise(space, names, "\0")
+
+
+def _parted(key: str) -> tuple[str, str, str]:
+    return key.partition("\0")
 
 
 def tags(every: Sequence[SourceSplit]) -> Counter[str]:

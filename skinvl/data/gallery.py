@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def drawn(strata: Ints, most: int, generator: np.random.Generator) -> Ints:
     return np.sort(order[sorted_strata[np.argsort(rank, kind="stable")[:most]]])
 
 
-def conversations(parts: Sequence[SourceSplit], rows: Columns, album: Album, seed: int) -> Iterator[ConversationCard]:
+def conversations(parts: Sequence[SourceSplit], rows: Columns, album: Album, seed: int) -> list[ConversationCard]:
     """Conversations of the chosen parts, as many of each part and kind of question as there are.
 
     Raises:
@@ -86,15 +86,19 @@ def conversations(parts: Sequence[SourceSplit], rows: Columns, album: Album, see
     numbers = np.flatnonzero(_chosen(parts, rows))
     kinds = rows.facts["kind"].indices.fill_null(-1).to_numpy().astype(np.int64)
     strata = rows.set * (int(kinds.max(initial=0)) + 2) + kinds
-    shown = numbers[drawn(strata[numbers], CONVERSATIONS, np.random.default_rng(seed))]
-    left = TEXTS
-    for number, example in columns.examples(parts, shown.tolist()).items():
-        part = parts[rows.set[number]]
-        card = _conversation(part, example, album)
+    generator = np.random.default_rng(seed)
+    shown = numbers[drawn(strata[numbers], CONVERSATIONS, generator)]
+    examples = columns.examples(parts, shown.tolist())
+
+    # In a drawn order, so that what a full page leaves out is of any part.
+    cards, left = dict[int, ConversationCard](), TEXTS
+    for number in generator.permutation(shown).tolist():
+        card = _conversation(parts[rows.set[number]], examples[number], album)
         left -= _size(card)
         if left < 0:
-            return
-        yield card
+            break
+        cards[number] = card
+    return [cards[number] for number in sorted(cards)]
 
 
 def _conversation(part: SourceSplit, example: Example, album: Album) -> ConversationCard:
@@ -120,7 +124,7 @@ def _size(card: ConversationCard) -> int:
 
 
 def groups(
-    parts: Sequence[SourceSplit], rows: Columns, paths: Sequence[str], album: Album, seed: int
+    parts: Sequence[SourceSplit], rows: Columns, paths: Sequence[tuple[Path, str]], album: Album, seed: int
 ) -> tuple[list[tuple[str, int, int, int]], list[GroupCard]]:
     """What shares a group in the chosen parts: counts by the images of a group, and some groups, the largest first.
 
@@ -143,33 +147,24 @@ def groups(
         if (own := (band == number) & (spoken > 0)).any()
     ]
 
-    # The largest, and some of each band.
+    # The largest, and some of each band; of each its first rows and images.
     sharing = np.flatnonzero(np.maximum(spoken, shown) * (spoken > 0) > 1)
     largest_first = sharing[np.lexsort((sharing, -spoken[sharing], -shown[sharing]))]
     some = sharing[drawn(band[sharing], GROUPS - LARGEST, np.random.default_rng(seed))]
     picked = {*largest_first[:LARGEST].tolist(), *some.tolist()}
-    order = [group for group in largest_first.tolist() if group in picked]
-
-    # Of each, its first rows and images.
-    member = np.flatnonzero(np.isin(rows.group, order) & chosen)
-    members = {group: member[rows.group[member] == group] for group in order}
+    member = np.flatnonzero(np.isin(rows.group, list(picked)) & chosen)
+    members = {group: member[rows.group[member] == group] for group in largest_first.tolist() if group in picked}
     examples = columns.examples(parts, [row for own in members.values() for row in own[:ROWS].tolist()])
     cards = []
-    for group in order:
-        own = members[group]
+    for group, own in members.items():
         known = [examples[row] for row in own[:ROWS].tolist()]
-        root = parts[rows.set[own[0]]].root
+        sets = [parts[number] for number in np.unique(rows.set[own])]
         seen = pairs[1][np.searchsorted(pairs[0], group) :][: min(IMAGES, shown[group])]
+        images_shown = [album.thumbnail(*paths[image], SMALL) for image in seen.tolist()]
+        identities = sorted({name for example in known for name in example.identities} - {known[0].group})
+        size = int(spoken[group]), int(shown[group])
         cards.append(
-            GroupCard(
-                known[0].group,
-                names[band[group]],
-                list(dict.fromkeys(parts[number].name for number in np.unique(rows.set[own]))),
-                int(spoken[group]),
-                int(shown[group]),
-                sorted({name for example in known for name in example.identities} - {known[0].group}),
-                [album.thumbnail(root, paths[image], SMALL) for image in seen.tolist()],
-            )
+            GroupCard(known[0].group, names[band[group]], [part.name for part in sets], *size, identities, images_shown)
         )
     return counts, cards
 

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 def page(
     parts: Sequence[SourceSplit],
     rows: Columns,
-    paths: Sequence[str],
+    paths: Sequence[tuple[Path, str]],
     tables: Sequence[table1.Table1],
     ledgers: Mapping[Path, Sequence[RuleRows]],
     flows: Sequence[Flow],
@@ -98,7 +98,7 @@ def page(
         counts=counts,
         crossing=_crossing(parts, rows),
         groups=groups,
-        conversations=list(gallery.conversations(parts, rows, album, seed)),
+        conversations=gallery.conversations(parts, rows, album, seed),
         seed=seed,
     )
 

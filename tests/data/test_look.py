@@ -150,6 +150,19 @@ def test_several_sources_stand_side_by_side_and_groups_hold_in_their_own(tmp_pat
     assert counts["source", "in", "rows"] == counts["other", "in", "rows"] == 16
 
 
+def test_a_group_of_one_archive_in_two_sources_is_one_with_the_images_of_both(tmp_path: Path) -> None:
+    for name, image in (("source", "images/0.png"), ("other", "images/9.png")):
+        folder = tmp_path / name
+        (folder / "images").mkdir(parents=True)
+        photo(len(name), 40).save(folder / image)
+        write(folder, "train", [row(name, "IL_1", "train", image)])
+        (folder / "card.json").write_text(json.dumps({"archive": "drawn"}))
+    page = looked(tmp_path, str(tmp_path / "other"))
+    assert "IL_1 2 conversations, 2 images, in source:train, other:train" in page.text
+    assert {"image 0.png", "image 9.png"} == {image["alt"] for image in page.all("img")}
+    assert "not found" not in page.text
+
+
 def test_a_source_without_ledger_card_or_later_columns_is_looked_at(tmp_path: Path) -> None:
     source = made(tmp_path / "source")
     (source / "ledger.jsonl").unlink()
