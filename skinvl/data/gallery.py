@@ -160,7 +160,7 @@ def groups(
         known = [examples[row] for row in own[:ROWS].tolist()]
         sets = [parts[number] for number in np.unique(rows.set[own])]
         seen = pairs[1][np.searchsorted(pairs[0], group) :][: min(IMAGES, shown[group])]
-        images_shown = [album.thumbnail(*paths[image], SMALL) for image in seen.tolist()]
+        images_shown = [album.thumbnail(root, path, SMALL) for root, path in map(paths.__getitem__, seen.tolist())]
         identities = sorted({name for example in known for name in example.identities} - {known[0].group})
         size = int(spoken[group]), int(shown[group])
         cards.append(
