@@ -16,7 +16,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from PIL import Image
 from safetensors.numpy import save_file
 
-from helpers import finished, pictures, provenances
+from helpers import colours, finished, pictures, provenances
 from skinvl.data import licences
 from skinvl.data.pixels import size, upright
 from skinvl.recipe.recipe import Base
@@ -312,6 +312,25 @@ def test_the_cards_code_reads_images_as_training_did(tmp_path: Path, monkeypatch
         if np.array_equal(Image.open(path).convert("RGB"), picture):
             alike.append(name)
     assert alike == ["turned-TIFF"]  # which Pillow itself turns
+
+
+def test_the_cards_code_reads_colours_as_training_did(tmp_path: Path) -> None:
+    pictures.NOISE.save(tmp_path / "p3.png", icc_profile=colours.ICC["Display P3"])
+    pictures.NOISE.save(tmp_path / "plain.png")
+    for reading, words in (("srgb", "converted to sRGB"), ("ignore", "read as their values stand")):
+        run = finished.run(tmp_path / reading)
+        tree = yaml.safe_load((run / "recipe.yaml").read_text())
+        tree["data"]["profiles"] = reading
+        (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+        text = made(run)
+        assert f"tagged with a colour profile were {words}." in text
+        lines = text.split("```python\n")[1].split("```")[0].splitlines()
+        first, last = lines.index("def read(path):"), lines.index('image = read("lesion.png")')
+        imports = [line for line in lines[:first] if line.startswith(("import io", "import numpy", "from PIL"))]
+        executed: dict[str, Any] = {}
+        exec(compile("\n".join([*imports, *lines[first:last]]), "card", "exec"), executed)
+        for name in ("p3.png", "plain.png"):
+            assert np.array_equal(executed["read"](tmp_path / name), upright(tmp_path / name, reading)), name
 
 
 @pytest.mark.parametrize(
