@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import NOBODY, SEXES, Card, PrepError, Shard, known, split_of, taken
-from skinvl.data import questions
-from skinvl.data.dicom_pixels import MISSING, is_dicom, reading
+from skinvl.data import dicom_pixels, questions
 from skinvl.data.example import Dropped, Example, Facts
-from skinvl.data.pixels import ImageError
 from skinvl.data.questions import PICTURES, DatasetRecord, Missing
 
 CARD = Card(
@@ -130,18 +128,10 @@ def _unfit(header: Any, modality: str | None) -> Missing | None:
 def _header(path: Path) -> Any:
     """The tags of TAGS that a file has, or why it has none."""
     with path.open("rb") as file:
-        if not is_dicom(file.read(132)):
+        if not dicom_pixels.is_dicom(file.read(132)):
             return Missing("no DICOM file", "not-dicom")
-    try:
-        with reading(path.name) as dcmread:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-            for element in header:  # they are parsed when they are asked for
-                str(element.value)
-    except ImageError as error:
-        if error.rule == "no-decoder":
-            raise PrepError(MISSING) from error
-        return Missing("damaged DICOM", "malformed")
-    return header
+    header = dicom_pixels.header(path, TAGS)
+    return Missing("damaged DICOM", "malformed") if header is None else header
 
 
 def _text(header: Any, tag: str) -> str:

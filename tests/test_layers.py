@@ -132,7 +132,8 @@ def test_a_wing_says_in_a_sentence_what_it_is_and_imports_nothing(name: str) -> 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("data_prep")))
 def test_data_prep_knows_examples_labels_and_questions_alone(name: str) -> None:
-    known = {"skinvl.data", *(f"skinvl.data.{name}" for name in ("example", "labels", "questions", "reply_json"))}
+    names = ("dicom_pixels", "example", "labels", "questions", "reply_json")
+    known = {"skinvl.data", *(f"skinvl.data.{name}" for name in names)}
     assert {one for one in GRAPH[name] if not one.startswith("data_prep")} <= known
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def picture(data: bytes, name: str) -> Image.Image:
         ImageError: pydicom is absent (no-decoder); no pixels, several frames, too many pixels, a photometric
             interpretation that is none of a photograph, a transfer syntax without a decoder, or damaged.
     """
-    with reading(name) as dcmread:
+    with _reading(name) as dcmread:
         dataset = dcmread(BytesIO(data))
         _refuse(dataset, name)
         shown = _shown(dataset)
@@ -56,8 +57,26 @@ def picture(data: bytes, name: str) -> Image.Image:
     return image
 
 
+def header(path: Path, tags: Sequence[str]) -> Any:
+    """The dataset of these tags alone, those that the file has; None where it is damaged.
+
+    Raises:
+        ImageError: pydicom is absent (no-decoder).
+    """
+    try:
+        with _reading(path.name) as dcmread:
+            dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            for element in dataset:  # they are parsed when they are asked for
+                str(element.value)
+    except ImageError as error:
+        if error.rule == "no-decoder":
+            raise
+        return None
+    return dataset
+
+
 @contextmanager
-def reading(name: str) -> Iterator[Callable[..., Any]]:
+def _reading(name: str) -> Iterator[Callable[..., Any]]:
     """pydicom's `dcmread`, in silence: what it warns and says of values can hold a patient's name.
 
     Raises:

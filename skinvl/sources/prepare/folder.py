@@ -20,8 +20,8 @@ from skinvl.sources.prepare.writer import Account
 
 # What a prepared source depends on, beside the raw files and the converters.
 MODULES = (
-    *("data/example", "data/fingerprints", "data/hamming", "data/labels", "data/metadata", "data/pixels"),
-    *("data/profiles", "data/questions", "data/source", "sources/prepare/*", "sources/rules/*"),
+    *("data/dicom_pixels", "data/example", "data/fingerprints", "data/hamming", "data/labels", "data/metadata"),
+    *("data/pixels", "data/profiles", "data/questions", "data/source", "sources/prepare/*", "sources/rules/*"),
 )
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from skinvl.data import dicom, fingerprints, metadata
+from skinvl.data import dicom_pixels, fingerprints, metadata
 from skinvl.data.example import inside
 from skinvl.data.pixels import LFS_POINTER, ImageError, decode, opened, orientation
 from skinvl.data.profiles import Profile, Profiles, profile_of
@@ -87,8 +87,8 @@ def look(raw: Path, path: str, out: Path, profiles: Profiles = "srgb") -> Looked
 
         # The pixels, which prove that it can be read, and the same file without metadata.
         clean: bytes | None
-        if is_dicom := dicom.is_dicom(data):
-            picture = dicom.picture(data, f"DICOM file {digest[:20]}")
+        if is_dicom := dicom_pixels.is_dicom(data):
+            picture = dicom_pixels.picture(data, f"DICOM file {digest[:20]}")
             kind, clean = _bare(None, "DICOM", 1, picture, f"DICOM file {digest[:20]}")
             seen, profile = picture, profile_of(picture)
         else:
@@ -234,9 +234,10 @@ def _value(source: Path, key: str) -> bytes:
         ) from error
     try:
         file = _archive(source)
-        link = file.get(key, getlink=True)
-        if link is None:
-            raise ImageError("missing-image", f"{name}: no such key")
+        try:
+            link = file.get(key, getlink=True)
+        except KeyError:
+            raise ImageError("missing-image", f"{name}: no such key") from None
         # What lies elsewhere, by a link, an external or a virtual dataset, could be any file of the machine.
         value = file[key] if isinstance(link, h5py.HardLink) else None
         if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual or value.size != 1:
