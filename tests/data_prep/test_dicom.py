@@ -37,7 +37,9 @@ def test_an_export(tmp_path: Path) -> None:
     raw = tmp_path / "export"
     dicoms.write(raw / SECRET / "IM1", photo())
     dicoms.write(raw / SECRET / "IM2", photo(SOPClassUID=dicoms.PHOTOGRAPHIC, Modality="XC", ImageLaterality=""))
-    dicoms.write(raw / "b" / "IM3", photo(PatientID="0815", AnatomicRegionSequence=Sequence(), BodyPartExamined="HAND"))
+    other = photo(PatientID="0815", AnatomicRegionSequence=Sequence(), BodyPartExamined="HAND")
+    other.PixelData = np.ascontiguousarray(255 - dicoms.patch()[::-1, ::-1]).tobytes()  # or prep joins the two patients
+    dicoms.write(raw / "b" / "IM3", other)
     (raw / "README.txt").write_text(f"Images of {SECRET}")
     total, examples, ledger = prepared("dicom", raw)
     assert (total, len(examples), len(ledger)) == (8, 6, 2)

@@ -234,10 +234,9 @@ def _value(source: Path, key: str) -> bytes:
         ) from error
     try:
         file = _archive(source)
-        try:
-            link = file.get(key, getlink=True)
-        except KeyError:
-            raise ImageError("missing-image", f"{name}: no such key") from None
+        link = file.get(key, getlink=True)
+        if link is None:
+            raise ImageError("missing-image", f"{name}: no such key")
         # What lies elsewhere, by a link, an external or a virtual dataset, could be any file of the machine.
         value = file[key] if isinstance(link, h5py.HardLink) else None
         if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual or value.size != 1:
@@ -247,6 +246,8 @@ def _value(source: Path, key: str) -> bytes:
         return np.asarray(value[()]).tobytes()
     except FileNotFoundError:
         raise ImageError("missing-image", f"{name}: no such file") from None
+    except ImageError:
+        raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise ImageError("unreadable-image", f"{name}: {type(error).__name__}: {error}") from error
 
