@@ -205,7 +205,8 @@ def _measured(gamma: float, chromaticity: tuple[float, ...], mode: str) -> Profi
     if abs(gamma - 0.45455) < 0.001 and np.allclose([white, *primaries], [D65, *SRGB], atol=0.001):
         return None
     try:
-        icc = matrix_profile(name, primaries, white, [1 / gamma])
+        with np.errstate(all="raise"):  # FloatingPointError is an ArithmeticError
+            icc = matrix_profile(name, primaries, white, [1 / gamma])
     except (ValueError, ArithmeticError, struct.error):  # LinAlgError is a ValueError
         return Profile(name, b"", "no colour space has such numbers")
     return read(icc, mode)
