@@ -105,23 +105,29 @@ def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
     """Each row with the images of another; None for one without images, or that no others are left for.
 
     Images are permuted among the rows of one source that show as many; rows that show the same get the same others.
+    What is known of the images' views goes with them.
     """
-    sets: dict[tuple[Path, int], dict[tuple[str, ...], None]] = {}
+    sets: dict[tuple[Path, int], dict[tuple[str, ...], tuple[str, ...]]] = {}
     for row in rows:
-        sets.setdefault((row.root, len(row.example.images)), {})[row.example.images] = None
+        sets.setdefault((row.root, len(row.example.images)), {})[row.example.images] = row.example.facts.views
 
     # Each shows what comes before it in a shuffled circle, so that none shows its own where there are two.
-    other: dict[tuple[Path, tuple[str, ...]], tuple[str, ...]] = {}
+    other: dict[tuple[Path, tuple[str, ...]], tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for (root, _), distinct in sets.items():
         pool = list(distinct)
         generator.shuffle(pool)
-        other |= {(root, images): pool[position - 1] for position, images in enumerate(pool)}
+        other |= {(root, images): (shown := pool[at - 1], distinct[shown]) for at, images in enumerate(pool)}
 
-    new_images = [other[row.root, row.example.images] for row in rows]
-    return [
-        None if row.example.images == others else replace(row, example=replace(row.example, images=others))
-        for row, others in zip(rows, new_images, strict=True)
-    ]
+    return [_showing(row, *other[row.root, row.example.images]) for row in rows]
+
+
+def _showing(row: Row, images: tuple[str, ...], views: tuple[str, ...]) -> Row | None:
+    """The row with these images; None where they are its own."""
+    if row.example.images == images:
+        return None
+    facts = row.example.facts
+    facts = facts if facts.views == views else replace(facts, views=views)
+    return replace(row, example=replace(row.example, images=images, facts=facts))
 
 
 def leaks(train: Sequence[Row], evaluation: Mapping[str, Sequence[Row]]) -> list[Leak]:

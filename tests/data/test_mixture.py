@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from PIL import Image
 from data_prep import in_archive
 from helpers.sources import fingerprint, phash, photo
 from skinvl.data import overlap
-from skinvl.data.example import Example, read, text, write
-from skinvl.data.mixture import LeakError, Sets, keys, leaks, load, rows
+from skinvl.data.example import Example, Facts, read, text, write
+from skinvl.data.mixture import LeakError, Row, Sets, keys, leaks, load, permuted, rows
 from skinvl.data.source import IMAGES_SCHEMA, source_folder
 from skinvl.recipe.recipe import Data, SourceSpec
 from skinvl.score import predictions
@@ -352,3 +353,14 @@ def test_keys_number_photographs_and_clusters_of_rows(tmp_path: Path) -> None:
     assert len({a, b, c}) == 3
     assert [numbers.tolist() for numbers in keys([])] == [[], []]
     assert keys(every[1:2])[0].tolist() == [-1]
+
+
+def test_images_of_another_row_bring_what_is_known_of_their_views() -> None:
+    known = Facts(views=("clinical", "dermoscopic"), diagnosis="nevus")
+    pair, other = example("1", "g1", "1.png", "2.png"), example("2", "g2", "3.png", "4.png")
+    first, second = permuted([Row(replace(pair, facts=known), Path()), Row(other, Path())], random.Random(0))
+    assert first is not None
+    assert second is not None
+    assert (first.example.images, first.example.facts) == (other.images, replace(known, views=()))
+    assert (second.example.images, second.example.facts) == (pair.images, Facts(views=known.views))
+    assert permuted([Row(pair, Path())], random.Random(0)) == [None]

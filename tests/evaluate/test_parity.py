@@ -89,10 +89,15 @@ class Words:
         return "".join(self.WORDS[one % 8] for one in ids).replace("\ufffd\ufffd", "é")
 
 
+def said_by(chat: Any, ids: list[int]) -> tuple[str | None, str]:
+    """What a chat without thoughts makes of ids."""
+    return None, chat.tokenizer.decode(ids)
+
+
 def verdict(answer: list[int], rivals: dict[int, list[int]], said: str, **told: Any) -> str:
     """How what was said stands to an answer of these ids, with rivals at some places."""
     tokenizer: Any = Words()
-    chat: Any = type("Chat", (), {"tokenizer": tokenizer, "image_id": 99})()
+    chat: Any = type("Chat", (), {"tokenizer": tokenizer, "image_id": 99, "said": said_by})()
     prompt = [7, 99, 99, 99, 8, 8]
     beside = [rivals.get(n, []) for n in range(len(answer) + 1)]
     own = Own(None, prompt, tokenizer.decode(answer), answer, beside)  # type: ignore[arg-type]
@@ -115,6 +120,12 @@ def test_an_answer_is_the_same_turned_by_rounding_or_another() -> None:
     assert verdict([1, 2, 3], {}, "It is red brown") == "answer"
     assert verdict([1, 2, 6, 7], {}, "It isé") == "same"
     assert verdict([1, 2, 6, 7], {2: [3]}, "It is red") == "rounding"
+
+
+def test_a_thought_is_compared_as_the_answer_is() -> None:
+    assert parity.joined("It is dark.\n", "\n Red. ") == "It is dark.\nRed."
+    assert parity.joined("It is", "") == "It is"  # cut before its end
+    assert parity.joined(None, " red ") == " red "
 
 
 def test_another_prompt_is_never_excused() -> None:

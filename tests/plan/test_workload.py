@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers import runs
-from skinvl.data import mixture
+from skinvl.data import example, mixture
+from skinvl.data.example import Reference, words
 from skinvl.data.sampler import MixtureSampler
 from skinvl.model.base import read_config
 from skinvl.model.pack import Batch, Collator
@@ -119,6 +120,23 @@ def test_features_count_each_image_once(tmp_path: Path) -> None:
         shape[0] * shape[1]
         for shape in (family.features(config, chat.picture(size)) for size in [(112, 84), (112, 112)] * 4)
     )
+
+
+def test_of_answers_that_are_drawn_the_longest_that_fits_counts(tmp_path: Path) -> None:
+    one = runs.make(tmp_path, "qwen2_vl", data__references="drawn")
+    others = Reference("It is brown, and its border is jagged all the way round."), Reference("brown " * 300)
+    several = [
+        replace(row, references=(Reference(words(row.messages[-1])), *others))
+        for row in example.read(tmp_path / "drawn", "train")
+    ]
+    example.write(tmp_path / "drawn", "train", several)
+    rows = workload.rows_of(runs.chat(one), one)
+    assert len(rows) == len(several)
+    assert {words(row.example.messages[-1]) for row in rows} == {others[0].text}
+    first = one.model_copy(update={"data": one.data.model_copy(update={"references": "first"})})
+    assert [row.example for row in workload.rows_of(runs.chat(one), first)] == [
+        row.example for row in mixture.rows(first.data.train[0])
+    ]
 
 
 def test_what_is_not_prepared_is_named(tmp_path: Path) -> None:

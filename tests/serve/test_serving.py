@@ -294,6 +294,15 @@ def test_a_request_shows_as_many_images_as_a_trained_conversation_has_room_for(
     assert words[words.index("--limit-mm-per-prompt") + 1] == json.dumps({"image": images})
 
 
+def test_vllm_parts_thoughts_from_answers_where_they_were_trained(tmp_path: Path) -> None:
+    thinking, plain = (
+        subject(tmp_path / thoughts, "qwen3_5", 16, data__thoughts=thoughts) for thoughts in ("shown", "dropped")
+    )
+    words = serving.command(thinking, "vllm", tmp_path / "name", "127.0.0.1", 8000, ()).words
+    assert words[words.index("--reasoning-parser") + 1] == "qwen3"
+    assert "--reasoning-parser" not in serving.command(plain, "vllm", tmp_path, "127.0.0.1", 8000, ()).words
+
+
 def test_vllm_is_not_given_a_budget_that_it_would_not_keep(tmp_path: Path) -> None:
     given = subject(tmp_path, "mllama", 4)
     folder = serving.view(given, tmp_path)
