@@ -151,7 +151,7 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
 def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
     """The `sets` of scores.json."""
     blocks_by_set: dict[str, dict[str, Any]] = {}
-    count = sum(map(len, (scored.free, scored.permuted, scored.reversed, scored.classes, scored.retrieval)))
+    count = len(scored.free) + len(scored.permuted) + len(scored.reversed) + len(scored.classes) + len(scored.retrieval)
     with Progress("intervals of sets", count) as progress:
         for what, sets in (("answers", scored.free), ("permuted", scored.permuted)):
             for name, measured in sets.items():
