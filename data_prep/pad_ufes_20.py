@@ -11,13 +11,10 @@ from data_prep import (
     Shard,
     count_csv,
     find,
-    header,
     known,
-    known_names,
     lookup,
     read_csv,
     split_of,
-    without,
     years,
 )
 from skinvl.data import questions
@@ -113,12 +110,6 @@ def rows(raw: Path, part: str) -> int:
     return count_csv(find(raw, "metadata.csv", CARD)) * len(KINDS)
 
 
-def absent(raw: Path, part: str) -> list[str]:
-    """What is said of the columns that need not be there and are not."""
-    path = find(raw, "metadata.csv", CARD)
-    return without(path, header(path), [("lesion_id",)])
-
-
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
     """One question and answer per photo and kind of question.
 
@@ -149,8 +140,8 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
             sex=known(lookup(where, row, "gender", {"FEMALE": "female", "MALE": "male"}, UNKNOWN)),
             site=known(answers["site"]),
         )
-        lesions = (f"lesion {number}" for number in known_names(row.get("lesion_id", "")))
-        identities = row["patient_id"], *lesions, row["img_id"]
+        # Not lesion_id: 250 of its 1,641 numbers are those of several patients, whose lesions are others.
+        identities = row["patient_id"], row["img_id"]
         images, tags = photos.shown(row["img_id"])
         name = Path(row["img_id"]).stem
         yield DatasetRecord(

@@ -84,7 +84,7 @@ def _reading(name: str) -> Iterator[Callable[..., Any]]:
     """
     try:
         from pydicom import dcmread
-        from pydicom.errors import InvalidDicomError
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ModuleNotFoundError as error:
         raise ImageError("no-decoder", f"{name}: {MISSING}") from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -94,7 +94,14 @@ def _reading(name: str) -> Iterator[Callable[..., Any]]:
             yield dcmread
         except ImageError:
             raise
-        except (*DAMAGED, AttributeError, NotImplementedError, RuntimeError, InvalidDicomError) as error:
+        except (
+            *DAMAGED,
+            AttributeError,
+            NotImplementedError,
+            RuntimeError,
+            BytesLengthException,
+            InvalidDicomError,
+        ) as error:
             raise ImageError("unreadable-image", f"{name}: damaged DICOM ({type(error).__name__})") from error
 
 

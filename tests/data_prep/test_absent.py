@@ -6,24 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import absent, derm1m, derm12345, mm_skin, names, pad_ufes_20
+from data_prep import absent, derm1m, derm12345, mm_skin, names, slice_3d
 from helpers.raws import table
 from skinvl.sources import prep
 
 
 def test_a_converter_without_optional_columns_says_nothing(tmp_path: Path) -> None:
     assert absent("ham10000", tmp_path, "vqa") == []
-    assert {"isic", "derm12345", "pad_ufes_20", "mm_skin", "derm1m"} <= {*names()}
+    assert {"isic", "derm12345", "slice_3d", "mm_skin", "derm1m"} <= {*names()}
 
 
 def test_a_table_without_the_lesion(tmp_path: Path) -> None:
-    row = dict.fromkeys(pad_ufes_20.COLUMNS, "")
-    table(tmp_path / "metadata.csv", [row])
-    (sentence,) = absent("pad_ufes_20", tmp_path, "vqa")
-    expected = "metadata.csv: no column lesion_id, so that what they would say is unknown; found patient_id, age, "
-    assert sentence.startswith(expected)
-    table(tmp_path / "metadata.csv", [{**row, "lesion_id": ""}])
-    assert absent("pad_ufes_20", tmp_path, "vqa") == []
+    table(tmp_path / slice_3d.METADATA, [dict.fromkeys(slice_3d.COLUMNS, "")])
+    (sentence,) = absent("slice_3d", tmp_path, "tiles")
+    assert sentence.startswith("train-metadata.csv: no column attribution, copyright_license, lesion_id, iddx_5 or ")
     for name in derm12345.FILES:
         table(tmp_path / name, [dict.fromkeys(derm12345.COLUMNS, "")])
     assert [sentence.partition(":")[0] for sentence in absent("derm12345", tmp_path, "vqa")] == [*derm12345.FILES]

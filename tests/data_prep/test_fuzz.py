@@ -26,7 +26,7 @@ from skinvl.data.pixels import upright
 from skinvl.sources.prepare.steps import prepare
 from skinvl.sources.prepare.writer import Account
 
-EACH = 800  # attempts for each of the converters
+EACH = 400  # attempts for each of the converters
 SECRET = b"what lies outside of RAW"
 WORDS = (
     *(

@@ -48,11 +48,12 @@ def test_facts_are_filled(tmp_path: Path) -> None:
     assert (first.group, first.identities) == ("PAT_9", ("PAT_9", "PAT_9_1_2.png"))
 
 
-def test_a_lesion_is_named_apart_from_numbers_of_other_things(tmp_path: Path) -> None:
-    table = ",".join((*pad_ufes_20.COLUMNS, "lesion_id")) + "\n" + ",".join(ROW.values()) + ",880\n"
-    (tmp_path / "metadata.csv").write_text(table)
-    first = examples(outcomes(pad_ufes_20, tmp_path))[0]
-    assert first.identities == ("PAT_9", "lesion 880", "PAT_9_1_2.png")
+def test_a_number_of_a_lesion_joins_no_patients(tmp_path: Path) -> None:
+    other = {**ROW, "patient_id": "PAT_8", "img_id": "PAT_8_880_3.png"}
+    lines = [",".join((*pad_ufes_20.COLUMNS, "lesion_id")), *(",".join((*row.values(), "880")) for row in (ROW, other))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    identities = {row.identities for row in examples(outcomes(pad_ufes_20, tmp_path))}
+    assert identities == {("PAT_9", "PAT_9_1_2.png"), ("PAT_8", "PAT_8_880_3.png")}
 
 
 def test_unknown_values_go_to_the_ledger(tmp_path: Path) -> None:
