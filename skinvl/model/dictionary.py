@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import nn
 
 from skinvl.recipe import provenance
-from skinvl.recipe.files import read_json, write_bytes, write_json
+from skinvl.recipe.files import digest, read_json, write_bytes, write_json
 from skinvl.recipe.run import TowersRun, adapter_digest, begun
 
 Kind = Literal["batch-topk", "topk", "l1"]
@@ -55,7 +55,7 @@ class Dictionary(nn.Module):
 
     def units(self, embeddings: torch.Tensor) -> torch.Tensor:
         """float32[N, K] ≥ 0, how active each unit is in embeddings float[N, D]; NaN where an embedding is."""
-        active = torch.relu(self.found(self.scaled(embeddings)))
+        active = torch.relu(self.preactivations(self.scaled(embeddings)))
         if self.kind == "topk":
             values, numbers = active.topk(self.k, dim=1)
             return torch.zeros_like(active).scatter_(1, numbers, values)
@@ -78,7 +78,7 @@ class Dictionary(nn.Module):
         """float32[N, D], the embeddings float[N, D] as the units see them."""
         return (embeddings.float() - self.mean) / self.scale
 
-    def found(self, scaled: torch.Tensor) -> torch.Tensor:
+    def preactivations(self, scaled: torch.Tensor) -> torch.Tensor:
         """float32[N, K], what the encoder finds of each unit in x̃ float32[N, D], of either sign."""
         return torch.addmm(self.encoder_bias, scaled - self.bias, self.encoder.T)
 
@@ -88,31 +88,29 @@ def save_dictionary(run: Path, dictionary: Dictionary, settings: dict[str, Any])
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in dictionary.state_dict().items()}
-    shape = {"kind": dictionary.kind, "k": str(dictionary.k)}
-    write_bytes(folder / WEIGHTS, save(state, metadata=shape))
-    write_json(folder / SETTINGS, settings)
+    write_bytes(folder / WEIGHTS, save(state, metadata={"kind": dictionary.kind, "k": str(dictionary.k)}))
+    write_json(folder / SETTINGS, {**settings, "weights": digest(folder / WEIGHTS)})
 
 
 def load(run: Path) -> Dictionary:
-    """The dictionary of a run's embeddings, on this machine's CPU.
+    """The dictionary of a run's embeddings, on the CPU.
 
     Raises:
-        DictionaryError: none was fitted, or the run was trained anew since.
+        DictionaryError: none was fitted, its two files are not of one fit, or the run was trained anew since.
     """
     settings = read_settings(run)
     path = run / FOLDER / WEIGHTS
-    if not path.is_file():
-        raise DictionaryError(f"{path}: no such dictionary; fit it with: skinvl concepts fit {run}")
+    if not path.is_file() or digest(path) != settings["weights"]:
+        raise DictionaryError(f"{path}: not the file that {SETTINGS} beside it tells of; {_again(run)}")
+    if (made := settings["tower"]["adapter"]) != (now := fingerprint(run)):
+        raise DictionaryError(
+            f"{path}: of the embeddings of the weights {made}, and those of the run are {now}: it was trained anew; "
+            f"{_again(run)}"
+        )
     with safe_open(path, "pt") as file:
         shape = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     units, width = state["encoder"].shape
-    made = settings["tower"]["adapter"]
-    if made != (now := fingerprint(run)):
-        raise DictionaryError(
-            f"{path}: of the embeddings of weights {made}, and those of the run are {now} now: it was trained anew; "
-            f"fit it again with: skinvl concepts fit {run}"
-        )
     dictionary = Dictionary(width, units, shape["kind"], int(shape["k"]))
     dictionary.load_state_dict(state)
     return dictionary.requires_grad_(False)
@@ -124,10 +122,11 @@ def read_settings(run: Path) -> dict[str, Any]:
     Raises:
         DictionaryError: none was fitted.
     """
-    path = run / FOLDER / SETTINGS
-    if not path.is_file():
-        raise DictionaryError(f"{path}: no such dictionary; fit it with: skinvl concepts fit {run}")
-    return read_json(path, f"fit it again with: skinvl concepts fit {run}", DictionaryError, ("tower",))
+    return read_json(run / FOLDER / SETTINGS, _again(run), DictionaryError, ("tower", "weights"))
+
+
+def _again(run: Path) -> str:
+    return f"fit it with: skinvl concepts fit {run}"
 
 
 def fingerprint(run: Path) -> str | None:
