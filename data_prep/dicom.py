@@ -12,13 +12,15 @@ import hmac
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep import NOBODY, SEXES, Card, PrepError, Shard, known, split_of, taken
 from skinvl.data import dicom_pixels, questions
-from skinvl.data.example import Dropped, Example, Facts
+from skinvl.data.example import Dropped, Example, Facts, inside
+from skinvl.data.pixels import MAX_BYTES
 from skinvl.data.questions import PICTURES, DatasetRecord, Missing
 
 CARD = Card(
@@ -82,7 +84,7 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
     key = _key(raw)
     for number, path in taken(enumerate(_files(raw), 1), shard):
         where, image = f"file {number} by path", path.relative_to(root).as_posix()
-        header = _header(path)
+        header = _header(root, path)
         if isinstance(header, Missing):
             nobody = dict.fromkeys(KINDS, header)
             yield DatasetRecord(where, where, (), (where,), "train", CARD.licence, Facts(), nobody)
@@ -99,7 +101,7 @@ def _records(raw: Path, shard: Shard | None) -> Iterator[DatasetRecord]:
         modality = CLASSES.get(_text(header, "SOPClassUID"), MODALITIES.get(_text(header, "Modality")))
         site = _site(header)
         answers: dict[str, str | Missing] = {
-            "modality": PICTURES[modality] if modality else Missing(f"Modality is {_text(header, 'Modality')!r}"),
+            "modality": PICTURES[modality] if modality else Missing(_other(header)),
             "site": site or Missing("no AnatomicRegionSequence or BodyPartExamined of a known scheme"),
         }
         if reason := _unfit(header, modality):
@@ -118,18 +120,34 @@ def _unfit(header: Any, modality: str | None) -> Missing | None:
     if "Rows" not in header:
         return Missing("an object without pixels, such as a report or a DICOMDIR", "no-pixels")
     if modality is None and _text(header, "Modality") not in ("", "OT", "DOC"):
-        expected = ", ".join(MODALITIES)
-        return Missing(f"Modality is {_text(header, 'Modality')!r}; expected {expected}", "other-modality")
+        return Missing(f"{_other(header)}; expected {', '.join(MODALITIES)}", "other-modality")
     if _text(header, "BurnedInAnnotation").upper() == "YES":
         return Missing("BurnedInAnnotation is YES: its pixels may name the patient", "burned-in")
     return None
 
 
-def _header(path: Path) -> Any:
-    """The tags of TAGS that a file has, or why it has none."""
-    with path.open("rb") as file:
-        if not dicom_pixels.is_dicom(file.read(132)):
-            return Missing("no DICOM file", "not-dicom")
+def _other(header: Any) -> str:
+    """What is said of a modality that is none of ours: its code where it looks like one, and no other words."""
+    code = _text(header, "Modality")
+    return f"Modality is {code}" if re.fullmatch("[A-Z]{2,3}", code) else "Modality is empty, or no code"
+
+
+def _header(root: Path, path: Path) -> Any:
+    """The tags of TAGS that a file has, or why it has none, which does not name it."""
+    name = path.relative_to(root).as_posix()
+    if not inside(name) or len(name) > 1024 or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        return Missing("a path with backslashes or control characters, or too long; rename it", "unsafe-path")
+    if not path.resolve().is_relative_to(root.resolve()):
+        return Missing("a link that leads out of RAW", "unsafe-path")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return Missing(f"{path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read", "unreadable-image")
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError as error:
+        return Missing(f"cannot be opened: {error.strerror}", "unreadable-image")
+    if not dicom_pixels.is_dicom(start):
+        return Missing("no DICOM file", "not-dicom")
     header = dicom_pixels.header(path, TAGS)
     return Missing("damaged DICOM", "malformed") if header is None else header
 

@@ -129,8 +129,8 @@ def _refuse(dataset: Any, name: str) -> None:
     if dataset.PhotometricInterpretation not in (*COLOURS, *GREYS, PALETTE):
         raise ImageError(
             "unreadable-image",
-            f"{name}: photometric interpretation {dataset.PhotometricInterpretation!r}; expected "
-            f"{', '.join((*COLOURS, *GREYS))} or {PALETTE}",
+            # not the value itself, since that could be any text
+            f"{name}: another photometric interpretation than {', '.join((*COLOURS, *GREYS))} or {PALETTE}",
         )
 
 

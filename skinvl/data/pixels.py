@@ -21,6 +21,7 @@ from skinvl.data import metadata, profiles
 from skinvl.data.profiles import Profile, Profiles
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no other decoder runs: EPS, say, would start Ghostscript
+MAX_BYTES = 512 * 2**20  # of one file
 MAX_PIXELS = 80_000_000  # of one frame; three times what a clinical camera takes, and below Pillow's own warning
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 # What Pillow raises on damaged files: the first four in a fuzz of 400,000, the others by its decoders' own code.

@@ -10,10 +10,12 @@ from skinvl.data.example import Example, text
 
 
 def answered(example: Example, number: int) -> Example:
-    """The Example with one of its references for its last answer."""
+    """The Example with one of its references for its last answer, without the thought that led to the first."""
     if not number:
         return example
-    return replace(example, messages=(*example.messages[:-1], text("assistant", example.references[number].text)))
+    thoughts = (*example.thoughts[:-1], None) if any(example.thoughts[:-1]) else ()
+    messages = (*example.messages[:-1], text("assistant", example.references[number].text))
+    return replace(example, messages=messages, thoughts=thoughts)
 
 
 def drawable(example: Example) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skinvl.data.example import Example, Reference, text, words
+from skinvl.data.example import Example, Reference, text, validate, words
 from skinvl.data.mixture import NOTHING, Row
 from skinvl.data.references import answered, drawable, only
 from skinvl.data.sampler import MixtureSampler, row_of
@@ -98,3 +98,13 @@ def test_an_example_with_some_of_its_references() -> None:
     assert fewer.references == (REFERENCES[1], REFERENCES[3])
     assert only(example, [1]) == replace(answered(example, 1), references=())
     assert only(ROWS[1].example, [0]) == ROWS[1].example
+
+
+def test_a_thought_stays_before_the_answer_that_it_led_to() -> None:
+    example = replace(ROWS[0].example, thoughts=("It is dry and red.",))
+    assert answered(example, 0).thoughts == ("It is dry and red.",)
+    assert answered(example, 1).thoughts == ()
+    earlier = (text("user", "Where?"), text("assistant", "At the elbow."), *example.messages)
+    longer = replace(example, messages=earlier, thoughts=("A fold.", "It is dry and red."))
+    assert answered(longer, 1).thoughts == ("A fold.", None)
+    validate(replace(answered(longer, 1), references=()))

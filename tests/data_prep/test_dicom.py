@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,34 @@ def test_a_damaged_object_is_told_by_its_number(tmp_path: Path) -> None:
     assert not examples
     assert {row.rule for row in ledger} == {"unreadable-image"}
     assert SECRET not in str(ledger)
+
+
+def test_no_path_or_text_of_a_refused_object_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "export"
+    generic = "1.2.840.10008.5.1.4.1.1.7"
+    dicoms.write(raw / "DOE\\JANE", photo())
+    dicoms.write(raw / "DOE\x01JANE", photo())
+    dicoms.write(raw / SECRET / "modality", photo(Modality=SECRET, SOPClassUID=generic))
+    dicoms.write(raw / SECRET / "none", photo(Modality="doctor", SOPClassUID=generic))
+    dicoms.write(raw / SECRET / "photometric", photo(PhotometricInterpretation=SECRET))
+    dicoms.write(tmp_path / SECRET / "outside", photo())
+    (raw / f"{SECRET}.link").symlink_to(tmp_path / SECRET / "outside")
+    (raw / SECRET / "large").write_bytes(bytes(20_000))
+    monkeypatch.setattr(dicom, "MAX_BYTES", 19_999)
+    _, examples, ledger = prepared("dicom", raw)
+    assert not examples
+    rules = Counter(row.rule for row in ledger)
+    assert rules == {"unsafe-path": 6, "other-modality": 4, "unreadable-image": 4}
+    assert "DOE" not in str(ledger)
+    assert "doctor" not in str(ledger)
+    assert "Modality is CT; expected XC" in str(
+        converted_ledger(raw.with_name("other"), photo(Modality="CT", SOPClassUID=generic))
+    )
+
+
+def converted_ledger(raw: Path, made: Dataset) -> list[Dropped]:
+    dicoms.write(raw / "a", made)
+    return converted(dicom, raw, "images")[1]
 
 
 def test_a_row_of_the_ledger(tmp_path: Path) -> None:

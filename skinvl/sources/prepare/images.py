@@ -22,12 +22,11 @@ from PIL import Image
 
 from skinvl.data import dicom_pixels, fingerprints, metadata
 from skinvl.data.example import inside
-from skinvl.data.pixels import LFS_POINTER, ImageError, decode, opened, orientation
+from skinvl.data.pixels import LFS_POINTER, MAX_BYTES, ImageError, decode, opened, orientation
 from skinvl.data.profiles import Profile, Profiles, profile_of
 from skinvl.data.workers import advance
 from skinvl.recipe.files import write_bytes
 
-MAX_BYTES = 512 * 2**20  # of one file
 _CELL = re.compile(r"(.+\.parquet)#([0-9]{1,18})", re.DOTALL)
 _KEY = re.compile(r"(.+\.hdf5)#([\w-]{1,100})", re.DOTALL | re.ASCII)
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
