@@ -185,10 +185,10 @@ def test_a_template_without_system_turns_is_asked_without(tmp_path: Path, monkey
     chat = runs.chat(one)
     render = chat.render
 
-    def refuse(messages: Any, generation: bool = False) -> str:
+    def refuse(messages: Any, *more: Any) -> str:
         if messages[0]["role"] == "system":
             raise ChatError("template-refused", "no system")
-        return render(messages, generation)
+        return render(messages, *more)
 
     monkeypatch.setattr(chat, "render", refuse)
     asked, _ = parity.examples(one, chat, tmp_path)
