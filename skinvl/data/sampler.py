@@ -45,9 +45,9 @@ class MixtureSampler:
         self.drawn = drawn
         self.alike = alike(rows)
         self.epoch = 0
-        drawn = len(self._draw(random.Random(0)))
-        self.filling = -drawn % multiple
-        self.length = drawn + self.filling
+        shown = len(self._draw(random.Random(0)))
+        self.filling = -shown % multiple
+        self.length = shown + self.filling
 
     def set_epoch(self, epoch: int) -> None:
         """Has the next iteration draw the indices of this epoch. Called by the Trainer."""
