@@ -22,8 +22,17 @@ from skinvl.recipe.strict import RecipeError as RecipeError
 
 # The facts of data.example that are single values.
 Fact = Literal[
-    *("modality", "diagnosis", "malignancy", "skin_type", "age", "sex", "site", "kind"),
-    *("institution", "confirmed", "tone"),
+    "modality",
+    "diagnosis",
+    "malignancy",
+    "skin_type",
+    "age",
+    "sex",
+    "site",
+    "kind",
+    "institution",
+    "confirmed",
+    "tone",
 ]
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from skinvl.data.pages import Thumbnail
 from skinvl.recipe.files import read_json
 from skinvl.score import charts, retrieval
 from skinvl.score.predictions import PredictionError
-from skinvl.score.samples import Thumbnail, thumbnail
+from skinvl.score.samples import thumbnail
 
 SAYS_MOST = ("R@1", "R@10", "median_rank")  # in the headline
 

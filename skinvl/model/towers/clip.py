@@ -111,7 +111,7 @@ class TinyClip(TinyTowers):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        parts = {"vision_config": image.to_dict(), "text_config": text.to_dict()}
+        parts: dict[str, Any] = {"vision_config": image.to_dict(), "text_config": text.to_dict()}
         return FAMILY.settings(CLIPConfig(**parts, projection_dim=64))
 
 
