@@ -26,6 +26,7 @@ LEARNING_RATE = 5e-4
 L1 = 3e-5
 ROUNDS = 20  # of a fit; after each of the first REVIVING the units that it left inactive are revived
 REVIVING = 15
+ALIKE = 0.5  # cosine from which a direction to begin with is as good as another
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,11 @@ def fit(embeddings: torch.Tensor, settings: FitSettings, seed: int, say: Console
     """The dictionary of N embeddings float32[N, D], on their device, and how often a unit was revived.
 
     Of topk and batch-topk the embeddings are centred, and scaled to a mean square of 1 a number. A unit that no image
-    of a twentieth of the steps activates is revived at its end, until three quarters are done: its direction, and its
-    encoder's, becomes what the dictionary leaves unexplained of an image, drawn by the square of that, and Adam forgets
-    what it knew (after Bricken et al. 2023, whose encoder rows are shorter, so that a top k would not choose them). The
-    released code revives none in effect, and so does l1.
+    of a twentieth of the steps activates is revived at its end, until three quarters are done: its direction becomes
+    what the dictionary leaves unexplained of an image, drawn by the square of that, unless one drawn before is ALIKE;
+    its encoder's half of that, and Adam forgets what it knew (after Bricken et al. 2023, whose fifth would hardly be
+    among the largest k, as a whole would explain too much at once). The released code revives none in effect, nor does
+    l1.
     """
     device = embeddings.device
     generator = torch.Generator().manual_seed(seed)
@@ -152,21 +154,23 @@ def revive(
     dead: torch.Tensor,
     generator: torch.Generator,
 ) -> int:
-    """How many of the units int64[m] begin anew, each at an image of x̃ float32[n, D] of its own: at most n."""
+    """How many of the units int64[m], the first of them, begin anew, each at an image of x̃ float32[n, D] of its own."""
     residual = scaled - forward(dictionary, scaled).rebuilt
     weights = residual.square().sum(1).cpu()
     count = min(len(dead), int((weights > 0).sum()))
     if count == 0:
         return 0
-    dead = dead[:count]
     drawn = torch.multinomial(weights, count, generator=generator).to(scaled.device)
-    dictionary.directions[dead] = nn.functional.normalize(residual[drawn], dim=1)
-    dictionary.encoder[dead] = dictionary.directions[dead]
+    directions = nn.functional.normalize(residual[drawn], dim=1)
+    directions = directions[((directions @ directions.T).tril(-1) < ALIKE).all(1)]
+    dead = dead[: len(directions)]
+    dictionary.directions[dead] = directions
+    dictionary.encoder[dead] = dictionary.directions[dead] / 2
     dictionary.encoder_bias[dead] = 0.0
     for parameter in (dictionary.directions, dictionary.encoder, dictionary.encoder_bias):
         for moment in ("exp_avg", "exp_avg_sq"):
             adam.state[parameter][moment][dead] = 0.0
-    return count
+    return len(dead)
 
 
 @torch.no_grad()
