@@ -82,6 +82,8 @@ def test_json_in_one_fence_is_read(around: str) -> None:
         '{"diagnosis": "Nevus", "diagnosis": "Nevus"}',
         f"```json\n{json.dumps(RIGHT)}\n```\n```json\n{json.dumps(RIGHT)}\n```",  # which of them?
         "[" * 100_000,
+        '{"a":' * 600 + "1" + "}" * 600,  # which parses
+        "[" * 900 + "]" * 900,
         "9" * 10_000,
     ],
 )

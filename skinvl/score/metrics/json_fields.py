@@ -1,10 +1,11 @@
 """Answers that are to be JSON: the share that is valid by its schema, and the share of fields that are right.
 
-An answer is JSON, or JSON in one fenced block, with or without words around that; nothing else is read as JSON, and
-nothing is mended. It is valid where it parses, names no key twice, and keeps the schema, of which no reference to
-another place is ever fetched. Fields are the paths of reference and answer, such as lesion.colour: text is right by its
-normalised words, a number by its value, a list as a set. What only one of them has is wrong. Of several references the
-one that agrees most counts. A row whose schema or reference cannot be used is not scored.
+An answer is JSON, or JSON in one fenced block, with or without words around that; nothing else is read as JSON, nor
+what nests as deep as DEEPEST, and nothing is mended. It is valid where it parses, names no key twice, and keeps the
+schema, of which no reference to another place is ever fetched. Fields are the paths of reference and answer, such as
+lesion.colour: text is right by its normalised words, a number by its value, a list as a set. What only one of them has
+is wrong. Of several references the one that agrees most counts. A row whose schema or reference cannot be used is not
+scored.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ["NAMES", "asked", "counts", "fields", "statistics", "unread", "value"
 NAMES = ("json_valid", "json_fields")
 _FENCED = re.compile(r"```[ \t]*(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.S | re.I)
 _NO_JSON = object()
+DEEPEST = 64  # objects and lists within one another; an answer that goes round in circles may have hundreds
 Check = Callable[[Any], bool]
 
 
@@ -88,9 +90,20 @@ def _parsed(text: str) -> Any:
     """The JSON that a text is, or that its one fenced block is; `_NO_JSON` for any other text."""
     blocks = _FENCED.findall(text)
     try:
-        return json.loads(blocks[0] if len(blocks) == 1 else text, object_pairs_hook=_once, parse_constant=_no_constant)
+        whole = json.loads(
+            blocks[0] if len(blocks) == 1 else text, object_pairs_hook=_once, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError):
         return _NO_JSON
+    level = [whole]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for each in level
+            if isinstance(each, dict | list)
+            for part in (each.values() if isinstance(each, dict) else each)
+        ]
+    return _NO_JSON if level else whole
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
