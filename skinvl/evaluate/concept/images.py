@@ -26,6 +26,10 @@ class TrainImages:
     groups: NDArray[np.int64]  # int64[N]: what names and images hold together has one number
     sources: Sequence[str]  # of each image
 
+    def name(self, row: int) -> str:
+        """What an image is called in files: its source and the path in it."""
+        return f"{self.sources[row]}:{self.shown[row][1]}"
+
     def of(self, rows: NDArray[np.int64]) -> TrainImages:
         """Those of these row numbers."""
         numbers = rows.tolist()
