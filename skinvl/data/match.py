@@ -104,7 +104,10 @@ def _classes(mentions: Iterable[Mention]) -> frozenset[int]:
 
 
 def unwrapped(answer: str) -> str:
-    """What an answer in JSON says under the key of its answer, or in all of its texts; else the answer itself."""
+    """What an answer in JSON says under the key of its answer, or in all of its texts; else the answer itself.
+
+    A list of texts or numbers is what it lists, one after the other.
+    """
     bare = re.sub(r"^```\w*\s*|\s*```$", "", answer.strip())
     if not bare.startswith("{"):
         return answer
@@ -112,8 +115,15 @@ def unwrapped(answer: str) -> str:
         values = json.loads(bare)
     except (ValueError, RecursionError):
         return answer
-    texts = {str(key).casefold().replace(" ", "_"): value for key, value in values.items() if isinstance(value, str)}
+    listed = {key: ", ".join(map(str, value)) for key, value in values.items() if _is_list(value)}
+    texts = {
+        key.casefold().replace(" ", "_"): value for key, value in (values | listed).items() if isinstance(value, str)
+    }
     return next((texts[key] for key in _JSON_KEYS if key in texts), "\n".join(texts.values()))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) or type(part) is int for part in value)
 
 
 def _conclusion(text: SplitText, mentions: list[Mention], counted: list[Mention]) -> frozenset[int]:

@@ -48,7 +48,7 @@ def chosen(answer: str, question: str, options: tuple[str, ...]) -> frozenset[in
     """
     text = unwrapped(answer).strip()
     if not any(sign.isalnum() for sign in text):
-        return NONE
+        return None if any(sign.isalnum() for sign in answer) else NONE  # JSON in which no text is found is not read
     marks = _marks(question, options)
     listed = _listed(text, marks, options) or _listed(_LEAD.sub("", text), marks, options)
     if listed is None and (leads := list(_ANSWER.finditer(text))):

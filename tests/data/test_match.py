@@ -232,6 +232,7 @@ CONCLUSIONS = [
     (HAM, "This shows a nevus.\nMelanoma", AMBIGUOUS),
     (HAM, '{"answer": "melanoma"}', "Melanoma"),
     (HAM, '```json\n{"diagnosis": "nevus", "differential": "melanoma"}\n```', "Nevus"),
+    (HAM, '{"diagnosis": ["nevus"], "probability": 0.9}', "Nevus"),
     (HAM, '{"first": "nevus", "second": "melanoma"}', AMBIGUOUS),
     (HAM, '{"answer": "unknown"}', NONE),
     (HAM, '{"answer": melanoma', "Melanoma"),
@@ -436,7 +437,8 @@ IDLE = ("the", "skin", "is", "with", "lesion", "of", "dark", "a", "border", "A",
 @given(st.lists(st.sampled_from(IDLE), max_size=20), st.sampled_from([" ", ", ", ". ", "\n", " - "]))
 def test_a_text_of_other_words_names_none(words: list[str], between: str) -> None:
     for classes in CLASSES.values():
-        assert match(between.join(words), classes) == Match("none")
+        if not {*classes} & {*IDLE}:  # streaks are irregular, or not
+            assert match(between.join(words), classes) == Match("none")
 
 
 PIECES = (*IDLE, *HAM, "naevi", "BCC", "rather than", "most likely", "Final answer:", "unlikely", "but", "?", ".", ",")

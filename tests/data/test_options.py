@@ -35,6 +35,8 @@ def read(answer: str, question: str) -> list[int] | None:
         ("A is wrong, since it is not on the face. Answer: B, D", [1, 3]),
         ("Both A and C are affected.", [0, 2]),
         ('{"answer": "A, C"}', [0, 2]),
+        ('{"answer": ["A", "C"], "reason": "B is spared"}', [0, 2]),
+        ('{"answer": {"A": true}}', None),
         ("a leg", [2]),  # an article
         ("A. Arm", None),  # letter and name disagree
         ("B, A. Arm", None),
@@ -54,6 +56,7 @@ def test_letters_are_options_where_the_question_lists_them_with_letters(answer: 
     [
         ("1 and 3", [0, 2]),
         ("1, 3", [0, 2]),
+        ('{"answer": [1, 3]}', [0, 2]),
         ("(4)", [3]),
         ("Answer: 1, 3.", [0, 2]),
         ("1. Face\n3) leg", [0, 2]),
