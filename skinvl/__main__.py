@@ -40,6 +40,7 @@ WINGS = {
         "classify": "weigh the classes of each image, by likelihood and by asking",
         "zeroshot": "classify images by prompts of the classes' names, with two towers",
         "retrieve": "rank texts of images and images of texts, or find images by words",
+        "concepts": "take embeddings apart: fit a dictionary, name, score and suppress its units",
         "probe": "fit a linear probe on the features of the frozen vision tower",
     },
     "score": {

@@ -41,10 +41,10 @@ class FitSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Reconstruction:
     """What a dictionary makes of a batch of n images in training."""
 
-    rebuilt: torch.Tensor  # float32[n, D], in the units' own scale
+    embeddings: torch.Tensor  # float32[n, D], x̂
     units: torch.Tensor  # int64[M], of every active unit of every image
     values: torch.Tensor  # float32[M], how active it is
     loss: torch.Tensor  # float32[]
@@ -99,7 +99,7 @@ def start(embeddings: torch.Tensor, settings: FitSettings, generator: torch.Gene
     return dictionary.to(embeddings.device)
 
 
-def step(dictionary: Dictionary, adam: torch.optim.Optimizer, scaled: torch.Tensor) -> Step:
+def step(dictionary: Dictionary, adam: torch.optim.Optimizer, scaled: torch.Tensor) -> Reconstruction:
     """What one step of Adam on x̃ float32[n, D] saw; the directions are of length one after it."""
     adam.zero_grad()
     seen = forward(dictionary, scaled)
@@ -110,14 +110,14 @@ def step(dictionary: Dictionary, adam: torch.optim.Optimizer, scaled: torch.Tens
     return seen
 
 
-def forward(dictionary: Dictionary, scaled: torch.Tensor) -> Step:
+def forward(dictionary: Dictionary, scaled: torch.Tensor) -> Reconstruction:
     """What the dictionary makes of x̃ float32[n, D], by its kind's rule in training, and the loss of that."""
     if dictionary.kind == "l1":
         active = torch.relu(dictionary.preactivations(scaled))
         rebuilt = active @ dictionary.directions + dictionary.bias
         loss = (scaled - rebuilt).square().mean() + L1 * active.sum(1).mean()
         units = (active.detach() > 0).nonzero()[:, 1]
-        return Step(rebuilt, units, active.detach()[active.detach() > 0], loss)
+        return Reconstruction(rebuilt, units, active.detach()[active.detach() > 0], loss)
     outcome: Any = _Sparse.apply(
         scaled,
         dictionary.bias,
@@ -129,7 +129,7 @@ def forward(dictionary: Dictionary, scaled: torch.Tensor) -> Step:
     )
     explained, units, values = outcome
     rebuilt = explained + dictionary.bias
-    return Step(rebuilt, units, values, (scaled - rebuilt).square().mean())
+    return Reconstruction(rebuilt, units, values, (scaled - rebuilt).square().mean())
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def revive(
     generator: torch.Generator,
 ) -> int:
     """How many of the units int64[m], the first of them, begin anew, each at an image of x̃ float32[n, D] of its own."""
-    residual = scaled - forward(dictionary, scaled).rebuilt
+    residual = scaled - forward(dictionary, scaled).embeddings
     weights = residual.square().sum(1).cpu()
     count = min(len(dead), int((weights > 0).sum()))
     if count == 0:

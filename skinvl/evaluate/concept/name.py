@@ -4,10 +4,10 @@ A unit's name is the text whose embedding has the greatest cosine with the unit'
 add to the mean image, so that texts are taken from the mean text: what all texts share names nothing.
 
 The null is from shuffled images. A unit's images, the 100 it is most active in, point to the mean of their centred
-embeddings, weighted by how active it is in each; the cosine of that with the unit's name is compared with the best cosine over all names after the images
-were permuted among the activations: as many images, as active, that have nothing to do with the unit. `null` is the
-share of permutations, the unpermuted one with them, that do at least as well: of names by chance 5 in 100 have .05 or
-less. That the best of all names is taken there pays for the choice of the name here.
+embeddings, weighted by how active it is in each. The cosine of that with the unit's name is compared with the best
+cosine over all names after the images were permuted among the activations: as many images, as active, that have nothing
+to do with the unit. `null` is the share of permutations, the one that changes nothing with them, that do at least as
+well: of names by chance 5 in 100 have .05 or less. That the best of all names is taken there pays for the choice here.
 """
 
 from __future__ import annotations
