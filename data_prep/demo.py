@@ -1,4 +1,8 @@
-"""Drawn skin lesions with questions whose answers are in the pixels alone: a toy to learn from in a minute on a CPU."""
+"""Drawn skin lesions with questions whose answers are in the pixels alone: a toy to learn from in a minute on a CPU.
+
+The part `artefact` has other drawings, half of them with hair, ink or a ruler over the skin. In training the artefact
+goes by how many lesions there are (TIED), in the test split by chance: who has learned it for the number errs there.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ CARD = Card(
     citation="none needed",
     obtain="nothing to get: a new or empty RAW is filled with drawings.",
     splits=("train", "test"),
-    parts=("all",),
+    parts=("all", "artefact"),
     released="sound",
     alike=False,
     drawn=True,
@@ -66,6 +70,14 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 KINDS = tuple(kind for kind in QUESTIONS if kind != "comparison")
 
+# Of the part `artefact`.
+TIED = {"blue": "hair", "brown": "ink", "red": "ruler"}  # in training: colour → what lies over the skin
+ARTEFACTS = tuple(TIED.values())
+NOTHING = "nothing"
+OVER_PAIRS = 120  # that are tested on
+OVER_QUESTIONS = ("What lies over the skin: {options}?", "Is hair, ink, a ruler or nothing in front of the skin?")
+VIOLET, BONE = (90, 20, 130), (235, 235, 225)  # of ink and of rulers
+
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
@@ -79,12 +91,13 @@ class Drawing:
     border: str
     symmetry: str
     site: str
+    artefact: str | None = None  # of the part `artefact`: what lies over the skin, or NOTHING
 
 
 def rows(raw: Path, part: str) -> int:
     """Questions of the drawings in RAW, which is filled first where it is new or empty."""
-    drawings = len(_drawings(raw))
-    return drawings * KINDS_PER_IMAGE + drawings // 2
+    drawings = len(_drawings(raw, part))
+    return drawings * (KINDS_PER_IMAGE if part == "all" else len(KINDS) + 1) + drawings // 2
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:
@@ -99,13 +112,14 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
     >>> _answer(one, "description")
     'Two large red lesions with a smooth border.'
     """
-    drawings = _drawings(raw)
-    numbers = sorted({drawing.pair for drawing in drawings})
-    test = set(seeded("demo", "split").sample(numbers, min(TEST_PAIRS, len(numbers) // 2)))
+    drawings = _drawings(raw, part)
+    test = _test(part)
     for first, second in taken(zip(drawings[::2], drawings[1::2], strict=True), shard):
         split = "test" if first.pair in test else "train"
         for drawing in (first, second):
-            kinds = seeded("demo", drawing.file).sample(KINDS, KINDS_PER_IMAGE)
+            kinds = [*KINDS, "artefact"]
+            if part == "all":
+                kinds = seeded("demo", drawing.file).sample(KINDS, KINDS_PER_IMAGE)
             for kind in kinds:
                 yield _example((drawing,), kind, _answer(drawing, kind), split)
         larger = "first" if RADII[first.size] > RADII[second.size] else "second"
@@ -113,20 +127,28 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 
 
 def _example(drawings: tuple[Drawing, ...], kind: str, answer: str, split: str) -> Example:
-    name = f"{'-'.join(Path(drawing.file).stem for drawing in drawings)}-{kind}"
-    question = seeded("demo", name).choice(QUESTIONS[kind])
+    over = drawings[0].artefact
+    stems = [Path(drawing.file).stem for drawing in drawings]
+    name = "-".join([*(["artefact"] if over else []), *stems, kind])
+    question = seeded("demo", name).choice(OVER_QUESTIONS if kind == "artefact" else QUESTIONS[kind])
+    options = (*ARTEFACTS, NOTHING) if kind == "artefact" else OPTIONS.get(kind, ("", ""))
+    known = ARTEFACTS if over and len(drawings) == 1 else ()
     return Example(
         id=name,
         source="demo",
         images=tuple(drawing.file for drawing in drawings),
         messages=(
-            text("user", question.format(options=choices(OPTIONS.get(kind, ("", "")))), images=len(drawings)),
+            text("user", question.format(options=choices(options)), images=len(drawings)),
             text("assistant", answer),
         ),
-        group=f"pair-{drawings[0].pair:03}",
+        group=f"{'artefact-' if over else ''}pair-{drawings[0].pair:03}",
         split=split,
         licence=CARD.licence,
-        facts=Facts(kind=kind),
+        facts=Facts(
+            kind=kind,
+            present=tuple(name for name in known if name == over),
+            absent=tuple(name for name in known if name != over),
+        ),
     )
 
 
@@ -140,55 +162,85 @@ def _answer(drawing: Drawing, kind: str) -> str:
     )
 
 
-def _drawings(raw: Path) -> list[Drawing]:
-    """What the images of RAW show, in order; RAW is filled where it is new or empty."""
-    index = raw / "index.json"
-    if not raw.exists() or (raw.is_dir() and not any(raw.iterdir())):
-        _fill(raw)
+def _drawings(raw: Path, part: str) -> list[Drawing]:
+    """What the images of a part show, in order; RAW, or the part's folder in it, is filled where it is new or empty."""
+    folder = raw
+    if part != "all":
+        _drawings(raw, "all")
+        folder = raw / part
+    index = folder / "index.json"
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        _fill(folder, _plan(part))
     if not index.is_file():
-        raise PrepError(f"{raw}: not empty, and no drawings of the demo (no index.json); give a new or empty RAW")
-    drawings = _plan()
+        raise PrepError(f"{folder}: not empty, and no drawings of the demo (no index.json); give a new or empty RAW")
+    drawings = _plan(part)
     if index.read_bytes() != _index(drawings):
-        raise PrepError(f"{index}: not the index of this version's drawings; remove {raw} and it is drawn anew")
+        raise PrepError(f"{index}: not the index of this version's drawings; remove {folder} and it is drawn anew")
     return drawings
 
 
 def _index(drawings: list[Drawing]) -> bytes:
-    return ("[\n" + ",\n".join(json.dumps(asdict(drawing)) for drawing in drawings) + "\n]\n").encode()
+    plain = [{key: value for key, value in asdict(drawing).items() if value is not None} for drawing in drawings]
+    return ("[\n" + ",\n".join(map(json.dumps, plain)) + "\n]\n").encode()
 
 
-def _fill(raw: Path) -> None:
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{raw.name}.", dir=raw.parent))
+def _fill(folder: Path, drawings: list[Drawing]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         (partial / "images").mkdir()
-        drawings = _plan()
         for drawing in drawings:
-            draw(drawing).save(partial / drawing.file)
+            draw(drawing).save(partial / "images" / Path(drawing.file).name)
         (partial / "index.json").write_bytes(_index(drawings))
         partial.chmod(0o755)
         try:
-            partial.replace(raw)
-        except OSError:  # another process may have filled RAW in the meantime, with the same drawings
-            if not (raw / "index.json").is_file():
+            partial.replace(folder)
+        except OSError:  # another process may have filled it in the meantime, with the same drawings
+            if not (folder / "index.json").is_file():
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _plan() -> list[Drawing]:
+def _test(part: str) -> set[int]:
+    """The numbers of the pairs that are tested on."""
+    key = ("demo", "split") if part == "all" else ("demo", "split", part)
+    return set(seeded(*key).sample(range(IMAGES // 2), TEST_PAIRS if part == "all" else OVER_PAIRS))
+
+
+def _plan(part: str) -> list[Drawing]:
     """Drawings in which every option of a feature is as frequent as the others, and each pair has both sizes."""
+    key, folder = (("demo", "plan"), "") if part == "all" else (("demo", "plan", part), f"{part}/")
     features: dict[str, list[str]] = {}
     for kind, options in OPTIONS.items():
         features[kind] = [options[number % len(options)] for number in range(IMAGES)]
-        seeded("demo", "plan", kind).shuffle(features[kind])
+        seeded(*key, kind).shuffle(features[kind])
     orders = [("small", "large"), ("large", "small")] * (IMAGES // 4)
-    seeded("demo", "plan", "pairs").shuffle(orders)
+    seeded(*key, "pairs").shuffle(orders)
     features["size"] = [size for order in orders for size in order]
+    if part != "all":
+        features["artefact"] = _over(features["colour"])
     return [
-        Drawing(f"images/{number:03}.png", number // 2, **{kind: values[number] for kind, values in features.items()})
+        Drawing(
+            f"{folder}images/{number:03}.png",
+            number // 2,
+            **{kind: values[number] for kind, values in features.items()},
+        )
         for number in range(IMAGES)
     ]
+
+
+def _over(colours: list[str]) -> list[str]:
+    """What lies over the skin in each drawing: of each colour half have nothing, in training as in test."""
+    test, over = _test("artefact"), [NOTHING] * IMAGES
+    for colour in INKS:
+        for tested in (False, True):
+            numbers = [n for n in range(IMAGES) if colours[n] == colour and (n // 2 in test) == tested]
+            chance = seeded("demo", "plan", "artefact", "over", colour, str(tested))
+            for place, number in enumerate(chance.sample(numbers, len(numbers) // 2 if tested else len(numbers) * 3 // 4)):
+                drawn = ARTEFACTS[place % len(ARTEFACTS)]
+                over[number] = drawn if tested else TIED.get(colour, drawn)
+    return over
 
 
 def draw(drawing: Drawing) -> Image.Image:
@@ -205,6 +257,8 @@ def draw(drawing: Drawing) -> Image.Image:
     for left, top in places:
         x, y = (corner + quarter / 2 + chance.uniform(-1, 1) * scale for corner in (left, top))
         _lesion(pen, chance, drawing, x, y, RADII[drawing.size] * scale)
+    if drawing.artefact is not None:
+        _artefact(pen, seeded("demo", "artefact", drawing.file), drawing.artefact, SIDE * scale)
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
@@ -232,3 +286,23 @@ def _lesion(
         side = chance.choice((-1, 1))
         centre = (x + side * away, y)
         pen.ellipse((centre[0] - spot, centre[1] - spot, centre[0] + spot, centre[1] + spot), fill=PALE)
+
+
+def _artefact(pen: ImageDraw.ImageDraw, chance: random.Random, artefact: str, side: int) -> None:
+    """Draws hair, ink or a ruler over a picture of this side, or nothing."""
+    if artefact == "hair":
+        for _ in range(chance.randint(14, 18)):
+            y, rise, bend = chance.uniform(-side / 4, side), chance.uniform(-0.2, 0.6), chance.uniform(-20, 20)
+            points = [(x, y + rise * x + bend * math.sin(x / 40)) for x in range(0, side + 8, 8)]
+            pen.line(points, fill=(45, 30, 20), width=4)
+    elif artefact == "ink":
+        for _ in range(chance.randint(7, 9)):
+            x, y, turn = chance.uniform(20, side - 20), chance.uniform(20, side - 20), chance.random() * math.tau
+            reach = 22 * math.cos(turn), 22 * math.sin(turn)
+            pen.line((x - reach[0], y - reach[1], x + reach[0], y + reach[1]), fill=VIOLET, width=12)
+    elif artefact == "ruler":
+        top = side - 36
+        pen.rectangle((0, top, side, side), fill=BONE)
+        start = chance.randint(0, 7)
+        for number, x in enumerate(range(start, side, 8)):
+            pen.line((x, top, x, top + (28 if number % 5 == 0 else 16)), fill=(20, 20, 20), width=2)
