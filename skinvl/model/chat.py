@@ -152,7 +152,11 @@ class Chat:
         begin, end = self.marks
         if end in ids:
             cut = len(ids) - ids[::-1].index(end)
-            within, answer = ids[: cut - 1], self._decode(ids[cut:]).lstrip("\n")
+            within, rest = ids[: cut - 1], ids[cut:]
+            if begin in rest:  # another thought, which does not end
+                again = rest.index(begin)
+                within, rest = [*within, *rest[again:]], rest[:again]
+            answer = self._decode(rest).lstrip("\n")
         elif begin in ids:
             within, answer = ids, self._decode(ids[: ids.index(begin)])
         elif thought and self.begins_within:

@@ -255,6 +255,7 @@ def test_a_thought_never_stands_in_an_answer(shared: Path, name: str) -> None:
     assert said(f"{known.closing}Flat.") == (None, "Flat.")
     assert said(f"{known.opening}Hm, it") == ("Hm, it", "")  # cut before its end
     assert said(f"Flat.{begin}But") == ("But", "Flat.")
+    assert said(f"{whole}Flat.{begin}But")[1] == "Flat."
     assert said("Flat.", thought=False) == (None, "Flat.")
     assert said("Flat.") == (("Flat.", "") if name == "qwen3.5" else (None, "Flat."))
 
