@@ -14,10 +14,12 @@ from skinvl.evaluate.concept import terms
 from skinvl.evaluate.concept.rows import StatedSplit
 from skinvl.model.dictionary import FOLDER
 from skinvl.score import concepts
-from skinvl.score.stats import Float, Mask
+from skinvl.score.concepts import Labels
+from skinvl.score.stats import Float, Int, Mask
 
 By = Literal["name", "labels"]
 CHANCE = 0.05  # the null of a name, above which it is as good as chance
+WORTH, MOST = 0.75, 5  # the area from which several units stand for one concept, and how many at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,21 @@ def best(units: Float, split: StatedSplit, rows: Mask, names: Sequence[str]) -> 
             unit = int(np.nanargmax(areas))
             chosen[name] = Chosen(unit, "labels", float(areas[unit]))
     return chosen
+
+
+def telling(units: Float, labels: Labels, strata: Int) -> list[Chosen]:
+    """The units that tell a concept within the classes, the best first; none where too little is known.
+
+    Args:
+        units: float[N, K].
+        labels: int8[N], of the concept.
+        strata: int[N], the class of each row: a unit of a class that goes with the concept is none of the concept.
+    """
+    areas = concepts.unit_areas(units, labels, strata)
+    if not np.isfinite(areas).any():
+        return []
+    order = np.argsort(-np.nan_to_num(areas), kind="stable")[:MOST].tolist()
+    return [Chosen(unit, "labels", float(areas[unit])) for unit in order if unit == order[0] or areas[unit] >= WORTH]
 
 
 def _plain(text: str) -> str:

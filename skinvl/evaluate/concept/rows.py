@@ -90,6 +90,22 @@ def stated(root: Path, split: str) -> StatedSplit:
     return StatedSplit(root, split, samples, concepts, labels, conflicts)
 
 
+def shown(samples: Sequence[Sample], names: Sequence[str]) -> Labels:
+    """int8[N]: PRESENT where a sample shows any of the concepts, ABSENT where it shows none, else MISSING.
+
+    A concept may be a tag too, such as hair: prep's rules look for it in every row, so that a row without is absent.
+    """
+    tags = {tag for sample in samples for tag in sample.example.tags}
+    labels = np.full(len(samples), MISSING, np.int8)
+    for row, sample in enumerate(samples):
+        facts = sample.example.facts
+        if {*names} & {*facts.present, *sample.example.tags}:
+            labels[row] = PRESENT
+        elif all(name in facts.absent or name in tags for name in names):
+            labels[row] = ABSENT
+    return labels
+
+
 def image_embeddings(
     loaded: LoadedTowers, samples: Sequence[Sample], state: PartialState, say: Console
 ) -> dict[Path, Vectors]:
