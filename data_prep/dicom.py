@@ -20,7 +20,6 @@ from typing import Any
 from data_prep import NOBODY, SEXES, Card, PrepError, Shard, known, split_of, taken
 from skinvl.data import dicom_pixels, questions
 from skinvl.data.example import Dropped, Example, Facts, inside
-from skinvl.data.pixels import MAX_BYTES
 from skinvl.data.questions import PICTURES, DatasetRecord, Missing
 
 CARD = Card(
@@ -140,8 +139,10 @@ def _header(root: Path, path: Path) -> Any:
     if not path.resolve().is_relative_to(root.resolve()):
         return Missing("a link that leads out of RAW", "unsafe-path")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return Missing(f"{path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read", "unreadable-image")
+        if path.stat().st_size > dicom_pixels.MAX_BYTES:
+            return Missing(
+                f"{path.stat().st_size:,} bytes; at most {dicom_pixels.MAX_BYTES:,} are read", "unreadable-image"
+            )
         with path.open("rb") as file:
             start = file.read(132)
     except OSError as error:

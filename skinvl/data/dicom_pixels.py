@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skinvl.data.pixels import DAMAGED, MAX_PIXELS, ImageError
+from skinvl.data.pixels import MAX_BYTES as MAX_BYTES
 
 MAGIC = (128, b"DICM")  # where a file says what it is, and how
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")

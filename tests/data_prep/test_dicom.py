@@ -158,7 +158,7 @@ def test_no_path_or_text_of_a_refused_object_is_said(tmp_path: Path, monkeypatch
     dicoms.write(tmp_path / SECRET / "outside", photo())
     (raw / f"{SECRET}.link").symlink_to(tmp_path / SECRET / "outside")
     (raw / SECRET / "large").write_bytes(bytes(20_000))
-    monkeypatch.setattr(dicom, "MAX_BYTES", 19_999)
+    monkeypatch.setattr(dicom.dicom_pixels, "MAX_BYTES", 19_999)
     _, examples, ledger = prepared("dicom", raw)
     assert not examples
     rules = Counter(row.rule for row in ledger)

@@ -275,10 +275,12 @@ def _attempt(name: str, roots: list[Path], below: dict[str, Path], draw: Random)
         before = sorted(Path(folder).rglob("*"))
         out = Path(folder, "out")
         part = draw.choice(converter.CARD.parts if given.is_dir() else converter.CARD.parts[:1])
+        refusal = ""
         try:
             account = prepare(name, raw if given.is_dir() else raw / given.name, out, [part], over=below.get(part))
-        except PrepError:
-            account = None
+        except PrepError as error:
+            refusal, account = str(error), None
+        assert "a fault of the converter" not in refusal  # rows in = Examples + ledger, whatever RAW holds
         Path(folder, "raw.key").unlink(missing_ok=True)  # which only dicom makes, beside RAW
         after = [path for path in sorted(Path(folder).rglob("*")) if out not in (path, *path.parents)]
         assert [path for path in after if ".out.partial" not in path.parts] == before
