@@ -22,7 +22,6 @@ from torch.nn.functional import embedding_bag
 from skinvl.data.progress import Progress
 from skinvl.model.dictionary import Dictionary, Kind
 
-LEARNING_RATE = 5e-4
 L1 = 3e-5
 ROUNDS = 20  # of a fit; after each of the first REVIVING the units that it left inactive are revived
 REVIVING = 15
@@ -38,6 +37,7 @@ class FitSettings:
     k: int  # active units of an image, on average; of l1 unused
     steps: int
     batch: int  # images of a step
+    learning_rate: float = 5e-4  # the released code's
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def fit(embeddings: torch.Tensor, settings: FitSettings, seed: int, say: Console
     device = embeddings.device
     generator = torch.Generator().manual_seed(seed)
     dictionary = start(embeddings, settings, generator)
-    adam = torch.optim.Adam(dictionary.parameters(), LEARNING_RATE, fused=True)
+    adam = torch.optim.Adam(dictionary.parameters(), settings.learning_rate, fused=True)
     size = min(settings.batch, len(embeddings))
     seen, revived = torch.zeros(settings.units, dtype=torch.bool, device=device), 0
     ends = {settings.steps * round_ // ROUNDS for round_ in range(1, REVIVING + 1)}
