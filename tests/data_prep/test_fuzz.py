@@ -258,7 +258,7 @@ def test_whatever_raw_holds(whole: Whole) -> None:
 
     check()
     # Enough of the attempts get somewhere, and enough are stopped: else this would test little.
-    assert ended["refused"] or name == "dermnet", ended  # which has no table
+    assert ended["refused"] or name in ("dermnet", "dicom"), ended  # which have no table
     assert ended["prepared"] + ended["kept some"] > attempts // 20, ended
 
 
