@@ -79,5 +79,5 @@ def test_prepared_trained_on_and_evaluated(
     assert {*scores} <= labels
     questions = sum(message["role"] == "assistant" for row in several for message in row.messages)
     assert sum(block["answers"]["rows"] for block in scores.values()) == questions
-    (das,) = (block for name, block in scores.items() if name.startswith("dermavqa_das") and name.endswith("train"))
-    assert das["answers"]["metrics"]["option_credit"]["n"] > 0
+    das = [block["answers"]["metrics"] for name, block in scores.items() if name.startswith("dermavqa_das")]
+    assert sum(metrics["option_credit"]["n"] for metrics in das) > 0
