@@ -38,14 +38,16 @@ _NOTHING = re.compile(r"\W*(?:none|nothing)(?:\s+of\s+(?:the\s+above|these|them|
 def chosen(answer: str, question: str, options: tuple[str, ...]) -> frozenset[int] | None:
     """The numbers from 0 of all options that the answer names; None where that cannot be told.
 
-    An answer without words names none of them, and so does one that says so.
+    An answer that says so names none of them; an empty one, as of a thought that was cut, says nothing.
 
     >>> sites = ("Face", "Arm", "Leg")
     >>> chosen("A, C", "Where? (A) Face (B) Arm (C) Leg", sites) == chosen("Face and leg.", "Where?", sites) == {0, 2}
     True
     >>> print(chosen("A, C", "Where?", sites), chosen("Arm or leg", "Where?", sites), chosen("", "Where?", sites))
-    None None frozenset()
+    None None None
     """
+    if not answer.strip():
+        return None
     text = unwrapped(answer).strip()
     if not any(sign.isalnum() for sign in text):
         return None if any(sign.isalnum() for sign in answer) else NONE  # JSON in which no text is found is not read

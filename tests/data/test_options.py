@@ -81,8 +81,9 @@ def test_numbers_are_options_where_the_question_lists_them_with_numbers(answer: 
         ("- Faces\n- Arms", [0, 1]),
         ('["Face", "Leg"]', [0, 2]),
         ("It is on the face and the arm, not on the leg.", [0, 1]),
-        ("", []),
-        (" \n", []),
+        ("", None),  # as where a thought did not come to an end
+        (" \n", None),
+        ("[]", []),
         ("None of these.", []),
         ("Arm or leg", None),
         ("I cannot tell.", None),

@@ -136,7 +136,7 @@ def test_magic_has_each_encounter_with_all_ids(tmp_path: Path) -> None:
     put(tmp_path, "das", rows)
     put(tmp_path, "m3g", [replace(rows[0], id="ENC1-m3g", options=(), right=())])
     what = submissions.write("magic2025", tmp_path, tmp_path / "magic.json")
-    assert "2 encounters, 18 questions, 2 answers unread, 1 options too many left out" in what
+    assert "2 encounters, 18 questions, 3 answers unread, 1 options too many left out" in what
     first, second = json.loads((tmp_path / "magic.json").read_text())
     assert [*first] == [*second] == ["encounter_id", *magic2025.IDS]
     assert len(magic2025.IDS) == 27
