@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from skinvl.recipe import towers
 WIDTH, PLANTED, MEAN_ACTIVE = 24, 32, 2.0
 QUIET = Console(quiet=True)
 SPARSE: tuple[Kind, ...] = ("batch-topk", "topk")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small are not worth the wait of several threads for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def planted(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
