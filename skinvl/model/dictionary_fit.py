@@ -178,7 +178,7 @@ def _threshold(dictionary: Dictionary, embeddings: torch.Tensor, size: int, gene
     """float32[], the mean over batches of the smallest activation that is kept (Bussmann et al. 2024, §3)."""
     order = torch.randperm(len(embeddings), generator=generator).to(embeddings.device)
     whole = len(order) // size * size  # the last batch may be small
-    batches = [dictionary.scaled(embeddings[rows]) for rows in order[:whole].split(size)]
+    batches = [dictionary.scaled(embeddings[rows]) for rows in torch.split(order[:whole], size)]
     least = [values.min() for batch in batches if len(values := forward(dictionary, batch).values)]
     return torch.stack(least).mean() if least else dictionary.threshold
 

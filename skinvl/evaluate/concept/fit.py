@@ -152,10 +152,8 @@ def measured(
     active in an image; a unit is dead that is active in none of these.
     """
     tables = []
-    active = torch.zeros(len(dictionary.encoder), dtype=torch.bool, device=embeddings.device)
-    for block in embeddings.split(BLOCK):
+    for block in torch.split(embeddings, BLOCK):
         units = dictionary.units(block)
-        active |= (units > 0).any(0)
         lost = (block - dictionary.rebuilt(units)).square().sum(1)
         whole = (block - mean).square().sum(1)
         tables.append(torch.stack([lost, whole, (units > 0).sum(1).float(), torch.ones_like(lost)], 1).cpu())
@@ -164,10 +162,16 @@ def measured(
     return {
         "explained_variance": bootstrap.estimate(1 - ratio(sums[:, 0], sums[:, 1]), rows).number(),
         "l0": bootstrap.estimate(ratio(sums[:, 2], sums[:, 3]), rows).number(),
-        "dead_share": float((~active).float().mean()),
+        "dead_share": float((~living(dictionary, embeddings)).float().mean()),
         "images": len(groups),
         "groups": len(bootstrap.counts),
     }
+
+
+def living(dictionary: Dictionary, embeddings: torch.Tensor) -> torch.Tensor:
+    """bool[K], the units that are active in any of the embeddings float32[N, D]."""
+    active = [(dictionary.units(block) > 0).any(0) for block in torch.split(embeddings, BLOCK)]
+    return torch.stack(active).any(0)
 
 
 def recurring(fitted: Sequence[Dictionary], embeddings: torch.Tensor, seed: int) -> dict[str, Any]:
@@ -178,24 +182,23 @@ def recurring(fitted: Sequence[Dictionary], embeddings: torch.Tensor, seed: int)
     directions, drawn from a normal distribution with the embeddings' covariance, since these fill no whole space.
     """
     generator = torch.Generator().manual_seed(seed)
-    centred = embeddings - embeddings.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(embeddings.T))
+    root = vectors * values.clamp_min(0).sqrt()
     alive, random = [], []
     for dictionary in fitted:
-        active = sum((dictionary.units(block) > 0).any(0).int() for block in embeddings.split(BLOCK))
-        alive.append(dictionary.directions[torch.as_tensor(active, device=embeddings.device) > 0])
-        # Normal weights of all images have that covariance.
-        weights = torch.randn(min(len(alive[-1]), BLOCK), len(centred), generator=generator).to(centred.device)
-        random.append(torch.nn.functional.normalize(weights @ centred, dim=1))
+        alive.append(dictionary.directions[living(dictionary, embeddings)])
+        drawn = torch.randn(alive[-1].shape, generator=generator).to(root.device) @ root.T
+        random.append(torch.nn.functional.normalize(drawn, dim=1))
     return {"cosine": RECURS, "share": _shared(alive), "by_chance": _shared(random)}
 
 
 def _shared(sets: Sequence[torch.Tensor]) -> float | None:
-    shares = [
-        torch.cat([(block @ other.T).max(1).values >= RECURS for block in own.split(BLOCK)]).float().mean().item()
-        for own in sets
-        for other in sets
-        if own is not other and len(own) and len(other)
-    ]
+    shares = []
+    for own in sets:
+        for other in sets:
+            if own is not other and len(own) and len(other):
+                best = [(block @ other.T).max(1).values for block in torch.split(own, BLOCK)]
+                shares.append(float((torch.cat(best) >= RECURS).float().mean()))
     return float(np.mean(shares)) if shares else None
 
 

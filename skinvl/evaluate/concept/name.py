@@ -220,8 +220,7 @@ def _strongest(columns: csc_array, unit: int) -> tuple[Ints, Vectors]:
 
 def _of_length_one(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Vectors = vectors / np.where(lengths > 0, lengths, 1)
-    return scaled
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def page(title: str, record: dict[str, Any], named: Sequence[UnitName], files: Sequence[Path]) -> str:
