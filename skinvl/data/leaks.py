@@ -20,6 +20,7 @@ from skinvl.data.overlap import ImageMatch, Set, Shared
 from skinvl.data.pixels import ImageError, upright
 from skinvl.recipe.printing import narrow, right
 
+SHOWN = 10  # most pairs of sets that share nothing and have a line of the table
 End = tuple[str, Path, str]  # the name of a set, its source, and an image's path there
 
 
@@ -55,7 +56,10 @@ def main(arguments: list[str]) -> int:
         console.print(
             f"{number}: {split.name}, {split.images:,} images, {len(split.group):,} conversations", soft_wrap=True
         )
-    console.print(_table(sets, shared))
+    table, left_out = _table(sets, shared)
+    console.print(table)
+    if left_out:
+        console.print(f"{left_out:,} other pairs of sets share nothing", soft_wrap=True)
 
     # Every pair, as a CSV.
     ends = [
@@ -78,18 +82,27 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _table(sets: Sequence[Set], shared: Shared) -> Table:
-    """How much of each set another one has too, by each kind of evidence and by any; sets are named by their number."""
+def _table(sets: Sequence[Set], shared: Shared) -> tuple[Table, int]:
+    """How much of each set another one has too, by each kind of evidence and by any; sets are named by their number.
+
+    Beside it how many pairs of sets are left out, since they share nothing and are more than `SHOWN`.
+    """
     table = narrow(
         "sets", "evidence", right("images: of 1st"), right("2nd"), right("conversations: of 1st"), right("2nd")
     )
+    rows = []
     for a, b in combinations(range(len(sets)), 2):
         sides = [overlap.shared(sets[own], sets[theirs], shared[theirs, own]) for own, theirs in ((a, b), (b, a))]
         names = [kind for kind in sides[0] if any(side[kind][1].any() for side in sides)]
         for kind in names if len(names) > 2 else names[:1] or ["any"]:
             counts = [int(side[kind][unit].sum()) for unit in (0, 1) for side in sides]  # images, then conversations
-            table.add_row(f"{a + 1}, {b + 1}", kind if names else "none", *(f"{count:,}" for count in counts))
-    return table
+            rows.append([f"{a + 1}, {b + 1}", kind if names else "none", *(f"{count:,}" for count in counts)])
+    nothing = sum(row[1] == "none" for row in rows)
+    left_out = nothing if nothing > SHOWN else 0
+    for row in rows:
+        if not (left_out and row[1] == "none"):
+            table.add_row(*row)
+    return table, left_out
 
 
 def _write_pairs(path: Path, ends: Sequence[End], matches: Iterable[ImageMatch]) -> None:

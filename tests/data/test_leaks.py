@@ -55,7 +55,7 @@ def cells(table: Table) -> list[list[str]]:
 def counted(*names: Path | str) -> list[list[str]]:
     sets, images = read([str(name) for name in names])
     rows = []
-    for pair, kind, *counts in cells(leaks._table(sets, nearest(sets, evidence(images, THRESHOLD)[0]))):
+    for pair, kind, *counts in cells(leaks._table(sets, nearest(sets, evidence(images, THRESHOLD)[0]))[0]):
         both = [sets[int(number) - 1] for number in pair.split(", ")]
         totals = [one.images for one in both] + [len(one.group) for one in both]
         rows.append([*(one.name for one in both), kind, *map("{} of {}".format, counts, totals)])
@@ -85,6 +85,22 @@ def test_names_are_local_to_a_source_unless_both_are_of_one_archive(pair: tuple[
     assert counted(*pair)[0][2] == "none"
     write(one, "test", [example("6", "IL_1")])
     assert ["one:test", "one:train", "group", "0 of 0", "0 of 0", "1 of 1", "1 of 2"] in counted(one)
+
+
+def test_many_pairs_of_sets_that_share_nothing_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        (tmp_path / f"set{number}").mkdir()
+        write(tmp_path / f"set{number}", "train", [example("1", f"g{number // 2}")])
+        fingerprint(tmp_path / f"set{number}", archive="drawn")
+    words = [*(str(tmp_path / f"set{number}") for number in range(4)), "--out", str(tmp_path / "out")]
+    assert leaks.main(words) == 0
+    assert capsys.readouterr().out.count("none") == 4
+    monkeypatch.setattr(leaks, "SHOWN", 3)
+    assert leaks.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "none" not in shown and shown.count("group") == 2 and "4 other pairs of sets share nothing" in shown
 
 
 def test_the_pairs_are_written_nearest_first(pair: tuple[Path, Path], tmp_path: Path) -> None:
