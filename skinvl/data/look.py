@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="skinvl look", description="Write a page about prepared sources.")
     parser.add_argument("sources", nargs="+", metavar="SOURCE[:SPLIT]",
                         help="a prepared source, or one split of it; a name without a slash lies in data/")  # fmt: skip
-    parser.add_argument("--split", nargs="+", default=[], metavar="NAME",
+    parser.add_argument("--split", nargs="+", action="extend", default=[], metavar="NAME",
                         help="splits to look at, where not all; the flow diagram has all")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("look"), metavar="DIR",
                         help="folder for look.html, table1.csv and flow.csv (default look/)")  # fmt: skip

@@ -231,6 +231,12 @@ def test_the_same_seed_draws_the_same_and_another_others(tmp_path: Path, monkeyp
     assert ids() == ids("--seed", "0") != ids("--seed", "1")
 
 
+def test_splits_may_be_named_one_by_one(tmp_path: Path) -> None:
+    made(tmp_path / "source")
+    one_by_one = looked(tmp_path, "--split", "train", "--split", "test")
+    assert one_by_one.text == looked(tmp_path, "--split", "train", "test").text
+
+
 def test_of_every_stratum_as_many_are_drawn_as_there_are() -> None:
     strata = np.repeat([7, 3, 5], [1000, 4, 50])
     shown = gallery.drawn(strata, 30, np.random.default_rng(0))
