@@ -130,6 +130,8 @@ def find(raw: Path, name: str, card: Card) -> Path:
     Raises:
         PrepError: no such file, several, or a pointer.
     """
+    if raw.is_file():
+        raise PrepError(f"{raw}: a file; expected the folder that holds {name}")
     paths = sorted(raw.rglob(name))
     if not paths:
         raise PrepError(f"{raw}: no file {name} in it or below it. How to get {card.title}: {card.obtain}")
@@ -177,9 +179,11 @@ def read_csv(path: Path, columns: Sequence[str], shard: Shard | None = None) -> 
         try:
             header = next(lines, [])
             if missing := [column for column in columns if column not in header]:
+                other = len(header) == 1 and next((sign for sign in (";", "\t") if sign in header[0]), None)
+                hint = f"; its fields are parted by {other!r}: save it with commas" if other else ""
                 raise PrepError(
                     f"{path}: no column {', '.join(missing)}; found {', '.join(header) or 'nothing'}; "
-                    f"expected {', '.join(columns)}"
+                    f"expected {', '.join(columns)}{hint}"
                 )
             last = lines.line_num
             for values in lines:

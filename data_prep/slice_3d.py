@@ -65,9 +65,10 @@ def rows(raw: Path, part: str) -> int:
 
 
 def absent(raw: Path, part: str) -> list[str]:
-    """What is said of the columns that need not be there and are not."""
+    """What is said of the columns that need not be there and are not, and of the archive."""
     path = find(raw, METADATA, CARD)
-    return without(path, header(path), OPTIONAL)
+    files = [] if any(raw.rglob(ARCHIVE)) else [f"no file {ARCHIVE}, so that each tile is looked for as a JPEG file"]
+    return without(path, header(path), OPTIONAL) + files
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:

@@ -64,7 +64,8 @@ def main(words: list[str]) -> int:
     if args.out is None:
         parser.error("DATASET, RAW and OUT are needed (or --list, or --rules)")
     if args.raw.exists():
-        for part in args.part or data_prep.load(args.dataset).CARD.parts[:1]:
+        known = data_prep.load(args.dataset).CARD.parts
+        for part in [part for part in args.part or () if part in known] or known[:1]:
             for sentence in data_prep.absent(args.dataset, args.raw, part):
                 entry(console, part, sentence)
     account = prepare(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import absent, derm1m, derm12345, mm_skin, names, slice_3d
+from data_prep import PrepError, absent, derm1m, derm12345, mm_skin, names, slice_3d
 from helpers.raws import table
 from skinvl.sources import prep
 
@@ -18,7 +18,10 @@ def test_a_converter_without_optional_columns_says_nothing(tmp_path: Path) -> No
 
 def test_a_table_without_the_lesion(tmp_path: Path) -> None:
     table(tmp_path / slice_3d.METADATA, [dict.fromkeys(slice_3d.COLUMNS, "")])
-    (sentence,) = absent("slice_3d", tmp_path, "tiles")
+    sentence, files = absent("slice_3d", tmp_path, "tiles")
+    assert files == "no file train-image.hdf5, so that each tile is looked for as a JPEG file"
+    (tmp_path / slice_3d.ARCHIVE).touch()
+    assert absent("slice_3d", tmp_path, "tiles") == [sentence]
     assert sentence.startswith("train-metadata.csv: no column attribution, copyright_license, lesion_id, iddx_5 or ")
     for name in derm12345.FILES:
         table(tmp_path / name, [dict.fromkeys(derm12345.COLUMNS, "")])
@@ -43,6 +46,14 @@ def test_files_beside_the_tables(tmp_path: Path) -> None:
     (tmp_path / "concept.csv").touch()
     assert derm1m.absent(tmp_path, "concept") == []
     assert mm_skin.absent(tmp_path, "vqa") == ["no file caption.csv, so that modality, age and sex are unknown"]
+
+
+def test_a_file_or_other_separators_for_what_is_expected_are_named(tmp_path: Path) -> None:
+    (tmp_path / slice_3d.METADATA).write_text(";".join(slice_3d.COLUMNS) + "\n")
+    with pytest.raises(PrepError, match="its fields are parted by ';': save it with commas"):
+        list(slice_3d.convert(tmp_path, "tiles"))
+    with pytest.raises(PrepError, match="a file; expected the folder that holds train-metadata.csv"):
+        slice_3d.rows(tmp_path / slice_3d.METADATA, "tiles")
 
 
 def test_prep_says_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
