@@ -334,9 +334,10 @@ def splits(folder: Path) -> list[str]:
 
 def have(folder: Path) -> str:
     """What a message about a split that is not there says of the source, and how to prepare it."""
-    names = ", ".join(splits(folder))
-    what = f"it has the splits: {names}" if names else "the folder holds no prepared source"
-    return f"{what}. Prepare it with: skinvl prep DATASET RAW {folder} (skinvl prep --list)"
+    prepare = f"skinvl prep DATASET RAW {folder} (skinvl prep --list)"
+    if names := ", ".join(splits(folder)):
+        return f"it has the splits: {names}. Take one of them, or prepare it anew with: {prepare}"
+    return f"the folder holds no prepared source. Prepare it with: {prepare}"
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
