@@ -53,7 +53,7 @@ CARD = Card(
     citation="Shen et al., SkinCaRe: A Multimodal Dermatology Dataset Annotated with Medical Caption and "
     "Chain-of-Thought Reasoning, 2025, arXiv 2405.18004",
     obtain="accept the terms at the address and download it; RAW holds skincap*.csv and the photos that it names, and "
-    "the folder SkinCoT with images, EN and ZH.",
+    "the folder SkinCoT with images/<class>/<image>, and EN and ZH with <class>/<image>.txt (such as a.jpg.txt).",
     splits=("train", "test"),
     parts=("caption", "caption-zh", "cot", "cot-zh"),
     by_name=True,
