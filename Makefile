@@ -146,6 +146,7 @@ bench: $(VENV)/.ready-dev  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/synth.py
 	$(BIN)/python benchmarks/towers.py
+	$(BIN)/python benchmarks/concepts.py
 	$(BIN)/python benchmarks/peers.py
 
 clean:  ## remove what was made here, data and runs excepted
