@@ -171,8 +171,9 @@ def absent(raw: Path, part: str) -> list[str]:
     """What is said of the columns that no table of the images has."""
     if part == "blind":
         return []
-    path, *others = _tables(raw, part)
-    return without(path, dict.fromkeys(name for table in (path, *others) for name in header(table)), OPTIONAL)
+    tables = _tables(raw, part)
+    names = Path(", ".join(table.name for table in tables))
+    return without(names, dict.fromkeys(name for table in tables for name in header(table)), OPTIONAL)
 
 
 def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Example | Dropped]:

@@ -289,5 +289,5 @@ def test_columns_that_no_table_has_are_named(tmp_path: Path) -> None:
     )
     assert sentence.startswith(start)
     archived(raw, pair(1), LEVELS, diagnosis_confirm_type="histopathology")
-    assert milk10k.absent(raw, "challenge")[0].startswith(f"{milk10k.METADATA}: no column MONET_gel")
+    assert milk10k.absent(raw, "challenge")[0].startswith(f"{milk10k.METADATA}, metadata.csv: no column MONET_gel")
     assert milk10k.absent(raw, "blind") == []
