@@ -100,7 +100,9 @@ def test_many_pairs_of_sets_that_share_nothing_are_counted(
     monkeypatch.setattr(leaks, "SHOWN", 3)
     assert leaks.main(words) == 0
     shown = capsys.readouterr().out
-    assert "none" not in shown and shown.count("group") == 2 and "4 other pairs of sets share nothing" in shown
+    assert "none" not in shown
+    assert shown.count("group") == 2
+    assert "4 other pairs of sets share nothing" in shown
 
 
 def test_the_pairs_are_written_nearest_first(pair: tuple[Path, Path], tmp_path: Path) -> None:

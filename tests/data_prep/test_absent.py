@@ -52,7 +52,7 @@ def test_a_file_or_other_separators_for_what_is_expected_are_named(tmp_path: Pat
     (tmp_path / slice_3d.METADATA).write_text(";".join(slice_3d.COLUMNS) + "\n")
     with pytest.raises(PrepError, match="its fields are parted by ';': save it with commas"):
         list(slice_3d.convert(tmp_path, "tiles"))
-    with pytest.raises(PrepError, match="a file; expected the folder that holds train-metadata.csv"):
+    with pytest.raises(PrepError, match=r"a file; expected the folder that holds train-metadata\.csv"):
         slice_3d.rows(tmp_path / slice_3d.METADATA, "tiles")
 
 
