@@ -25,17 +25,13 @@ def test_every_card_is_read(name: str) -> None:
     licence = data_prep.load(name).CARD.licence
     words = read(licence).words
     expected = {
-        "ddi": "research only",
-        "dermnet": "research only",
-        "mm_skin": "research only",
-        "llava": "not known: nothing is taken to be permitted",
-        "passion": "not known: nothing is taken to be permitted",
-        "patch16": "not known: nothing is taken to be permitted",
+        **dict.fromkeys(("ddi", "dermavqa", "dermnet", "dicom", "mm_skin", "skincon"), "research only"),
+        **dict.fromkeys(("llava", "passion", "patch16", "skincare"), "not known: nothing is taken to be permitted"),
         "derm7pt": "non-commercial, no derivatives",
         "demo": "any use",
         "fitzpatrick17k": "non-commercial, share alike",
         **dict.fromkeys(("derm12345", "pad_ufes_20", "scin"), "any use with attribution"),
-        **dict.fromkeys(("derm1m", "dermasynth", "ham10000", "isic", "milk10k"), "non-commercial"),
+        **dict.fromkeys(("derm1m", "dermasynth", "ham10000", "isic", "milk10k", "slice_3d"), "non-commercial"),
     }
     assert words == expected[name]
 
