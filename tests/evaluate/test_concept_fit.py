@@ -128,6 +128,7 @@ def test_a_fit_says_what_it_explains_and_what_recurs(folder: Path, capsys: pytes
     assert 0 <= recurrence["by_chance"] <= 1
     assert recurrence["cosine"] == fit.RECURS
     assert record["settings"]["kind"] == "batch-topk"
+    assert record["sources"] == ["lesions:train"]
     assert record["data"].keys() == {"lesions/train.parquet", "lesions/images.parquet"}
     said = capsys.readouterr().out
     assert "by chance" in said

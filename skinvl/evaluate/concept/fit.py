@@ -96,7 +96,7 @@ def command(words: Sequence[str]) -> int:
     made_of = recipe.data.model_copy(update={"eval": []})
     record = {
         "tower": loaded.facts,
-        "sources": [f"{spec.source}:{spec.split}" for spec in recipe.data.train],
+        "sources": [f"{Path(spec.source).name}:{spec.split}" for spec in recipe.data.train],
         "data": {Path(path).parent.name + "/" + Path(path).name: of for path, of in mixture.digests(made_of).items()},
         "settings": {**asdict(settings), "seed": args.seed, "held_out": args.held_out},
         "unreadable": unread,

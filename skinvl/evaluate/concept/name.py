@@ -95,7 +95,7 @@ def command(words: Sequence[str]) -> int:
         "dictionary": dictionaries.read_settings(out)["weights"],
         "words": "ours" if args.words is None else Path(args.words).name,
         "vocabulary": list(names),
-        "sources": [f"{spec.source}:{spec.split}" for spec in recipe.data.train],
+        "sources": [f"{Path(spec.source).name}:{spec.split}" for spec in recipe.data.train],
         "images": len(vectors),
         "unreadable": unread,
         "permutations": PERMUTATIONS,
