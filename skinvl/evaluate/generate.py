@@ -26,9 +26,11 @@ from skinvl.recipe.recipe import Recipe
 from skinvl.score.predictions import Answer, PredictionJournal, rule
 
 PICTURE = r"(?:image|picture|photo|photograph|view)"
-# Words by which one of several images is meant for its place among them.
+# Words by which one of several images is meant for its place among them; who first noticed something means none.
+TIME = r"(?![- ](?:notic\w*|appear\w*|start\w*|saw|seen|time|day|week|month|year)\b)"
 PLACE = re.compile(
-    rf"\b(first|second|third|fourth|fifth|former|latter|last {PICTURE}|{PICTURE} (\d+|[a-e]|one|two|three|four))\b",
+    rf"\b(first{TIME}|second|third|fourth|fifth|former|latter|last {PICTURE}"
+    rf"|{PICTURE} (\d+|[a-e]|one|two|three|four))\b",
     re.IGNORECASE,
 )
 

@@ -101,9 +101,15 @@ def test_questions_about_several_images_are_asked_with_each_turn_reversed() -> N
     ]
     assert turned[1].row.example.facts.views == ("dermoscopic", "clinical", "far", "near", "wide")
     # Where the question or its answer means an image by its place, another order has another answer.
-    for words in ("Which is larger, the first or the other?", "What does image 2 show?", "And photo B?"):
+    for words, placed in (
+        ("Which is larger, the first or the other?", 1),
+        ("What does image 2 show?", 1),
+        ("And photo B?", 1),
+        ("When did you first notice it?", 0),
+    ):
         placing = replace(whole.example, messages=(text("user", words, 2), turns[1]), images=images[:2])
-        assert generate.reordered(list(engine.questions(Row(placing, Path())))) == ([], 1)
+        turned, left_out = generate.reordered(list(engine.questions(Row(placing, Path()))))
+        assert (len(turned), left_out) == (1 - placed, placed)
 
 
 def test_another_order_has_predictions_of_its_own_and_its_difference_an_interval(tmp_path: Path) -> None:
