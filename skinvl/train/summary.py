@@ -67,8 +67,8 @@ def result(
     """Prints the run's losses, the image control and where the adapter lies."""
     table = _losses(losses, path)
     if control:
-        table.add_row(f"closed answers right, own image (n={control.questions})", f"{control.own:.3f}")
-        table.add_row("closed answers right, images permuted", f"{control.permuted:.3f}")
+        table.add_row(f"closed-answer tokens right ({control.questions} questions)", f"{control.own:.3f}")
+        table.add_row("closed-answer tokens right, images permuted", f"{control.permuted:.3f}")
     _speed(table, speed, minutes, "tokens/s, conversations/s", "positions computed for each token")
     say.print(table)
     say.print(f"adapter: {path / 'adapter'}")
