@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from helpers import sources, two_towers
+from helpers import provenances, sources, two_towers
 from helpers.pages import HOSTILE, Page
 from helpers.tiny import picture
+from skinvl import __main__ as cli
 from skinvl.data import example
 from skinvl.data.example import Example, Facts, text
 from skinvl.evaluate import concepts, embed
@@ -27,6 +29,8 @@ from skinvl.evaluate.text_lists import TextListError
 from skinvl.model import dictionary as dictionaries
 from skinvl.model import dictionary_fit
 from skinvl.model.dictionary import DictionaryError
+from skinvl.model.towers_loaded import open_towers, read_model
+from skinvl.recipe import towers
 from skinvl.recipe.strict import RecipeError
 
 WORDS = ("hair", "ruler", "ink", HOSTILE[0])
@@ -57,8 +61,17 @@ def shown(path: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     return vector / np.linalg.norm(vector)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small are not worth the wait of several threads for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with a recipe towers.yaml; its towers know every word, and cannot read 7.png."""
     monkeypatch.chdir(tmp_path)
     source(tmp_path / "lesions")
@@ -81,10 +94,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(module, "load_towers", lambda recipe, device: loaded)
     monkeypatch.setattr(embed, "images", vectors)
     monkeypatch.setattr(embed, "texts", axes)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(before)
+    return tmp_path
 
 
 def fitted(folder: Path, *words: str) -> tuple[Path, dict[str, Any]]:
@@ -261,6 +271,37 @@ def test_our_words_are_different_and_name_what_is_no_skin() -> None:
     words = vocabulary.words(None)
     assert len({*words}) == len(words) > 120
     assert {"hair", "ruler", "ink marking", "immersion gel", "papule", "melanoma", "scalp", "blue"} <= {*words}
+
+
+def test_a_trained_run_is_fitted_and_named_and_refused_once_it_was_trained_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source(tmp_path / "lesions", patients=15)
+    recipe = two_towers.recipe(tmp_path, data__eval=[], evaluate__classify=[])
+    run = tmp_path / "runs" / "two"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(towers.dump(recipe))
+    provenances.made(base={"commit": None}).write(run)
+    dual = read_model(open_towers(recipe))
+    dual.save_pretrained(run / "model")
+    for file in two_towers.base("clip").glob("*.json"):  # its tokenizer and pixels
+        if not (run / "model" / file.name).exists():
+            shutil.copy(file, run / "model")
+    assert cli.main(["concepts", "fit", "runs/two", *SMALL]) == 0
+    assert cli.main(["concepts", "name", "runs/two"]) == 0
+    units = name.read(Path("runs/two"))
+    assert units
+    embeddings = torch.randn(5, dual.config.projection_dim, generator=torch.Generator().manual_seed(0))
+    dictionary = dictionaries.load(Path("runs/two"))
+    assert dictionary.without(embeddings, [units[0]["unit"]]).norm(dim=1) == pytest.approx(1)
+
+    with torch.no_grad():
+        dual.image_head.projection.weight.mul_(2)
+    dual.save_pretrained(run / "model")
+    capsys.readouterr()
+    assert cli.main(["concepts", "name", "runs/two"]) == 2
+    assert "trained anew; fit it with: skinvl concepts fit runs/two" in capsys.readouterr().err
 
 
 def test_help_lists_the_words(capsys: pytest.CaptureFixture[str]) -> None:
