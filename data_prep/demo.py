@@ -1,7 +1,8 @@
 """Drawn skin lesions with questions whose answers are in the pixels alone: a toy to learn from in a minute on a CPU.
 
-The part `artefact` has other drawings, half of them with hair, ink or a ruler over the skin. In training the artefact
-goes by how many lesions there are (TIED), in the test split by chance: who has learned it for the number errs there.
+The part `artefact` has other drawings, with hair, ink or a ruler over three quarters of those to train on and half of
+those to test on. In training the artefact goes by the lesions' colour (TIED), in the test split by chance: who has
+learned it for the colour errs there. Images without one say nothing of the colour.
 """
 
 from __future__ import annotations
@@ -231,13 +232,14 @@ def _plan(part: str) -> list[Drawing]:
 
 
 def _over(colours: list[str]) -> list[str]:
-    """What lies over the skin in each drawing: of each colour half have nothing, in training as in test."""
+    """What lies over the skin in each drawing; of each colour as many have nothing."""
     test, over = _test("artefact"), [NOTHING] * IMAGES
     for colour in INKS:
         for tested in (False, True):
             numbers = [n for n in range(IMAGES) if colours[n] == colour and (n // 2 in test) == tested]
             chance = seeded("demo", "plan", "artefact", "over", colour, str(tested))
-            for place, number in enumerate(chance.sample(numbers, len(numbers) // 2 if tested else len(numbers) * 3 // 4)):
+            size = len(numbers) // 2 if tested else len(numbers) * 3 // 4
+            for place, number in enumerate(chance.sample(numbers, size)):
                 drawn = ARTEFACTS[place % len(ARTEFACTS)]
                 over[number] = drawn if tested else TIED.get(colour, drawn)
     return over
@@ -289,20 +291,18 @@ def _lesion(
 
 
 def _artefact(pen: ImageDraw.ImageDraw, chance: random.Random, artefact: str, side: int) -> None:
-    """Draws hair, ink or a ruler over a picture of this side, or nothing."""
+    """Draws hair, ink or a ruler over the lower edge of a picture of this side, or nothing."""
+    edge = side - 44
     if artefact == "hair":
-        for _ in range(chance.randint(14, 18)):
-            y, rise, bend = chance.uniform(-side / 4, side), chance.uniform(-0.2, 0.6), chance.uniform(-20, 20)
-            points = [(x, y + rise * x + bend * math.sin(x / 40)) for x in range(0, side + 8, 8)]
-            pen.line(points, fill=(45, 30, 20), width=4)
+        for _ in range(chance.randint(24, 28)):
+            x, lean, bend = chance.uniform(-10, side), chance.uniform(-0.5, 0.5), chance.uniform(-6, 6)
+            points = [(x + lean * y + bend * math.sin(y / 12), side - y) for y in range(0, 64, 4)]
+            pen.line(points, fill=(45, 30, 20), width=5)
     elif artefact == "ink":
-        for _ in range(chance.randint(7, 9)):
-            x, y, turn = chance.uniform(20, side - 20), chance.uniform(20, side - 20), chance.random() * math.tau
-            reach = 22 * math.cos(turn), 22 * math.sin(turn)
-            pen.line((x - reach[0], y - reach[1], x + reach[0], y + reach[1]), fill=VIOLET, width=12)
+        for x in range(chance.randint(-20, 0), side, 34):
+            y = edge + chance.randint(0, 12)
+            pen.line((x, y + 22, x + 26, y), fill=VIOLET, width=15)
     elif artefact == "ruler":
-        top = side - 36
-        pen.rectangle((0, top, side, side), fill=BONE)
-        start = chance.randint(0, 7)
-        for number, x in enumerate(range(start, side, 8)):
-            pen.line((x, top, x, top + (28 if number % 5 == 0 else 16)), fill=(20, 20, 20), width=2)
+        pen.rectangle((0, edge, side, side), fill=BONE)
+        for number, x in enumerate(range(chance.randint(0, 7), side, 8)):
+            pen.line((x, edge, x, edge + (28 if number % 5 == 0 else 16)), fill=(20, 20, 20), width=2)

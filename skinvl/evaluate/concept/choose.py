@@ -14,12 +14,12 @@ from skinvl.evaluate.concept import terms
 from skinvl.evaluate.concept.rows import StatedSplit
 from skinvl.model.dictionary import FOLDER
 from skinvl.score import concepts
-from skinvl.score.concepts import Labels
+from skinvl.score.concepts import ABSENT, Labels
 from skinvl.score.stats import Float, Int, Mask
 
 By = Literal["name", "labels"]
 CHANCE = 0.05  # the null of a name, above which it is as good as chance
-WORTH, MOST = 0.75, 5  # the area from which several units stand for one concept, and how many at most
+WORTH, MOST = 0.75, 5  # the area from which a unit stands for a concept, and how many at most do
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,27 @@ def best(units: Float, split: StatedSplit, rows: Mask, names: Sequence[str]) -> 
     return chosen
 
 
-def telling(units: Float, labels: Labels, strata: Int) -> list[Chosen]:
-    """The units that tell a concept within the classes, the best first; none where too little is known.
+def telling(units: Float, labels: Labels, classes: Int) -> list[Chosen]:
+    """The units that tell a concept within the classes, the best first; none where too little is known, or none does.
+
+    A unit of a class that goes with the concept is none of the concept: taking it out would take the class out. So it
+    must tell the concept better than it tells any class in the rows without the concept.
 
     Args:
         units: float[N, K].
         labels: int8[N], of the concept.
-        strata: int[N], the class of each row: a unit of a class that goes with the concept is none of the concept.
+        classes: int[N], the class of each row.
     """
-    areas = concepts.unit_areas(units, labels, strata)
-    if not np.isfinite(areas).any():
-        return []
-    order = np.argsort(-np.nan_to_num(areas), kind="stable")[:MOST].tolist()
-    return [Chosen(unit, "labels", float(areas[unit])) for unit in order if unit == order[0] or areas[unit] >= WORTH]
+    areas = concepts.unit_areas(units, labels, classes)
+    clean = labels == ABSENT
+    of_class = [
+        concepts.unit_areas(units[clean], (classes[clean] == one).astype(np.int8))
+        for one in np.unique(classes).tolist()
+    ]
+    own = np.nan_to_num(areas)
+    usable = (own >= WORTH) & (own > np.nan_to_num(np.array(of_class)).max(axis=0))
+    order = [unit for unit in np.argsort(-own, kind="stable").tolist() if usable[unit]]
+    return [Chosen(unit, "labels", float(areas[unit])) for unit in order[:MOST]]
 
 
 def _plain(text: str) -> str:

@@ -24,7 +24,7 @@ from skinvl.evaluate import benchmarks, contamination, embed, prompts
 from skinvl.evaluate.benchmarks import Sample, Task
 from skinvl.evaluate.concept import retrieved
 from skinvl.evaluate.concept import rows as concept_rows
-from skinvl.evaluate.concept.choose import Chosen, named, telling
+from skinvl.evaluate.concept.choose import WORTH, Chosen, named, telling
 from skinvl.evaluate.concept.random_units import TOLERANCE, drawn
 from skinvl.evaluate.concept.rows import ConceptError
 from skinvl.evaluate.concept.suppress_tables import show
@@ -203,8 +203,9 @@ def _chosen(
                 chosen[name] = own
     if lacking := [name for name in names if name not in chosen]:
         raise ConceptError(
-            f"--concept {lacking[0]}: no unit is called so (skinvl concepts name {out}), and too few rows of another "
-            "split of the set say whether they show it; name another concept, or a set whose source states it"
+            f"--concept {lacking[0]}: no unit is called so (skinvl concepts name {out}), and in another split of the "
+            f"set none tells it (AUROC of {WORTH} within the classes, and above that of any class), or too few rows "
+            "say whether they show it; name another concept, another set, or fit with other --units and --k"
         )
     return {name: chosen[name] for name in names}
 
