@@ -60,8 +60,8 @@ def checked(chat: Chat, sets: Sets, say: Console, drawn: bool = False) -> Checke
         if not kept[-1]:
             reason = f"; the first: {report.dropped[0].rule}: {report.dropped[0].detail}" if rows else ""
             raise ValueError(f"{name}: none of {len(rows)} rows can be used{reason}")
-    if chat.thinking is not None:
-        count = sum(any(row.example.thoughts) for row in kept[0])
+    count = sum(any(row.example.thoughts) for row in kept[0])
+    if count or chat.thinking is not None:
         say.print(f"{count:,} of {len(kept[0]):,} train conversations have thoughts before answers: {chat.thoughts}")
     return CheckedRows(kept[0], dict(zip(sets.evaluation, kept[1:], strict=True)), ledger)
 
