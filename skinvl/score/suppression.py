@@ -39,8 +39,9 @@ class Suppressed:
 
     def rows(self, part: str) -> Mask:
         """bool[N], those of a part."""
-        every = np.ones(len(self.artefact), np.bool_)
-        return {"all": every, "with": self.artefact == PRESENT, "without": self.artefact == ABSENT}[part]
+        if part == "all":
+            return np.ones(len(self.artefact), np.bool_)
+        return np.asarray(self.artefact == (PRESENT if part == "with" else ABSENT))
 
 
 def classified(rows: Sequence[Classified], settings: Mapping[str, Any], where: str) -> ClassifiedSet:

@@ -92,8 +92,8 @@ def score_source(recipe: PretrainRecipe, out: Path, source: str) -> None:
         chosen = {name: own[0] for name, own in named(out, scored.concepts).items()}
         if chosen_on is not None:
             others = concept_rows.image_embeddings(loaded, chosen_on.samples, state, say)
-            active = concept_rows.units_of_samples(units, chosen_on.samples, others)
-            chosen = best(active, chosen_on, chosen_on.apart(scored.rows), scored.concepts) | chosen
+            there = concept_rows.units_of_samples(units, chosen_on.samples, others)
+            chosen = best(there, chosen_on, chosen_on.apart(scored.rows), scored.concepts) | chosen
     by_prompts, asked = prompt_scores(
         loaded, scored.concepts, templates or terms.TEMPLATES, concept_rows.of_samples(scored.samples, vectors)
     )

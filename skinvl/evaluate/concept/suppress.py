@@ -43,7 +43,7 @@ from skinvl.score.classification import ClassifiedSet
 from skinvl.score.compare import Resampling
 from skinvl.score.concepts import PRESENT
 from skinvl.score.probabilities import PROMPTS
-from skinvl.score.stats import LEVEL, RESAMPLES, Float
+from skinvl.score.stats import LEVEL, RESAMPLES, Float, Mask
 from skinvl.score.suppression import Suppressed
 
 SEED = 0  # of the resamples, and of the draws of random units
@@ -102,8 +102,8 @@ def suppress(recipe: PretrainRecipe, out: Path, names: Sequence[str], name: str,
     units = sorted({one.unit for own in chosen.values() for one in own})
     artefact = concept_rows.shown(task.samples, names)
     active = concept_rows.units_of_samples(dictionary, task.samples, vectors)
-    readable = np.isfinite(active).all(axis=1)
-    seen = readable & (artefact == PRESENT)
+    readable: Mask = np.asarray(np.isfinite(active).all(axis=1))
+    seen: Mask = readable & (artefact == PRESENT)
     matched = seen if seen.any() else readable
     mass, random = drawn(active, matched, units, draws, SEED)
 
@@ -238,7 +238,7 @@ def _probed(
     made = []
     for vectors in sides:
         features = concept_rows.of_samples(others, vectors)
-        usable = np.isfinite(features).all(axis=1)
+        usable: Mask = np.asarray(np.isfinite(features).all(axis=1))
         learned = [sample for sample, counts in zip(others, usable.tolist(), strict=True) if counts]
         test = concept_rows.of_samples(task.samples, vectors)
         scores = np.full((len(test), len(task.classes)), np.nan)

@@ -30,9 +30,9 @@ def show(say: Console, path: Path, record: Mapping[str, Any]) -> None:
             if metric in block["before"]:
                 test = tests.get((part, metric))
                 random = f"{spread['mean']:.3f}" if metric == BALANCED and spread and spread["mean"] is not None else ""
-                sides = (short(block[side][metric]) for side in ("before", "after"))
+                beside = (short(block[side][metric]) for side in ("before", "after"))
                 p = "" if test is None or test["p_holm"] is None else f"{test['p_holm']:.3f}"
-                table.add_row(ROWS[part], metric, *sides, random, p, f"{block['rows']:,}")
+                table.add_row(ROWS[part], metric, *beside, random, p, f"{block['rows']:,}")
     for name, value in ((f"type {name}", name) for name in record["skin_type"]["before"]["values"]):
         sides = [record["skin_type"][side]["values"][value] for side in ("before", "after")]
         if all(sides) and value != "unknown":
