@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from skinvl.data import example
-from skinvl.data.example import Example, split_file, splits
-from skinvl.data.source import namespace, source_name, source_splits
+from skinvl.data.example import LISTS, Example, split_file, splits
+from skinvl.data.source import namespace, read_images, source_name, source_splits
 from skinvl.data.table1 import FACTS, Columns
 
 ORDER = ("train", "validation", "test")  # of splits; others follow by name
@@ -89,23 +89,51 @@ def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[tuple[Path, str]]]
             known = {field.name for field in file.schema_arrow.field("facts").type}
             for name in names:
                 if name in known:  # which a source that was prepared earlier may not have
-                    column = file.read(columns=[f"facts.{name}"])["facts"].combine_chunks()
-                    facts[name].append(pc.struct_field(column, name).dictionary_encode())
+                    leaf = f"facts.{name}.list.element" if name in LISTS else f"facts.{name}"
+                    column = pc.struct_field(file.read(columns=[leaf])["facts"].combine_chunks(), name)
+                    facts[name].append((_together(column) if name in LISTS else column).dictionary_encode())
                 else:
                     kind = pa.float64() if name == "age" else pa.string()
                     facts[name].append(pa.nulls(part.rows, kind).dictionary_encode())
     encoded = pa.concat_arrays(images).dictionary_encode()
+    shown_in = [(roots[int(root)], path) for root, _, path in map(_parted, encoded.dictionary.to_pylist())]
+    numbers = encoded.indices.to_numpy().astype(np.int64)
+    if len(roots) > 1:
+        numbers = _same_bytes(shown_in)[numbers]
     return (
         Columns(
             tuple(part.name for part in every),
             np.repeat(np.arange(len(every)), [part.rows for part in every]),
             pa.concat_arrays(groups).dictionary_encode().indices.to_numpy().astype(np.int64),
             np.concatenate(rows),
-            encoded.indices.to_numpy().astype(np.int64),
+            numbers,
             {name: pa.chunked_array(column).unify_dictionaries().combine_chunks() for name, column in facts.items()},
         ),
-        [(roots[int(root)], path) for root, _, path in map(_parted, encoded.dictionary.to_pylist())],
+        shown_in,
     )
+
+
+def _together(lists: pa.Array) -> pa.Array:
+    """The values of each list, sorted and joined; null for an empty one."""
+    joined = pc.binary_join(lists, "\0").dictionary_encode()
+    named = [" + ".join(sorted(words.split("\0"))) or None for words in joined.dictionary.to_pylist()]
+    return pa.array(named, pa.string()).take(joined.indices)
+
+
+def _same_bytes(images: Sequence[tuple[Path, str]]) -> np.ndarray:
+    """int64[N]: of each image, the first of these that has its bytes; sources can show one image under two names.
+
+    Raises:
+        ValueError: see `source.read_images`.
+    """
+    digests: dict[tuple[Path, str], str] = {}
+    for root in {root for root, _ in images if (root / "images.parquet").is_file()}:
+        table = read_images(root)
+        pairs = zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+        digests |= {(root, path): digest for path, digest in pairs}
+    first: dict[str, int] = {}
+    keys = (digests.get(image, str(image)) for image in images)
+    return np.array([first.setdefault(key, number) for number, key in enumerate(keys)], np.int64)
 
 
 def _joined(space: str, names: pa.Array) -> pa.Array:

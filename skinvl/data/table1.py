@@ -21,7 +21,10 @@ from skinvl.recipe.files import whole_file
 
 Unit = Literal["groups", "images", "conversations"]
 UNITS: tuple[Unit, ...] = ("groups", "images", "conversations")
-FACTS = ("age", "sex", "skin_type", "tone", "site", "institution", "modality", "diagnosis", "malignancy", "confirmed")
+FACTS = (
+    *("age", "sex", "skin_type", "tone", "site", "institution", "modality", "views"),
+    *("diagnosis", "malignancy", "confirmed"),
+)
 ORDERED = ("skin_type", "tone")  # by their own order; the values of the others by how many there are
 MOST = 25  # values of a fact that have a line of their own; the rarer ones share one
 UNKNOWN, SEVERAL = -1, -2  # instead of a value's number
@@ -117,11 +120,16 @@ def columns(sets: Mapping[str, Sequence[Described]]) -> Columns:
         np.array([images.setdefault((row.source, path), len(images)) for row in rows for path in row.images], np.int64),
         {
             name: pa.array(
-                [getattr(row.facts, name) for row in rows], pa.float64() if name == "age" else pa.string()
+                [fact(row.facts, name) for row in rows], pa.float64() if name == "age" else pa.string()
             ).dictionary_encode()
             for name in FACTS
         },
     )
+
+
+def fact(facts: Facts, name: str) -> str | float | None:
+    """A fact as the table has it: all views together; None where it is not known."""
+    return " + ".join(sorted(facts.views)) or None if name == "views" else getattr(facts, name)
 
 
 def table(rows: Columns, unit: Unit, sets: Sequence[int] | None = None) -> Table1:

@@ -64,7 +64,7 @@ def test_a_patient_counts_once_with_the_one_value_of_its_rows() -> None:
         "several values": (1, 0, 1),
         "not known": (0, 0, 0),
     }
-    assert table.unknown == ("tone", "site", "institution", "modality", "malignancy", "confirmed")
+    assert table.unknown == ("tone", "site", "institution", "modality", "views", "malignancy", "confirmed")
 
 
 @pytest.mark.parametrize("unit", table1.UNITS)
