@@ -45,6 +45,12 @@ MODALITIES = {"XC": "clinical", "DMS": "dermoscopy", "SM": "pathology", "GM": "p
 # Dermoscopic and VL Photographic Image Storage; others may say their modality all the same.
 CLASSES = {"1.2.840.10008.5.1.4.1.1.77.1.7": "dermoscopy", "1.2.840.10008.5.1.4.1.1.77.1.4": "clinical"}
 SCHEMES = {"SCT", "SRT", "SNM3", "99SDM", "DCM", "FMA"}  # of codes, whose meanings name body parts and nobody
+# Of the defined terms of BodyPartExamined (PS3.16, annex L) those that have skin; anything else could be free text.
+BODY_PARTS = frozenset(
+    "abdomen ankle arm axilla back breast buttock calf cheek chest chin ear elbow eye eyelid face finger foot forearm "
+    "forehead foreskin gluteal groin hand head heel hip jaw knee leg lip lowerleg lowerlimb mouth nail neck nose palm "
+    "penis perineum scalp scrotum shoulder skin sole thigh thumb toe tongue trunk upperarm upperlimb vulva wrist".split()
+)
 SIDES = {"R": "right", "L": "left"}
 YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}  # how many of a unit of an age make one
 OLDEST = 90.0  # years; who is older is 90 here, as few are
@@ -163,7 +169,8 @@ def _site(header: Any) -> str | None:
     """The body site with its side: the meaning of a code, else the word of BodyPartExamined."""
     codes = header.get("AnatomicRegionSequence") or []
     meanings = [str(code.get("CodeMeaning") or "") for code in codes if code.get("CodingSchemeDesignator") in SCHEMES]
-    name = [*meanings, _text(header, "BodyPartExamined")][0].strip().casefold()
+    part = _text(header, "BodyPartExamined").casefold()
+    name = [*meanings, part if part in BODY_PARTS else ""][0].strip().casefold()
     if not re.fullmatch(r"[a-z][a-z ,/-]{1,60}", name):
         return None
     side = SIDES.get(_text(header, "ImageLaterality") or _text(header, "Laterality"))

@@ -131,7 +131,7 @@ def test_patients_without_an_id_are_not_one_patient(tmp_path: Path) -> None:
 def test_a_site_of_an_unknown_scheme_is_not_taken(tmp_path: Path) -> None:
     region = Dataset()
     region.CodingSchemeDesignator, region.CodeMeaning = "99CLINIC", SECRET
-    facts, _ = outcome(tmp_path, AnatomicRegionSequence=Sequence([region]))
+    facts, _ = outcome(tmp_path, AnatomicRegionSequence=Sequence([region]), BodyPartExamined="DOE JANE")
     assert facts is not None
     assert facts.site is None
 
