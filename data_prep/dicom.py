@@ -46,11 +46,12 @@ MODALITIES = {"XC": "clinical", "DMS": "dermoscopy", "SM": "pathology", "GM": "p
 CLASSES = {"1.2.840.10008.5.1.4.1.1.77.1.7": "dermoscopy", "1.2.840.10008.5.1.4.1.1.77.1.4": "clinical"}
 SCHEMES = {"SCT", "SRT", "SNM3", "99SDM", "DCM", "FMA"}  # of codes, whose meanings name body parts and nobody
 # Of the defined terms of BodyPartExamined (PS3.16, annex L) those that have skin; anything else could be free text.
-BODY_PARTS = frozenset(
-    "abdomen ankle arm axilla back breast buttock calf cheek chest chin ear elbow eye eyelid face finger foot forearm "
-    "forehead foreskin gluteal groin hand head heel hip jaw knee leg lip lowerleg lowerlimb mouth nail neck nose palm "
-    "penis perineum scalp scrotum shoulder skin sole thigh thumb toe tongue trunk upperarm upperlimb vulva wrist".split()
-)
+BODY_PARTS = {
+    *("abdomen", "ankle", "arm", "axilla", "back", "breast", "buttock", "calf", "cheek", "chest", "chin", "ear"),
+    *("elbow", "eye", "eyelid", "face", "finger", "foot", "forearm", "forehead", "groin", "hand", "head", "heel"),
+    *("hip", "jaw", "knee", "leg", "lip", "mouth", "nail", "neck", "nose", "palm", "penis", "perineum", "scalp"),
+    *("scrotum", "shoulder", "skin", "sole", "thigh", "thumb", "toe", "tongue", "trunk", "vulva", "wrist"),
+}
 SIDES = {"R": "right", "L": "left"}
 YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}  # how many of a unit of an age make one
 OLDEST = 90.0  # years; who is older is 90 here, as few are
