@@ -102,6 +102,10 @@ class Task:
     samples: list[Sample]
     blind: bool = False  # whether samples without a label are classified too
 
+    def asks(self, sample: Sample) -> bool:
+        """Whether a sample is classified."""
+        return sample.label is not None or self.blind
+
 
 def expanded(specs: Sequence[ClassSpec]) -> list[ClassSpec]:
     """The specs, and for one with the label `concepts` one for each of the concepts."""

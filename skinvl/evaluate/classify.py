@@ -127,12 +127,11 @@ class ClassCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> ClassBatch:
         """The samples that can be classified, with their batches, and the records of the others."""
-        blind = self.task.blind
-        labelled = [sample for sample in samples if sample.label is not None or blind]
+        to_ask = [sample for sample in samples if self.task.asks(sample)]
         asked, (classes, prompts), refused = packed(
-            labelled, lambda sample: Row(sample.example, sample.root), self._encoded, self._packed
+            to_ask, lambda sample: Row(sample.example, sample.root), self._encoded, self._packed
         )
-        refused += [(sample, sample.detail) for sample in samples if sample.label is None and not blind]
+        refused += [(sample, sample.detail) for sample in samples if not self.task.asks(sample)]
         return ClassBatch(asked, classes, prompts, [sample.record(None, why) for sample, why in refused])
 
     def _encoded(self, sample: Sample) -> tuple[list[EncodedRow], list[EncodedRow]]:

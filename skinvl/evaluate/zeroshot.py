@@ -123,7 +123,7 @@ def _classified(
         PredictionJournal(path, settings, Classified),
         task.samples,
         lambda left: [left[start : start + size] for start in range(0, len(left), size)],
-        lambda blocks: _records(loaded, scorer, blocks, known),
+        lambda blocks: _records(loaded, scorer, task, blocks, known),
         state,
         say,
     )
@@ -149,27 +149,31 @@ class _Scorer:
 
 
 def _records(
-    loaded: LoadedTowers, scorer: _Scorer, blocks: Sequence[Sequence[Sample]], known: dict[Path, Vectors | str]
+    loaded: LoadedTowers,
+    scorer: _Scorer,
+    task: Task,
+    blocks: Sequence[Sequence[Sample]],
+    known: dict[Path, Vectors | str],
 ) -> Iterator[list[Classified]]:
     """The records of each block of samples."""
     shown = [
-        [sample.root / name for sample in block if sample.label is not None for name in sample.example.images]
+        [sample.root / name for sample in block if task.asks(sample) for name in sample.example.images]
         for block in blocks
     ]
     for block, embeddings in zip(blocks, embed.streamed(loaded, shown, known), strict=True):
         records = []
         for sample in block:
-            vectors = [] if sample.label is None else [embeddings[sample.root / name] for name in sample.example.images]
+            if not task.asks(sample):
+                records.append(sample.record(None, sample.detail))
+                continue
+            vectors = [embeddings[sample.root / name] for name in sample.example.images]
             refused = [vector for vector in vectors if isinstance(vector, str)]
-            if sample.label is None or refused or not vectors:
-                why = (
-                    sample.detail if sample.label is None else next(iter(refused), "no-image: the question shows none")
-                )
-                records.append(sample.record(None, why))
+            if refused or not vectors:
+                records.append(sample.record(None, next(iter(refused), "no-image: the question shows none")))
                 continue
 
             # Of several images the mean, as one vector of length one.
             mean = np.mean(np.array(vectors, np.float64), axis=0)
             scores, varied = scorer.scores(mean / max(float(np.linalg.norm(mean)), 1e-12))
-            records.append(replace(sample.record(scores), varied=varied))
+            records.append(replace(sample.record(scores, sample.detail), varied=varied))
         yield records

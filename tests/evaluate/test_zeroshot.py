@@ -168,6 +168,17 @@ def test_an_image_that_breaks_off_refuses_its_own_row(tmp_path: Path) -> None:
     assert rows[1].detail.startswith("unreadable-image")
 
 
+def test_a_blind_set_is_embedded_without_labels(tmp_path: Path) -> None:
+    one = two_towers.recipe(tmp_path)
+    (spec,) = one.evaluate.classify
+    blind = one.evaluate.model_copy(update={"classify": [spec.model_copy(update={"blind": True})]})
+    zeroshot.zeroshot_sets(one.model_copy(update={"evaluate": blind}), tmp_path / "out")
+    _, rows = read(tmp_path / "out")
+    assert rows[5].label is None
+    assert rows[5].scores is not None
+    assert rows[5].detail
+
+
 def test_what_was_trained_on_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is not scored on its train rows; a base alone has none that are known."""
     spec = {"source": str(tmp_path / "lesions"), "split": "train", "classes": list(DIAGNOSES)}

@@ -55,7 +55,5 @@ def test_what_was_not_answered_both_times_is_in_neither_number() -> None:
 
 
 def test_questions_of_another_preparation_are_refused() -> None:
-    with pytest.raises(
-        CompareError, match=r"1 of 3 questions were asked .* alone \(s/3\)"
-    ):
+    with pytest.raises(CompareError, match=r"1 of 3 questions were asked .* alone \(s/3\)"):
         order.block("s", measured(["Brown"] * 3), measured(["Brown"] * 3, turned=True, first=1), DRAWS)
