@@ -149,7 +149,11 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
 
 
 def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
-    """The `sets` of scores.json."""
+    """The `sets` of scores.json.
+
+    Raises:
+        ScoreError: answers to reversed images have nothing to be held against.
+    """
     blocks_by_set: dict[str, dict[str, Any]] = {}
     count = len(scored.free) + len(scored.permuted) + len(scored.reversed) + len(scored.classes) + len(scored.retrieval)
     with Progress("intervals of sets", count) as progress:
@@ -159,9 +163,12 @@ def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
                 blocks_by_set.setdefault(name, {})[what] = answers.block(measured, scored.settings[what, name], draws)
                 progress.advance(1)
         for name, turned in scored.reversed.items():
-            if name in scored.free:  # else there is nothing to hold it against
-                block = order.block(name, scored.free[name], turned, resampling)
-                blocks_by_set.setdefault(name, {})["reversed"] = block
+            if name not in scored.free:
+                raise ScoreError(
+                    f"{name}: was asked with its images in reverse order, and there are no answers to their own "
+                    "order to hold that against; make them with skinvl generate, or remove eval/reversed"
+                )
+            blocks_by_set.setdefault(name, {})["reversed"] = order.block(name, scored.free[name], turned, resampling)
             progress.advance(1)
         for name, classified in scored.classes.items():
             draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)

@@ -8,7 +8,7 @@ import pytest
 
 from skinvl.data.example import Facts
 from skinvl.data.workers import Workers
-from skinvl.score import answers, metrics, order
+from skinvl.score import answers, metrics, order, score
 from skinvl.score.answers import Measured
 from skinvl.score.compare import CompareError, Resampling
 from skinvl.score.predictions import Answer
@@ -57,3 +57,9 @@ def test_what_was_not_answered_both_times_is_in_neither_number() -> None:
 def test_questions_of_another_preparation_are_refused() -> None:
     with pytest.raises(CompareError, match=r"1 of 3 questions were asked .* alone \(s/3\)"):
         order.block("s", measured(["Brown"] * 3), measured(["Brown"] * 3, turned=True, first=1), DRAWS)
+
+
+def test_an_order_without_the_other_is_refused() -> None:
+    turned = {"s": measured(["Brown"], turned=True)}
+    with pytest.raises(score.ScoreError, match=r"^s: .* no answers to their own order"):
+        score.blocks(score.Scored({}, {}, turned, {}, {}, {}), DRAWS)
