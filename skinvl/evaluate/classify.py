@@ -202,7 +202,7 @@ def classified_batches(loaded: LoadedModel, task: Task, loader: Iterable[ClassBa
                 scores = infer.likelihoods(loaded.model, batch.classes)
                 if batch.prompts is not None:
                     generated = infer.generate(loaded.model, loaded.chat, batch.prompts, PROMPTED)
-                    answers = [loaded.chat.said(answer.ids, thought=False)[1] for answer in generated]
+                    answers = [loaded.chat.thought_and_answer(answer.ids, thought=False)[1] for answer in generated]
             for number, (sample, answer) in enumerate(zip(batch.samples, answers, strict=True)):
                 own = scores[number * count : (number + 1) * count]
                 records.append(sample.record(own, "" if sample.label else sample.detail, answer, task.classes))

@@ -138,7 +138,7 @@ class Transformers:
             seeds = [seed_of(question, self.generation) for question in asked]
             with self.loaded.autocast():
                 answers = infer.generate(self.loaded.model, self.loaded.chat, batch, self.generation, seeds)
-            said = [self.loaded.chat.said(generated.ids) for generated in answers]
+            parted = [self.loaded.chat.thought_and_answer(generated.ids) for generated in answers]
             yield refused + [
                 answer(
                     question,
@@ -148,7 +148,7 @@ class Transformers:
                     seed=seed,
                     thought=thought,
                 )
-                for question, generated, seed, (thought, text) in zip(asked, answers, seeds, said, strict=True)
+                for question, generated, seed, (thought, text) in zip(asked, answers, seeds, parted, strict=True)
             ]
 
 

@@ -171,7 +171,7 @@ def _own(model: torch.nn.Module, collator: Collator, recipe: Recipe, question: Q
     for number, (shares, taken) in enumerate(zip(log_shares, chosen, strict=False)):
         least = max(shares[taken].tolist()) - TIE[base_dtype(recipe)]
         rivals[number] = [id_ for id_ in (shares >= least).nonzero()[:, 0].tolist() if id_ not in taken]
-    return Own(question, prompt, joined(*chat.said(answer.ids)), answer.ids, rivals)
+    return Own(question, prompt, joined(*chat.thought_and_answer(answer.ids)), answer.ids, rivals)
 
 
 def joined(thought: str | None, answer: str) -> str:
@@ -275,7 +275,7 @@ def _turned(ours: Own, text: str, chat: Chat, ends: Sequence[int]) -> bool:
     """Whether an answer parts from ours where rounding may have preferred what it goes on with."""
 
     def shown(ids: Sequence[int]) -> str:
-        words = joined(*chat.said(ids))
+        words = joined(*chat.thought_and_answer(ids))
         return words.lstrip().rstrip("\ufffd")  # of a letter whose bytes are two tokens, the first alone
 
     parting = next((n for n in range(len(ours.ids)) if not text.startswith(shown(ours.ids[: n + 1]))), len(ours.ids))

@@ -99,7 +99,7 @@ class Vllm:
                         "the images. Use evaluate.engine=transformers"
                     )
                 completion = output.outputs[0]
-                thought, text = self.chat.said(completion.token_ids)
+                thought, text = self.chat.thought_and_answer(completion.token_ids)
                 reason, seed = completion.finish_reason, seed_of(question, self.generation)
                 tokens = len(completion.token_ids)
                 answers.append(answer(question, text, reason, tokens=tokens, seed=seed, thought=thought))

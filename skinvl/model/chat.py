@@ -141,7 +141,7 @@ class Chat:
         *_, start = (n for n, (before, label) in enumerate(pairwise(whole.labels), 1) if before == UNTRAINED != label)
         return Encoded(whole.ids[:start], whole.labels[:start], whole.pictures, whole.turns - 1)
 
-    def said(self, ids: Sequence[int], thought: bool = True) -> tuple[str | None, str]:
+    def thought_and_answer(self, ids: Sequence[int], thought: bool = True) -> tuple[str | None, str]:
         """What a model said: its thought, None where it has none, and its answer, which holds nothing of a thought.
 
         Args:

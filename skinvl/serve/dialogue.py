@@ -189,7 +189,7 @@ class Dialogue:
                 thinks = False
                 yield piece
 
-        thought, answer = chat.said(ids[:-1] if ended == "stop" else ids)
+        thought, answer = chat.thought_and_answer(ids[:-1] if ended == "stop" else ids)
         # Llama's template trims what it is given; a conversation is the same under every template.
         self.messages += [turn, text("assistant", answer.strip())]
         self.thoughts.append(thought)

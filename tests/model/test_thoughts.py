@@ -226,7 +226,7 @@ def test_labels_are_on_answers_and_where_asked_on_their_thoughts(shared: Path, n
         assert chat.tokenizer.decode(asked.ids).endswith(known.turn_open)
         said = encoded["trained"].labels[len(asked.ids) :]
         said = said[: next(n for n, label in enumerate(said) if label == UNTRAINED) - 1]  # without the end of turn
-        assert chat.said(said) == (THOUGHTS[0], "Brown.")
+        assert chat.thought_and_answer(said) == (THOUGHTS[0], "Brown.")
         # Without a thought it is asked as an answer without one was trained.
         closed = chat.prompt(example, [SIZE], thought=False)
         assert closed.ids == encoded[thoughts].ids[: len(closed.ids)]
@@ -247,7 +247,7 @@ def test_a_thought_never_stands_in_an_answer(shared: Path, name: str) -> None:
     begin, end = known.marks
 
     def said(words: str, **settings: Any) -> tuple[str | None, str]:
-        return chat.said(ids_of(chat, words), **settings)
+        return chat.thought_and_answer(ids_of(chat, words), **settings)
 
     whole = f"{known.opening}Hm.\n\nSo.{known.closing}"
     assert said(f"{whole}It is flat. ") == ("Hm.\n\nSo.", "It is flat. ")
@@ -263,9 +263,9 @@ def test_a_thought_never_stands_in_an_answer(shared: Path, name: str) -> None:
 def test_a_chat_that_drops_thoughts_says_what_it_said(shared: Path) -> None:
     chat = TABLE["qwen3.5"].chat(shared, "dropped")
     ids = ids_of(chat, "\n It is flat. \n")
-    assert chat.said(ids) == (None, "\n It is flat. \n")
+    assert chat.thought_and_answer(ids) == (None, "\n It is flat. \n")
     end = ids_of(chat, "</think>")
-    assert chat.said([*ids, *end, *ids]) == ("It is flat.", " It is flat. \n")
+    assert chat.thought_and_answer([*ids, *end, *ids]) == ("It is flat.", " It is flat. \n")
 
 
 # what is refused, and kept

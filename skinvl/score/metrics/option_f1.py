@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skinvl.score.metrics.option_set import counts, said
+from skinvl.score.metrics.option_set import counts, picked
 from skinvl.score.predictions import Answer
 from skinvl.score.stats import Float, defined_mean, ratio
 
@@ -31,7 +31,7 @@ def table(rows: Sequence[Answer], argument: str | None = None) -> Float:
     columns = {name: column for column, name in enumerate(options_of(rows))}
     marked = np.zeros((len(rows), len(columns), 3))
     for index, row in enumerate(rows if columns else ()):
-        numbers = said(row.answer or "", row) or frozenset()
+        numbers = picked(row.answer or "", row) or frozenset()
         for number, option in enumerate(row.options):
             is_said, is_right = number in numbers, number in row.right
             marked[index, columns[_name(row, option)]] = is_said and is_right, is_said, is_right

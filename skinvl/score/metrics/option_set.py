@@ -11,7 +11,7 @@ from skinvl.data.options import chosen
 from skinvl.score.metrics import means as value
 from skinvl.score.predictions import Answer
 
-__all__ = ["NAMES", "counts", "said", "statistics", "value"]
+__all__ = ["NAMES", "counts", "picked", "statistics", "value"]
 
 NAMES = ("option_credit", "option_exact", "option_read")
 
@@ -21,14 +21,14 @@ def counts(row: Answer) -> bool:
     return bool(row.options)
 
 
-def said(answer: str, row: Answer) -> frozenset[int] | None:
+def picked(answer: str, row: Answer) -> frozenset[int] | None:
     """The numbers of the options that the answer names; None where that cannot be read."""
     return chosen(answer, row.question, row.options)
 
 
 def statistics(answer: str, row: Answer) -> tuple[float, float, float, float]:
     """The credit; 1 if exactly the right options are said, else 0; 1 if the answer could be read; and 1, the row."""
-    numbers, right = said(answer, row), {*row.right}
+    numbers, right = picked(answer, row), {*row.right}
     if numbers is None:
         return 0.0, 0.0, 0.0, 1.0
     return len(right & numbers) / max(len(right), len(numbers), 1), float(numbers == right), 1.0, 1.0

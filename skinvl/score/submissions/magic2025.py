@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skinvl.score.metrics.option_set import said
+from skinvl.score.metrics.option_set import picked
 from skinvl.score.predictions import Answer, key
 from skinvl.score.submissions import SubmissionError
 
@@ -109,6 +109,6 @@ def _encounters(rows: Sequence[Answer]) -> dict[str, dict[str, Entry]]:
 
 def _entry(row: Answer, places: int) -> Entry:
     last = len(row.options) - 1
-    numbers = said(row.answer, row) if row.answer is not None else None
+    numbers = picked(row.answer, row) if row.answer is not None else None
     named = sorted((numbers or frozenset()) - {last})
     return Entry(tuple(named[:places]), last, numbers is not None, len(named[places:]))
