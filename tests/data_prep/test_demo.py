@@ -71,7 +71,7 @@ def test_a_question_says_nothing_of_its_answer(made: list[Example]) -> None:
 
 
 def test_comparisons_have_two_images_and_the_truth(raw: Path, made: list[Example]) -> None:
-    size = {drawing.file: drawing.size for drawing in demo._drawings(raw)}
+    size = {drawing.file: drawing.size for drawing in demo._drawings(raw, "all")}
     pairs = [row for row in made if row.facts.kind == "comparison"]
     assert len(pairs) == demo.IMAGES // 2
     for row in pairs:
@@ -82,7 +82,7 @@ def test_comparisons_have_two_images_and_the_truth(raw: Path, made: list[Example
 def test_the_features_are_in_the_pixels(raw: Path) -> None:
     """Each lesion's pixels are counted: sizes must not overlap, and the tag has the colour of its site."""
     areas: dict[str, list[float]] = {"small": [], "large": []}
-    for drawing in demo._drawings(raw)[:60]:
+    for drawing in demo._drawings(raw, "all")[:60]:
         with Image.open(raw / drawing.file) as picture:
             assert picture.size == (demo.SIDE, demo.SIDE)
             tag = ImageStat.Stat(picture.crop((10, 10, 35, 35))).mean
@@ -106,10 +106,10 @@ def test_its_images_lie_in_raw_and_share_a_style(raw: Path, made: list[Example])
 def test_two_processes_may_fill_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = demo._plan
 
-    def late() -> list[demo.Drawing]:
+    def late(part: str) -> list[demo.Drawing]:
         monkeypatch.setattr(demo, "_plan", plan)
-        demo.rows(tmp_path / "raw", "all")  # the other one is done first
-        return plan()
+        demo.rows(tmp_path / "raw", part)  # the other one is done first
+        return plan(part)
 
     monkeypatch.setattr(demo, "_plan", late)
     assert demo.rows(tmp_path / "raw", "all") == demo.IMAGES * 5 + demo.IMAGES // 2
