@@ -224,9 +224,9 @@ def validate(example: Example) -> None:
     facts = example.facts
     if facts.views and len(facts.views) != len(example.images):
         fail(f"{len(facts.views)} views and {len(example.images)} images", "a view for each image, or none")
-    if both := {*facts.present} & {*facts.absent}:
+    if facts.present and facts.absent and (both := {*facts.present} & {*facts.absent}):
         fail(f"{min(both)!r} among the concepts present and absent", "each in one of them")
-    if example.references or example.options or example.schema is not None or example.thoughts:
+    if example.references or example.options or example.right or example.schema is not None or example.thoughts:
         _validate_answers(example, fail)
 
 
@@ -370,13 +370,7 @@ def table(rows: Sequence[Example]) -> pa.Table:
         "facts": _facts(facts),
         "tags": _words([row.tags for row in rows]),
         "identities": _words([row.identities for row in rows]),
-        "references": _references([row.references for row in rows]),
-        "options": _words([row.options for row in rows]),
-        "right": _list(
-            (len(row.right) for row in rows), pa.array([number for row in rows for number in row.right], pa.int64())
-        ),
-        "schema": _texts(row.schema for row in rows),
-        "thoughts": _words([row.thoughts for row in rows]),
+        **_about_answers(rows),
     }
     return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -425,6 +419,27 @@ def _texts(values: Iterable[str | None]) -> pa.Array:
     return pa.array(list(values), pa.string())
 
 
+def _about_answers(rows: Sequence[Example]) -> dict[str, pa.Array]:
+    """The columns of _LATER; where no row has any of them they are made faster."""
+    if not any(row.references or row.options or row.schema is not None or row.thoughts for row in rows):
+        return {name: _nothing(SCHEMA.field(name).type, len(rows)) for name in _LATER}
+    numbers = pa.array([number for row in rows for number in row.right], pa.int64())
+    return {
+        "references": _references([row.references for row in rows]),
+        "options": _words([row.options for row in rows]),
+        "right": _list((len(row.right) for row in rows), numbers),
+        "schema": _texts(row.schema for row in rows),
+        "thoughts": _words([row.thoughts for row in rows]),
+    }
+
+
+def _nothing(kind: pa.DataType, count: int) -> pa.Array:
+    """So many empty lists, of a type of lists, or nulls."""
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count + 1), pa.array([], kind.value_type))
+    return pa.nulls(count, kind)
+
+
 def _references(rows: Sequence[tuple[Reference, ...]]) -> pa.ListArray:
     references = list(chain.from_iterable(rows))
     columns = {
@@ -442,11 +457,24 @@ def _words(rows: Sequence[tuple[str | None, ...]]) -> pa.ListArray:
 def _facts(rows: Sequence[Facts]) -> pa.StructArray:
     """The column of the facts; one object in all rows is repeated, which is much faster."""
     if rows and all(facts is rows[0] for facts in rows):  # as where nothing is known
-        values = {column.name: pa.scalar(getattr(rows[0], column.name), column.type) for column in _FACTS}
-        return _struct(**{name: pa.repeat(value, len(rows)) for name, value in values.items()})
+        values = {column: getattr(rows[0], column.name) for column in _FACTS}
+        return _struct(
+            **{
+                column.name: pa.repeat(pa.scalar(value, column.type), len(rows))
+                if value or column.type == pa.float64()
+                else _nothing(column.type, len(rows))
+                for column, value in values.items()
+            }
+        )
     columns = {column.name: list(map(attrgetter(column.name), rows)) for column in _FACTS}
-    arrays = {column.name: pa.array(columns[column.name], column.type) for column in _FACTS}
-    return _struct(**arrays)
+    return _struct(
+        **{
+            column.name: _words(columns[column.name])
+            if column.name in LISTS
+            else pa.array(columns[column.name], column.type)
+            for column in _FACTS
+        }
+    )
 
 
 def _struct(**columns: pa.Array) -> pa.StructArray:
