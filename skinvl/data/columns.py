@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from skinvl.data import example
-from skinvl.data.example import LISTS, Example, split_file, splits
+from skinvl.data.example import LISTS, Example, split_file, split_place, splits
 from skinvl.data.source import namespace, read_images, source_name, source_splits
-from skinvl.data.table1 import FACTS, Columns
-
-ORDER = ("train", "validation", "test")  # of splits; others follow by name
+from skinvl.data.table1 import FACTS, Columns, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def parts(names: Sequence[str], only: Sequence[str] = ()) -> list[SourceSplit]:
     """
     chosen = {pair for name in names for pair in source_splits(name) if not only or pair[1] in only}
     roots = list(dict.fromkeys(root for name in names for root, _ in source_splits(name)))
-    every = [(root, split) for root in roots for split in sorted(splits(root), key=_place)]
+    every = [(root, split) for root in roots for split in sorted(splits(root), key=split_place)]
     if missing := [split for split in only if split not in {split for _, split in chosen}]:
         have = ", ".join(dict.fromkeys(split for _, split in every))
         raise FileNotFoundError(f"--split {missing[0]}: no such split in {', '.join(names)}; found {have}")
@@ -61,10 +59,6 @@ def parts(names: Sequence[str], only: Sequence[str] = ()) -> list[SourceSplit]:
         name = f"{source_name(root)}:{split}" if len(roots) > 1 else split
         made.append(SourceSplit(name, root, split, first, rows, (root, split) in chosen))
     return made
-
-
-def _place(split: str) -> tuple[int, str]:
-    return (ORDER.index(split) if split in ORDER else len(ORDER)), split
 
 
 def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[tuple[Path, str]]]:
@@ -116,7 +110,7 @@ def read(every: Sequence[SourceSplit]) -> tuple[Columns, list[tuple[Path, str]]]
 def _together(lists: pa.Array) -> pa.Array:
     """The values of each list, sorted and joined; null for an empty one."""
     joined = pc.binary_join(lists, "\0").dictionary_encode()
-    named = [" + ".join(sorted(words.split("\0"))) or None for words in joined.dictionary.to_pylist()]
+    named = [together(words.split("\0")) for words in joined.dictionary.to_pylist()]
     return pa.array(named, pa.string()).take(joined.indices)
 
 

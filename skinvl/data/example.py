@@ -327,6 +327,14 @@ def split_file(folder: Path, split: str) -> Iterator[Path]:
         ) from error
 
 
+SPLITS = ("train", "validation", "test")  # from training outwards
+
+
+def split_place(split: str) -> tuple[int, str]:
+    """What splits sort by: those of SPLITS first, others by name."""
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
+
+
 def splits(folder: Path) -> list[str]:
     """The splits of a prepared source, by name; none where the folder holds no source."""
     return sorted(path.stem for path in folder.glob("*.parquet") if path.stem != "images")
@@ -383,8 +391,7 @@ def examples(rows: pa.Table) -> list[Example]:
     Raises:
         KeyError, TypeError: the table has not the columns of SCHEMA.
     """
-    later = [name for name in _LATER if name in rows.column_names]
-    names = [name for name in SCHEMA.names if name in later or name not in _LATER]
+    names = [name for name in SCHEMA.names if name not in _LATER or name in rows.column_names]
     return [
         Example(
             **{

@@ -127,9 +127,14 @@ def columns(sets: Mapping[str, Sequence[Described]]) -> Columns:
     )
 
 
+def together(views: Sequence[str]) -> str | None:
+    """The views of a conversation as one value, whatever their order; None where they are not known."""
+    return " + ".join(sorted(views)) or None
+
+
 def fact(facts: Facts, name: str) -> str | float | None:
     """A fact as the table has it: all views together; None where it is not known."""
-    return " + ".join(sorted(facts.views)) or None if name == "views" else getattr(facts, name)
+    return together(facts.views) if name == "views" else getattr(facts, name)
 
 
 def table(rows: Columns, unit: Unit, sets: Sequence[int] | None = None) -> Table1:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from skinvl.data import table1
 from skinvl.data.example import Facts
 from skinvl.score.stats import Estimate, Mask
 
@@ -40,10 +41,8 @@ def fact(row: Sliced, field: str) -> str:
     """
     if field == "source":
         return row.source
-    if field == "views":
-        return " + ".join(sorted(row.facts.views)) or UNKNOWN
-    value = getattr(row.facts, field)
-    return UNKNOWN if value is None else _band(value) if field == "age" else str(value)
+    value = table1.fact(row.facts, field)
+    return UNKNOWN if value is None else str(value) if isinstance(value, str) else _band(value)
 
 
 def values(rows: Sequence[Sliced], field: str) -> dict[str, Mask]:

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skinvl.data import fingerprints
+from skinvl.data.example import SPLITS
 from skinvl.data.source import IMAGES_SCHEMA
 from skinvl.sources.prepare.blocks import Block
 
-SPLITS = ("train", "validation", "test")  # a joined group goes to the first of these that one of its rows has
 # One row per image: `name` as the Examples of the blocks have it, `path` as those of the source will; either a rule
 # that it breaks, or its fingerprints.
 _SAID = ("rule", "detail", "profile", "fault")  # as images.Looked has it
@@ -33,7 +33,7 @@ class BlockRows:
 
     blocks: Sequence[Block]
     starts: Ints  # [blocks + 1], the first row of each block
-    rank: Ints  # [N], index of the split in SPLITS
+    rank: Ints  # [N], index of the split in SPLITS; a joined group goes to the first that one of its rows has
     row: Ints  # [M], the row that shows an image
     image: Ints  # [M], the image's row in the table of IMAGES
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skinvl.data.example import LISTS, SCALARS, SCHEMA, Dropped, Message, examples, table, write_jsonl
+from skinvl.data.example import LISTS, SCALARS, SCHEMA, SPLITS, Dropped, Message, examples, table, write_jsonl
 from skinvl.data.source import IMAGES_SCHEMA
 from skinvl.sources.prepare.blocks import Block
-from skinvl.sources.prepare.join import SPLITS, BlockRows, Fates, Mask
+from skinvl.sources.prepare.join import BlockRows, Fates, Mask
 
 T = TypeVar("T")
 UNUSABLE = "unusable-profile"  # the rule of rows with an image whose profile cannot be used

@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from skinvl.data.example import SCALARS, ExampleError, Facts, have, splits, words
+from skinvl.data.example import SCALARS, ExampleError, Facts, have, split_place, splits, words
 from skinvl.data.source import read_card
 from skinvl.sources.synthesis.programme import Programme, Unit
 
-SPLITS = ("train", "validation", "test")  # an image of several splits belongs to the first of these
 POOL = 1_000  # tasks of the source that examples are drawn from
 LONGEST = 1_500  # characters of such a task
 FACTS = tuple(fact for fact in SCALARS if fact != "kind")
@@ -90,11 +89,7 @@ def _splits(source: Path, asked: Sequence[str]) -> list[str]:
     for name in asked or ("train",) * (not there):
         if name not in there:
             raise FileNotFoundError(f"{source / name}.parquet: no such split; {have(source)}")
-    return sorted(asked or there, key=_rank)
-
-
-def _rank(split: str) -> tuple[int, str]:
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
+    return sorted(asked or there, key=split_place)  # an image of several belongs to the first of these
 
 
 def _hash(text: str) -> int:
