@@ -124,6 +124,9 @@ def test_what_is_no_photograph_of_skin(tmp_path: Path) -> None:
 def test_patients_without_an_id_are_not_one_patient(tmp_path: Path) -> None:
     groups = {outcome(tmp_path, PatientID=name)[1] for name in ("", "ANONYMOUS", "unknown")}
     assert len(groups) == 3  # each object has a study of its own
+    for name in ("", "ANONYMOUS"):
+        first, second = (outcome(tmp_path, PatientID=name)[1] for _ in range(2))
+        assert first != second
     same = {outcome(tmp_path, PatientID="7", IssuerOfPatientID=issuer)[1] for issuer in ("A", "B")}
     assert len(same) == 2
 
