@@ -21,7 +21,7 @@ from skinvl.model.families import PARTS, Family
 from skinvl.model.loaded import OpenBase
 from skinvl.plan import dual_bases, estimate
 from skinvl.plan.configs import config_folder, open_config, open_folder
-from skinvl.plan.estimate import Requirements
+from skinvl.plan.estimate import NF4, Requirements
 from skinvl.plan.gpus import GIB
 from skinvl.plan.workload import Assumed
 from skinvl.recipe.loading import kind_of
@@ -36,8 +36,10 @@ UNKNOWN = (
     "fetches that, --configs DIR names a folder with it."
 )
 CELL = 18  # characters of a cell in a comparison; what is longer stands below the table
+MEMORY = "skinvl-mm"  # the recipe that GPU memory is said of, with one conversation a step
 SIDE, BUDGET = 448, 512  # px of the image that is counted, and its budget in tokens
 IMAGE = f"its tokens under a budget of {BUDGET}, of as many positions as its tower\ncomputes"
+NEEDED = f"LoRA/QLoRA: GiB of one GPU for {MEMORY} with one conversation a step, by skinvl plan."
 ASKED = (text("user", "What is this?", 1),)
 
 
@@ -110,12 +112,18 @@ def _say_built(out: Path, family: str) -> None:
 
 
 def _list(say: Console, configs: Path | None) -> None:
-    table = narrow("base", "family", right("parameters"), right(f"{SIDE} px image"), short("licence", 14))
+    table = narrow(
+        "base", "family", right("size"), right(f"{SIDE} px image"), right("LoRA/QLoRA"), short("licence", 12)
+    )
     with TemporaryDirectory() as folder:
         for name in bases("vlm"):
             base = load_base(name)
-            kind, parameters, image, _, _ = _about(base, configs, Path(folder) / name)
-            table.add_row(name, kind, parameters, image, (base.licence or UNSAID).partition("; ")[0])
+            kind, parameters, image, *_ = _about(base, configs, Path(folder) / name)
+            lora, qlora = _memory(base, configs, Path(folder) / f"{name}-memory")
+            size = "tiny" if base.random else parameters.replace(" billion", " B")
+            licence = "gated, " * base.gated + (base.licence or UNSAID).partition("; ")[0]
+            memory = lora if lora == UNSAID else f"{lora}/{qlora}"
+            table.add_row(name, kind, size, image, memory, licence)
         say.print(table)
         pairs = narrow("two towers", "image", "text", right("parameters"), right("px"), short("licence", 14))
         for name in bases("dual"):
@@ -124,7 +132,7 @@ def _list(say: Console, configs: Path | None) -> None:
             licence = (base.licence or UNSAID).partition("; ")[0]
             pairs.add_row(name, *(words.partition("_")[0] for words in about[:2]), *about[2:4], licence)
         say.print(pairs)
-    for line in (f"An image: {IMAGE}.", UNKNOWN, "skinvl bases NAME says more of one."):
+    for line in (f"An image: {IMAGE}.", NEEDED, UNKNOWN, "skinvl bases NAME says more of one."):
         say.print(line, highlight=False, soft_wrap=True)
 
 
@@ -137,10 +145,14 @@ def _print_base(say: Console, name: str, configs: Path | None) -> None:
             about = dual_bases.about(base, _config(base, configs), Path(folder) / name) or [UNSAID] * len(heads)
         else:
             about = _about(base, configs, Path(folder) / name)
+            heads = (*heads, "GiB for LoRA", "GiB for QLoRA")
+            about += _memory(base, configs, Path(folder) / "memory")
+    gate = "asks for consent to its terms on the hub's page of it" if base.gated else "none"
+    said = (("licence", base.licence), ("gate", gate), ("note", base.note))
     entry(say, "base", name)
-    for head, words in (*zip(heads, about, strict=True), ("licence", base.licence), ("note", base.note)):
+    for head, words in (*zip(heads, about, strict=True), *said):
         entry(say, head, " ".join((words or UNSAID).split()))
-    for line in (*[f"An image: {IMAGE}."] * (base.kind == "vlm"), *[UNKNOWN] * (UNSAID in about)):
+    for line in (*[f"An image: {IMAGE}.", NEEDED] * (base.kind == "vlm"), *[UNKNOWN] * (UNSAID in about)):
         say.print(line, highlight=False, soft_wrap=True)
 
 
@@ -155,6 +167,19 @@ def _about(base: Base, configs: Path | None, folder: Path) -> list[str]:
     size = "a few million" if base.random else f"{count_parameters(blank) / 1e9:.1f} billion"
     targets = ", ".join(_targets(blank, opened.family, recipe))
     return [opened.config.model_type, size, _image(opened.chat), targets, _shares(opened.family)]
+
+
+def _memory(base: Base, configs: Path | None, folder: Path) -> list[str]:
+    """GiB of one GPU that LoRA and QLoRA need, as `skinvl plan` counts them; of a tiny base they say nothing."""
+    path = None if base.random else _config(base, configs)
+    if path is None:
+        return [UNSAID] * 2
+    # A source that is not there, so that bases are compared by the same conversations whatever is prepared.
+    unprepared = "data.train=[{source: assumed, split: train}]"
+    recipe = load(MEMORY, [f"base={path}", unprepared, "train.per_device_train_batch_size=1"])
+    folder.mkdir(parents=True)
+    requirements = estimate.estimate(open_folder(recipe, path, folder), 1, Assumed())
+    return [f"{needed.total / GIB:.0f}" for needed in (requirements.needed(), requirements.needed(quantization=NF4))]
 
 
 def _config(base: Base, configs: Path | None) -> Path | None:

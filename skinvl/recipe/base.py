@@ -34,6 +34,8 @@ class Base(StrictModel):
     """Commit, tag or branch on the hub; null is the newest, whose commit the run records."""
     licence: str | None = None
     """Licence of the weights; null is unknown."""
+    gated: bool = False
+    """Whether its page on the hub asks for consent to its terms before anything is downloaded."""
     note: str | None = None
     """What a user should know before choosing it."""
 

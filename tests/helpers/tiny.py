@@ -47,7 +47,18 @@ TOKENIZERS = {
     "qwen3_5": "qwen3-vl",  # its own has the same control tokens
     "mllama": "llama3.2-vision",
 }
-UNSEEN = frozenset({"llava-med-7b", "medgemma-4b", "qwen3.5-4b", "qwen3.5-9b"})  # bases whose configs are not at hand
+# Bases whose configs are not at hand.
+UNSEEN = frozenset({"llava-med-7b", "qwen3-vl-32b"}) | {
+    f"{family}-{size}"
+    for family, sizes in {
+        "lingshu": ("7b", "32b"),
+        "medgemma": ("4b", "1.5-4b", "27b"),
+        "qwen3.5": ("0.8b", "2b", "4b", "9b", "27b"),
+        "qwen3.6": ("27b",),
+        "qwen3.8": ("27b",),
+    }.items()
+    for size in sizes
+}
 _ROOT = tempfile.TemporaryDirectory(prefix="skinvl-tiny-")
 
 

@@ -157,7 +157,7 @@ def test_the_list_tells_what_is_known_here(
     shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    names = ["qwen2.5-vl-7b", "llama-3.2-11b-vision", "tiny-qwen3_vl"]
+    names = ["llama-3.2-11b-vision", "medgemma-4b", "tiny-qwen3_vl"]
     monkeypatch.setattr(bases, "bases", lambda kind=None: [] if kind == "dual" else names)
 
     def listed(*words: str) -> dict[str, str]:
@@ -168,23 +168,23 @@ def test_the_list_tells_what_is_known_here(
 
     rows = listed("--configs", str(shared / "configs"))
     assert list(rows) == names
-    assert "8.3 billion" in rows["qwen2.5-vl-7b"]
-    assert "256 of 1,024" in rows["qwen2.5-vl-7b"]
-    assert "Apache-2.0" in rows["qwen2.5-vl-7b"]
-    assert "1 of 6,432" in rows["llama-3.2-11b-vision"]
+    for words in ("10.7 B", "1 of 6,432", "  28/16  ", "gated, "):
+        assert words in rows["llama-3.2-11b-vision"]
     assert "196 of 784" in rows["tiny-qwen3_vl"]
-    rows = listed("--configs", str(shared))
-    assert rows["qwen2.5-vl-7b"].count("–") == 3
-    assert "Apache-2.0" in rows["qwen2.5-vl-7b"]
+    assert rows["medgemma-4b"].count("–") == 4
+    assert "gated, " in rows["medgemma-4b"]
     assert bases.main(["--configs", str(shared / "configs"), "qwen2.5-vl-7b"]) == 0
     shown = capsys.readouterr().out
     assert "parameters: 8.3 billion\n" in shown
+    assert "image of 448 px: 256 of 1,024\n" in shown
     assert "LoRA on: q_proj, k_proj" in shown
     assert "shares prefix: yes\n" in shown
+    assert "GiB for LoRA: 22\nGiB for QLoRA: 13\n" in shown
+    assert "gate: none\n" in shown
     assert "note: The 7B model only; Qwen2.5-VL-3B is licensed for research alone.\n" in shown
     assert bases.main(["qwen2.5-vl-7b", "--configs", str(shared)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count(": –\n") == 5
+    assert shown.count(": –\n") == 7
     assert "licence: Apache-2.0\n" in shown
 
 

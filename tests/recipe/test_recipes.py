@@ -165,7 +165,7 @@ def test_a_base_says_where_from_and_what_may_be_done(path: Path) -> None:
         pinned = re.fullmatch("[0-9a-f]{40}", base.revision or "")
         assert pinned or (base.revision is None and "# Revision: not pinned; " in header(path)), "no commit, and no why"
     data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert set(data) <= {"model", "random", "revision", "licence", "note", "kind", "quick_gelu"}
+    assert set(data) <= {"model", "random", "revision", "licence", "gated", "note", "kind", "quick_gelu"}
 
 
 def test_a_hub_base_is_found_among_the_shared_configs(shared: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_hub_base_is_found_among_the_shared_configs(shared: Path) -> None:
     folders = {base.name: shared / "configs" / base.location.rpartition("/")[2].lower() for base in models}
     found = {name for name, folder in folders.items() if (folder / "config.json").is_file()}
     assert found == set(folders) - tiny.UNSEEN
-    assert len(found) == 6
+    assert len(found) == 7
 
 
 @pytest.mark.parametrize("path", ENGINES, ids=stem)
