@@ -147,7 +147,7 @@ def _print_base(say: Console, name: str, configs: Path | None) -> None:
             about = _about(base, configs, Path(folder) / name)
             heads = (*heads, "GiB for LoRA", "GiB for QLoRA")
             about += _memory(base, configs, Path(folder) / "memory")
-    gate = "asks for consent to its terms on the hub's page of it" if base.gated else "none"
+    gate = "its terms are to be accepted on its page on the hub" if base.gated else "none"
     said = (("licence", base.licence), ("gate", gate), ("note", base.note))
     entry(say, "base", name)
     for head, words in (*zip(heads, about, strict=True), *said):
