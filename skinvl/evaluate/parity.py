@@ -33,7 +33,7 @@ HOT_TOKENS = 8  # of an answer at it
 PATIENCE = 600.0  # seconds for one answer: the first compiles
 # The lead over another token, in nats, that rounding can turn: another order of the same sums. At half a nat the other
 # is still .6 as likely.
-TIE = {torch.bfloat16: 0.5, torch.float32: 0.01}
+TIE = {torch.bfloat16: 0.5, torch.float16: 0.1, torch.float32: 0.01}
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from skinvl.data.progress import Progress
 from skinvl.data.source import source_folder
 from skinvl.evaluate import benchmarks, distributed
 from skinvl.evaluate.benchmarks import Sample, Task
-from skinvl.model.base import load_tower
+from skinvl.model.base import autocast, load_tower
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.families import Picture
 from skinvl.model.loaded import open_base
@@ -146,7 +146,6 @@ def look(
     base = open_base(recipe)  # an adapter leaves the tower as it was
     family = base.family
     tower = load_tower(base.path, family, recipe).to(state.device)
-    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.bf16)
     paths: Any = sorted({sample.root / name for sample in samples for name in sample.example.images})
     workers = int(recipe.train.get("dataloader_num_workers", 0))
     reading: Any = _Reading(base.chat)  # of one path, where a batch would be a list
@@ -156,7 +155,7 @@ def look(
         for path, picture, pixels, sha256, detail in loader:
             features = None
             if picture is not None:
-                with torch.no_grad(), bf16:
+                with torch.no_grad(), autocast(recipe, state.device):
                     whole = family.encode(tower, picture, pixels).float()
                 features = pooled(whole, picture).cpu().numpy()
             encoded[path] = ImageFeatures(features, sha256, detail)

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from skinvl.data.pixels import ImageError
 from skinvl.evaluate.engine import Question, answer, seed_of
 from skinvl.model.adapter import todays_keys
+from skinvl.model.base import base_dtype
 from skinvl.model.chat import Chat, ChatError, Encoded
 from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
@@ -59,7 +60,7 @@ class Vllm:
         self.llm = vllm.LLM(
             model=str(base.path),
             tokenizer=str(base.adapter or base.path),
-            dtype="bfloat16" if recipe.bf16 else "float32",
+            dtype=str(base_dtype(recipe)).removeprefix("torch."),
             enable_lora=self.lora is not None,
             max_lora_rank=next(rank for rank in RANKS if rank >= lora_rank),
             limit_mm_per_prompt={"image": 8},

@@ -72,7 +72,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     Every trainable parameter is fp32, the master copy that small updates need: PEFT alone would leave fully trained
     modules in the base's dtype, where at a learning rate of 2e-5 most bf16 weights never move. A frozen vision tower
     runs without autograd from here on, or, `cached`, takes its images' features for pixels and does not run at all.
-    With `train.bf16` the model is to be called under autocast, as a trainer does.
+    In 16 bits the model is to be called under `base.autocast`, as a trainer does.
 
     Raises:
         AdapterError: a part that is to train has nothing to train, or `init_adapter` does not fit.
@@ -97,7 +97,7 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     peft_model = get_peft_model(model, lora, low_cpu_mem_usage=model.device.type == "meta")
     assert isinstance(peft_model, PeftModel)
 
-    give_masters(peft_model, autocast=recipe.bf16)
+    give_masters(peft_model, autocast=recipe.precision != "fp32")
     if recipe.init_adapter is not None:
         files = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, files.path, family, recipe)

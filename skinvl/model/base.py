@@ -82,7 +82,13 @@ def attention_kernel(wanted: str, family: Family | TowerFamily) -> str:
 
 def base_dtype(recipe: Recipe) -> torch.dtype:
     """What the unquantised weights of a base are loaded in, and what its tower's features are."""
-    return torch.bfloat16 if recipe.bf16 else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[recipe.precision]
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The precision that a recipe trains in, which whatever asks its model computes in too."""
+    half = recipe.precision != "fp32"
+    return torch.autocast(device.type, base_dtype(recipe) if half else torch.bfloat16, enabled=half)
 
 
 def quantization(recipe: Recipe, family: Family) -> BitsAndBytesConfig | None:
@@ -101,7 +107,7 @@ def load_base(
     device_map: dict[str, Any] | None = None,
     config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
-    """The base of a recipe with its weights, in bf16 (fp32 with `train.bf16: false`) or 4-bit.
+    """The base of a recipe with its weights, in the precision that it trains in, or 4-bit.
 
     The vision tower, the projector and lm_head stay unquantised. Its language layers attend over spans, which every
     batch must bring.

@@ -12,7 +12,7 @@ import xxhash
 from transformers import AutoProcessor, PretrainedConfig, ProcessorMixin
 
 from skinvl.model import adapter, attention, hub
-from skinvl.model.base import load_base, read_config, snapshot
+from skinvl.model.base import autocast, load_base, read_config, snapshot
 from skinvl.model.chat import Chat
 from skinvl.model.families import Family
 from skinvl.model.hub import Snapshot
@@ -48,7 +48,7 @@ class OpenBase:
             "base": {"model": recipe.base.location, "commit": self.files.commit, "model_type": self.config.model_type},
             "adapter": adapter_digest(self.adapter) if self.adapter else None,
             "quantization": recipe.quantization,
-            "precision": "bf16" if recipe.bf16 else "fp32",
+            "precision": recipe.precision,
             "template": xxhash.xxh3_128_hexdigest(self.chat.template.encode()),
             "image_tokens": recipe.data.image_tokens,
             "profiles": self.chat.profiles,
@@ -123,8 +123,7 @@ class LoadedModel:
 
     def autocast(self) -> torch.autocast:
         """The precision that it was trained in."""
-        device = next(self.model.parameters()).device
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16)
+        return autocast(self.recipe, next(self.model.parameters()).device)
 
 
 def load_model(recipe: Recipe, device: torch.device) -> LoadedModel:

@@ -24,7 +24,15 @@ from transformers import PretrainedConfig
 
 from skinvl.data.mixture import Row
 from skinvl.data.progress import Progress, share
-from skinvl.model.base import attention_kernel, base_dtype, blank_model, count_parameters, load_tower, tower_names
+from skinvl.model.base import (
+    attention_kernel,
+    autocast,
+    base_dtype,
+    blank_model,
+    count_parameters,
+    load_tower,
+    tower_names,
+)
 from skinvl.model.chat import Chat
 from skinvl.model.families import Family, Picture
 from skinvl.model.feature_cache import Cache, CacheError, buffer
@@ -218,7 +226,6 @@ def _fill(cache: Cache, pictures: dict[Path, Picture], base: OpenBase, say: Cons
     workers = base.recipe.train.get("dataloader_num_workers", 0)
     loader = DataLoader(_Pixels(cache, base.chat, mine), batch_size=None, num_workers=workers)
     tower, computed = None, 0
-    bf16 = torch.autocast(state.device.type, torch.bfloat16, enabled=base.recipe.bf16)
     title = share("vision features", state.process_index, state.num_processes)
     with Progress(title, len(mine), say) as progress:
         for path, pixels in loader:
@@ -227,7 +234,7 @@ def _fill(cache: Cache, pictures: dict[Path, Picture], base: OpenBase, say: Cons
                 continue
             if tower is None:
                 tower = load_tower(base.path, base.family, base.recipe).to(state.device)
-            with torch.no_grad(), bf16:  # as within a step
+            with torch.no_grad(), autocast(base.recipe, state.device):  # as within a step
                 cache.write(path, base.family.encode(tower, pictures[path], pixels))
             computed += 1
     state.wait_for_everyone()

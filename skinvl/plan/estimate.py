@@ -117,9 +117,13 @@ def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -
         remarks += [f"vision features: {reason}, so that the tower runs in every step"] if reason else []
 
     # A step of the largest batch, and of twice as much: the difference is what each conversation adds.
-    stage = MetaStep(recipe, config, family, frozen and images > 0, checkpointing(recipe), cuda)
+    # One in fp16 is counted as in bf16, which takes the same room.
+    counted = (
+        recipe.model_copy(update={"train": {**recipe.train, "fp16": False}}) if recipe.train.get("fp16") else recipe
+    )
+    stage = MetaStep(counted, config, family, frozen and images > 0, checkpointing(recipe), cuda)
     real = replace(stage, cached=kept)
-    dtype = base_dtype(recipe) if stage.cached else None
+    dtype = base_dtype(counted) if stage.cached else None
     first, share = shared.largest, recipe.share_images
     largest, doubled = (
         workload.inputs(chat, config, planned, share, dtype) for planned in (first, workload.twice(first))

@@ -104,7 +104,7 @@ class MetaStep:
         count = Counted()
         for parameter in [*tower.parameters(), *tower.buffers()]:
             count.resident(parameter)
-        with count, Casts(self.recipe.bf16, self.cuda, count), torch.no_grad():
+        with count, Casts(self.recipe.precision != "fp32", self.cuda, count), torch.no_grad():
             self.family.encode(tower, picture, pixels.to("meta"))
         return Trace(tuple(count.peaks), {"vision": float(sum(count.flops))})
 
@@ -118,7 +118,7 @@ class MetaStep:
         peft_model = self.model(layers)
         base = peft_model.get_base_model()
         count = Counted()
-        casts = Casts(self.recipe.bf16, self.cuda, count)
+        casts = Casts(self.recipe.precision != "fp32", self.cuda, count)
         casts.head, casts.positions = base.get_output_embeddings().weight, batch.ids.numel()
         AttentionInterface.register(KERNEL, partial(_attend, casts))
         peft_model.train()

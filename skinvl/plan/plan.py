@@ -96,8 +96,8 @@ def show(say: Console, requirements: Requirements, gpu: Gpu, mfu: float) -> None
     )
     for line in requirements.remarks:
         say.print(line, style="yellow", markup=False, highlight=False)
-    if requirements.recipe.bf16 and not gpu.bf16:
-        say.print(f"{gpu.name} has no bf16: train.bf16=false, or another GPU", style="red")
+    if requirements.recipe.precision == "bf16" and not gpu.bf16:
+        say.print(f"{gpu.name} has no bf16: train.bf16=false train.fp16=true, or another GPU", style="red")
     table = Table("part", "train", Column("trainable", justify="right"), Column("of", justify="right"))
     for part in PARTS:
         count = requirements.counts[part]

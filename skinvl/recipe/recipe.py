@@ -241,9 +241,11 @@ class Recipe(StrictModel):
     """auto goes on from the last checkpoint of the run's folder, if there is one."""
 
     @property
-    def bf16(self) -> bool:
-        """Whether the base is in bf16 and runs under autocast; else both are fp32."""
-        return bool(self.train.get("bf16", True))
+    def precision(self) -> Literal["bf16", "fp16", "fp32"]:
+        """What the base is in; in 16 bits it runs under autocast. What trains is fp32 in any case."""
+        if self.train.get("fp16"):
+            return "fp16"
+        return "bf16" if self.train.get("bf16", True) else "fp32"
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -282,6 +284,11 @@ def _faults(data: dict[str, Any]) -> list[Fault]:
             deepspeed_config(train["deepspeed"])
         except FileNotFoundError as error:
             faults.append(Fault(("train", "deepspeed"), str(error)))
+    if isinstance(train, dict) and train.get("fp16") is True:
+        if train.get("bf16"):
+            faults.append(Fault(("train", "fp16"), "train.bf16 is true as well; set one of them to false"))
+        if "deepspeed" in train:
+            faults.append(Fault(("train", "fp16"), "untested under DeepSpeed; leave train.deepspeed out"))
     vision = parts.get("vision") if isinstance(parts, dict) else None
     if data.get("cache_gb") and isinstance(vision, dict) and vision.get("train", "frozen") != "frozen":
         faults.append(

@@ -28,6 +28,7 @@ _NARROWED: dict[str, Any] = {
         True, "gaussian", "orthogonal", "pissa"
     ],  # others change base weights and do not reload exactly
     "bf16": bool,  # null would mean true in TRL and false elsewhere
+    "fp16": bool,
     "deepspeed": str,
 }
 
@@ -45,7 +46,7 @@ _OF_BOTH = _table(
         "checkpoints are complete, so that resume=auto works": "save_only_model",
         "seed decides": "data_seed",
         "the verb decides": "do_train do_eval do_predict",
-        "set bf16: true or false": "fp16 fp16_full_eval bf16_full_eval",
+        "bf16 and fp16 decide": "fp16_full_eval bf16_full_eval",
         "torchrun decides": "local_rank",
         "a run is published after it was evaluated": "push_to_hub hub_token hub_private_repo hub_model_id "
         "hub_strategy hub_always_push hub_revision",
@@ -107,6 +108,7 @@ _OWNED: dict[RecipeKind, dict[str, dict[str, str]]] = {
         "train": _OF_BOTH
         | _table(
             {
+                "set bf16: true or false": "fp16",
                 "batch.images are compared in a step, batch.at_once of them in memory": "per_device_train_batch_size "
                 "gradient_accumulation_steps auto_find_batch_size",
                 "evaluate.during are compared, evaluate.batch_size at a time": "per_device_eval_batch_size",

@@ -53,6 +53,7 @@ def text(
     towers = isinstance(record.recipe, PretrainRecipe)
     body = environment.get_template("card_towers.md.j2" if towers else "card.md.j2").render(
         towers=towers,
+        dtypes={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
         whole=merge is not None or record.whole,
         worse=untrained.worse(scores),
         record=record,

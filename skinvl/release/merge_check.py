@@ -110,7 +110,9 @@ def check(merging: Merging, merged: Path, recipe: Recipe, onto: Onto, rows: Sequ
     plain = recipe.model_copy(update={"quantization": None})
     trained, collator = _trained(recipe, merging, rows)
     same = trained if recipe.quantization is None or onto == "dequantized" else _trained(plain, merging, rows)[0]
-    loaded: torch.nn.Module = load_base(merged, merging.family, plain)
+    # The files are in bf16, whose small numbers fp16 has not.
+    as_written = {**plain.train, "bf16": True, "fp16": False} if plain.precision == "fp16" else plain.train
+    loaded: torch.nn.Module = load_base(merged, merging.family, plain.model_copy(update={"train": as_written}))
     loaded.to(merging.device).eval()
     _in_float32(loaded)
 

@@ -24,6 +24,7 @@ from transformers.utils.import_utils import is_serve_available
 from skinvl.data.example import text
 from skinvl.evaluate.parity import drawn
 from skinvl.model import families, ways_out
+from skinvl.model.base import base_dtype
 from skinvl.model.chat import Chat, ChatError
 from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
@@ -288,7 +289,7 @@ def command(served: ServedModel, engine: Engine, folder: Path, host: str, port: 
     # A name without a slash in the folder above it: what the engine is given is then what requests call it.
     start = [program(engine) or engine] if engine == "vllm" else [sys.executable, "-P", "-m", "skinvl.serve.drawing"]
     words = [*start, "serve", folder.name, "--host", host, "--port", str(port)]
-    words += ["--dtype", "bfloat16" if served.recipe.bf16 else "float32"]
+    words += ["--dtype", str(base_dtype(served.recipe)).removeprefix("torch.")]
     words += _vllm(served, folder.name) if engine == "vllm" else []
     words += ["--trust-remote-code"] if coded else []  # the few lines of CODE
     hub = folder.parent / ".hub"  # empty: everything is here

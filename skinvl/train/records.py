@@ -52,7 +52,7 @@ def provenance(
         )
         if features
         else None,
-        precision="bf16" if recipe.bf16 else "fp32",
+        precision=recipe.precision,
         quantization=recipe.quantization,
         engine="deepspeed" if trainer.is_deepspeed_enabled else "ddp" if args.world_size > 1 else "one process",
         ranks=args.world_size,

@@ -116,7 +116,7 @@ def adapted(base: OpenBase, args: SFTConfig, features: Kept | None) -> PeftModel
         device_map={"": args.device} if recipe.quantization else None,
         config=family.without_tower(base.config) if features else None,
     )
-    if args.deepspeed and recipe.bf16:
+    if args.deepspeed and recipe.precision == "bf16":
         _use_autocast(args)
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded, sharded or whole
     peft_model = adapter.attach(loaded, family, recipe, cached=features is not None)

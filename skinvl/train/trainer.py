@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from skinvl.data.mixture import NOTHING, Row
 from skinvl.data.sampler import MixtureSampler, alike, row_of, together
 from skinvl.evaluate.engine import Question, Transformers, blocks, questions
-from skinvl.model.base import logits
+from skinvl.model.base import autocast, logits
 from skinvl.model.families import Family
 from skinvl.model.loaded import LoadedModel
 from skinvl.model.pack import Batch, Collator
@@ -75,6 +75,19 @@ class Trainer(Loop, SFTTrainer):  # type: ignore[misc]
         self.sampled = _sample(evaluation, recipe)  # the questions of `evaluate.during`
         self.watch(log, recipe.early_stopping)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Makes the accelerator; on a CPU it leaves fp16 out without a word, and gets autocast and scaler here."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fp16 and self.args.device.type == "cpu":
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
+
+    def log(self, logs: dict[str, float], *positional: Any, **named: Any) -> None:
+        """Logs a dictionary; beside a step's loss stands what it was scaled by, in fp16."""
+        scaler = self.accelerator.scaler
+        if scaler is not None and "loss" in logs:
+            logs["loss_scale"] = scaler.get_scale()
+        super().log(logs, *positional, **named)
+
     def part_of(self, name: str) -> str:
         """The part of a base that a parameter belongs to."""
         part: str = self.family.part_of(name)
@@ -114,7 +127,8 @@ class Trainer(Loop, SFTTrainer):  # type: ignore[misc]
         self.images_seen = self.images_seen or ("pixel_values" in inputs.inputs and not inputs.filler)
         losses, _ = token_losses(model, inputs)
         if not losses.isfinite().all():
-            self.refuse_loss(inputs.names, "look at these conversations with skinvl show")
+            overflow = ", set train.bf16 or none of the two, since fp16 ends at 65,504" * bool(self.args.fp16)
+            self.refuse_loss(inputs.names, f"look at these conversations with skinvl show{overflow}")
         if num_items_in_batch is None:
             return losses.mean()
         ranks: int = self.accelerator.num_processes
@@ -202,7 +216,7 @@ class Trainer(Loop, SFTTrainer):  # type: ignore[misc]
         self.model.eval()
         for batch in loader:
             batch = self._prepare_inputs(batch)
-            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            with autocast(self.recipe, self.args.device):
                 losses, right = token_losses(self.model, batch)
             answer = batch.targets[batch.supervised] != close
             counts = torch.tensor([len(losses), int(answer.sum()), int((right & answer).sum())])

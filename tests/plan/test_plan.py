@@ -58,6 +58,15 @@ def test_a_prepared_recipe_is_told_whole(
     assert "assumption" not in said
 
 
+def test_the_small_recipe_fits_into_16_gb(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = told(capsys, monkeypatch, "small", "--gpu", "t4", "--configs", str(shared / "configs"))
+    assert "fits into 16 GiB" in said
+    assert "no bf16" not in said
+
+
 def test_what_does_not_fit_is_told_with_what_would(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +85,10 @@ def test_what_does_not_fit_is_told_with_what_would(
     for what in ("QLoRA", "train.deepspeed=zero3:", "train.deepspeed=zero3_offload:", "activation_checkpointing=true:"):
         assert what in said, what
     assert "an assumption (nothing was measured on a GPU)" in said
+    half = told(capsys, monkeypatch, file, "train.bf16=false", "train.fp16=true", "--gpu", "t4", "--assume", guess)
+    assert "no bf16" not in half
+    lines = [[line for line in text.splitlines() if "weights" in line] for text in (said, half)]
+    assert lines[0] == lines[1] != []
 
 
 def test_assumptions_are_read_strictly() -> None:

@@ -165,7 +165,8 @@ def test_an_override_with_a_fault(write: Callable[[str], str], override: str, ex
     [
         ("train.max_length=1024", "not taken: data.max_tokens decides"),
         ("train.output_dir=x", "not taken: runs/<run>/ holds all output; run decides"),
-        ("train.fp16=true", "not taken: set bf16: true or false"),
+        ("train.fp16=1", "found 1"),
+        ("train.bf16_full_eval=true", "not taken: bf16 and fp16 decide"),
         ("train.push_to_hub=true", "not taken: a run is published after it was evaluated"),
         ("train.warmup_ratio=0.1", "not taken: gone in transformers 5; warmup_steps below 1 is a ratio"),
         ("train.bf16=null", "found null; expected true or false"),
