@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -271,25 +271,32 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
 
     # The turns, with an image part for each placeholder.
     messages: list[Message] = []
+    spoken: list[str] = []
     placeholders = 0
-    for number, turn in enumerate(turns, start=1):
+    for turn in turns:
         speaker, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(speaker, str) or not isinstance(value, str) or speaker not in ROLES:
-            return "malformed", f"turn {number} is {turn!r:.120}; expected from human, gpt or system, and value"
-        content = _content(value)
-        marks = sum(part["text"] is None for part in content) if PLACEHOLDER in value else 0
-        if len(content) == marks:
-            return "empty", f"turn {number} has no words"
-        if marks and speaker != "human":
-            return "malformed", f"turn {number} has an image placeholder in a turn of {speaker}"
-        placeholders += marks
+        if not isinstance(speaker, str) or not isinstance(value, str) or (role := ROLES.get(speaker)) is None:
+            return "malformed", f"{_turn(spoken)} is {turn!r:.120}; expected from human, gpt or system, and value"
+        content: list[Part]
+        if PLACEHOLDER in value:
+            content = _content(value)
+            marks = sum(part["text"] is None for part in content)
+            placeholders += marks
+            if len(content) == marks:
+                return "empty", f"{_turn(spoken)} has no words"
+            if marks and role != "user":
+                return "malformed", f"{_turn(spoken)} has an image placeholder in a turn of {speaker}"
+        elif words := value.strip():  # as most turns
+            content = [{"type": "text", "text": words}]
+        else:
+            return "empty", f"{_turn(spoken)} has no words"
         texts.append(value)
-        messages.append({"role": ROLES[speaker], "content": content})
+        spoken.append(role)
+        messages.append({"role": role, "content": content})
     if not (all(map(str.isascii, texts)) or is_text("".join(texts))):
         return "malformed", "half of a surrogate pair, which no text file can hold"
 
     # Whoever asks is answered, and images without a placeholder stand before the first question.
-    spoken = [message["role"] for message in messages]
     asked = spoken[1:] if spoken[0] == "system" else spoken
     if not asked or asked != ["user", "assistant"] * (len(asked) // 2):
         return "malformed", f"turns of {', '.join(turn['from'] for turn in turns)}; expected human and gpt by turns"
@@ -301,10 +308,11 @@ def conversation(entry: Any) -> Conversation | tuple[str, str]:
     return Conversation(tuple(images), tuple(messages), name)
 
 
+def _turn(before: Sequence[str]) -> str:
+    return f"turn {len(before) + 1}"
+
+
 def _content(value: str) -> list[Part]:
-    if PLACEHOLDER not in value:  # as most turns
-        words = value.strip()
-        return [{"type": "text", "text": words}] if words else []
     parts: list[Part] = []
     for position, piece in enumerate(value.split(PLACEHOLDER)):
         if position:

@@ -155,7 +155,8 @@ class Judge:
             validate(example)
             broken, same = rules.judge(example)
             names = tuple(map(_key, example.identities)) if example.identities else ()
-            keys = _key(example.id), _key(example.group), same, names
+            key = _key(example.id)
+            keys = key, key if example.group == example.id else _key(example.group), same, names
         except (ExampleError, UnicodeEncodeError) as error:  # half of a surrogate pair, which no file can hold
             return Dropped(self._row(record, example), "malformed", str(error))
         if example.tags:  # by the converter, of what is shown

@@ -15,7 +15,7 @@ from skinvl.data.example import words as plain_text
 from skinvl.sources.rules import find, patterns
 from skinvl.sources.rules.find import BRACKET, COLON, CONTROL, FACTS, MISSING, Talk
 from skinvl.sources.rules.find import CONTROL_TOKENS as CONTROL_TOKENS
-from skinvl.sources.rules.words import CURLY, MARK, NUMBER, WordWeights, encoded, split
+from skinvl.sources.rules.words import CURLY, MARK, WordWeights, encoded, numbers, split
 
 LONGEST = 100_000  # characters of one turn
 LONGEST_DETAIL = 120  # characters
@@ -85,7 +85,7 @@ def _weighed(turn: str) -> tuple[int, frozenset[bytes]]:
     weight = sum(map(_WEIGHTS.__getitem__, words))
     signs: set[bytes] = set()
     if weight >= MARK:
-        weight += sum(map(_WEIGHTS.__getitem__, NUMBER.findall(raw)))
+        weight += sum(map(_WEIGHTS.__getitem__, numbers(raw)))
         signs |= _SIGNS.intersection(words)
     if ":" in turn:
         signs.add(COLON)

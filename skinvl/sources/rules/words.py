@@ -18,7 +18,8 @@ FUNCTION_WORDS = frozenset(
 SPACED = bytes(byte if chr(byte).isalnum() or byte in b"+%<>" else 32 for byte in bytes(range(128)).lower())
 SPACED += bytes(range(128, 256))
 CURLY = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', **dict.fromkeys("‐‑–—\xa0", " ")})
-NUMBER = re.compile(rb"\d+(?:[.,/]\d+)+")  # whose parts in another order are another number
+_NUMBER = re.compile(rb"\d+(?:[.,/]\d+)+")
+_FIGURES_ALIKE = bytes(48 if byte in b"0123456789" else byte for byte in range(256))
 
 
 class WordWeights(dict[bytes, int]):
@@ -50,6 +51,14 @@ def encoded(text: str) -> bytes:
         UnicodeEncodeError: half of a surrogate pair, which no file can hold.
     """
     return text.encode() if text.isascii() else text.casefold().translate(CURLY).encode()
+
+
+def numbers(text: bytes) -> list[bytes]:
+    """The numbers of several parts, as 0.5 and 1/2, whose parts in another order are another number."""
+    alike = text.translate(_FIGURES_ALIKE)  # most texts have none, which this tells in a quarter of the time
+    if b"0.0" in alike or b"0,0" in alike or b"0/0" in alike:
+        return _NUMBER.findall(text)
+    return []
 
 
 def split(text: bytes) -> list[bytes]:
