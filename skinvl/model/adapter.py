@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model import earlier, families, hub
+from skinvl.model import earlier, families, hub, lora
 from skinvl.model.base import blank_model, read_config
 from skinvl.model.families import Family
 from skinvl.model.names import WRAPPER, of_adapter
@@ -88,16 +88,17 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
             )
 
     # PEFT's own adapter, over what the plan names and nothing else.
-    lora = LoraConfig(
+    settings = LoraConfig(
         **(recipe.lora | {"init_lora_weights": False} if model.device.type == "meta" else recipe.lora),
         target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
         modules_to_save=[name for hit in hits.values() for name in hit.full] or None,
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, lora, low_cpu_mem_usage=model.device.type == "meta")
+    peft_model = get_peft_model(model, settings, low_cpu_mem_usage=model.device.type == "meta")
     assert isinstance(peft_model, PeftModel)
 
     give_masters(peft_model, autocast=recipe.precision != "fp32")
+    lora.use(peft_model)
     if recipe.init_adapter is not None:
         files = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, files.path, family, recipe)

@@ -14,7 +14,7 @@ from peft.utils import load_peft_weights
 from torch import nn
 from transformers import PretrainedConfig
 
-from skinvl.model import adapter, hub
+from skinvl.model import adapter, hub, lora
 from skinvl.model.adapter import AdapterError, Hits, Trained
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
 from skinvl.model.names import WRAPPER
@@ -60,13 +60,12 @@ def attach(model: DualEncoder, recipe: PretrainRecipe) -> PeftModel | DualEncode
     on_meta = model.device.type == "meta"
     attached: PeftModel | DualEncoder
     if recipe.makes_adapter:
-        settings: dict[str, Any] = recipe.lora | {"init_lora_weights": False} if on_meta else recipe.lora
-        lora = LoraConfig(
-            **settings,
+        settings = LoraConfig(
+            **(recipe.lora | {"init_lora_weights": False} if on_meta else recipe.lora),
             target_modules="|".join(pattern for hit in hits.values() for pattern in hit.patterns),
             modules_to_save=[name for hit in hits.values() for name in hit.full] or None,
         )
-        peft_model = get_peft_model(model, lora, low_cpu_mem_usage=on_meta)
+        peft_model = get_peft_model(model, settings, low_cpu_mem_usage=on_meta)
         assert isinstance(peft_model, PeftModel)
         attached = peft_model
         fixed |= {_copied(name) for name in fixed}
@@ -81,6 +80,7 @@ def attach(model: DualEncoder, recipe: PretrainRecipe) -> PeftModel | DualEncode
         if name.removeprefix(WRAPPER) in fixed:
             parameter.requires_grad_(False)
     adapter.give_masters(attached, autocast=recipe.bf16)
+    lora.use(attached)
     if isinstance(attached, PeftModel) and recipe.init_adapter is not None:
         path = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter", towers=True).path
         continue_from(attached, path, recipe)

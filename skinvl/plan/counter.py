@@ -22,6 +22,7 @@ LOWER = {
     *(torch.addmm, torch.baddbmm, functional.conv1d, functional.conv2d, functional.conv3d),
 }
 UPPER = {functional.layer_norm, functional.group_norm, functional.softmax, torch.softmax, functional.log_softmax}
+IN_PLACE = {aten.addmm_: aten.addmm}  # torch's formulas know no product that is added in place
 INDEXING = (
     *(aten.index.Tensor, aten.index_put.default),
     *(aten.index_put_.default, aten._index_put_impl_.default),
@@ -66,7 +67,7 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._overloadpacket is aten.arange and result.is_meta and not result.is_floating_point():
             result = func(*args, **{**kwargs, "device": "cpu"})
 
-        if count := flop_registry.get(func._overloadpacket):
+        if count := flop_registry.get(IN_PLACE.get(func._overloadpacket, func._overloadpacket)):
             self.flops[self.phase] += count(*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):

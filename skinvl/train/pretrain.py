@@ -92,6 +92,7 @@ def prepare(
     if args.process_index == 0:
         made = towers_provenance(trainer, opened, sets, rows, data)
         summary.towers(say, recipe, args.learning_rate, counts, made)
+        summary.adapted_layers(say, attached)
         write_text(path / run.RECIPE, towers.dump(recipe))
         made.write(path)
         write_jsonl(path / "ledger.jsonl", rows.ledger)

@@ -100,6 +100,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
     if args.process_index == 0:
         made = provenance(trainer, base, sets, rows, features, data)
         summary.parts(say, recipe, args.learning_rate, counts, made)
+        summary.adapted_layers(say, peft_model)
         write_text(path / run.RECIPE, dump(recipe))
         made.write(path)
         write_jsonl(path / "ledger.jsonl", [*sets.moved, *rows.dropped])

@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from skinvl.model import lora
 from skinvl.model.adapter import Trained
 from skinvl.recipe.printing import entry
 from skinvl.recipe.provenance import Provenance
@@ -38,6 +40,12 @@ def towers(say: Console, recipe: PretrainRecipe, rate: float, parts: Mapping[str
         f"images compared in a step, at most {recipe.batch.at_once} of them in memory at a time on each rank; "
         f"objective {recipe.objective.name}; texts: {aspects}, {made.towers.distinct:,} of them different"
     )
+
+
+def adapted_layers(say: Console, model: nn.Module) -> None:
+    """Prints by which forward the LoRA layers of a model run, if it has some."""
+    if line := lora.sentence(model):
+        say.print(line, highlight=False)
 
 
 def _parts(say: Console, title: str, specs: Parts | Towers, rate: float, parts: Mapping[str, Trained]) -> None:

@@ -64,7 +64,7 @@ def test_the_meta_step_keeps_and_computes_what_the_real_one_does(
     counted = real(one, given, checkpointing)
     trace = stage(one, checkpointing=checkpointing).step(given, whole=True)
     # Gemma's attention with a mask of its own keeps that too.
-    assert trace.peak == pytest.approx(max(counted.peaks), rel=0.06 if family == "gemma3" else 0.02)
+    assert trace.peak == pytest.approx(max(counted.peaks), rel=0.08 if family == "gemma3" else 0.02)
     attended = trace.flops["pairs"] / sum(trace.flops.values())
     assert sum(trace.flops.values()) == pytest.approx(sum(counted.flops), rel=0.02 + attended)
     # The twin: another batch takes something else.
