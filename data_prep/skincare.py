@@ -47,7 +47,7 @@ from skinvl.data.labels import diagnosis, is_known, malignancy
 CARD = Card(
     title="SkinCaRe (SkinCAP and SkinCoT)",
     address="https://huggingface.co/datasets/yuhos16/SkinCaRe",
-    licence="CC-BY-NC-SA-4.0, CC-BY-4.0, terms of its gate",
+    licence="CC-BY-NC-SA-4.0, CC-BY-4.0, no derivatives by its gate",
     terms="Its metadata, its text and its gate contradict one another: together they permit research use alone, and "
     "neither redistribution nor derivatives without the authors' permission. DDI's agreement holds for its photos too.",
     citation="Shen et al., SkinCaRe: A Multimodal Dermatology Dataset Annotated with Medical Caption and "

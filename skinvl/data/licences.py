@@ -96,6 +96,8 @@ def read(stated: str | None) -> Terms:
     """
     words = " ".join((stated or "").split())
     low = words.casefold()
+    if "no derivatives" in low:  # in words, as the terms of a gate
+        return Terms(words, commercial="commercial" not in low and "-nc" not in low, derivatives=False)
     if len(parts := _AND.split(words)) > 1:
         return replace(_all([read(part) for part in parts]), stated=words)
     if re.search(r"\bresearch\b", low):

@@ -56,6 +56,7 @@ def main(words: Sequence[str]) -> int:
 
     # What may not be: a name or a public model that a licence forbids, or a folder with something else in it.
     licences.refuse_name(record.base, args.repo)
+    _refuse_forbidden(record)
     licence = licences.chosen(record.base, record.terms, args.license)
     _refuse_public(record, licence, args)
     out: Path = args.out or args.run / "publish"
@@ -107,7 +108,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--license", metavar="ID",
                         help="licence of the model (default: the strictest of base and data)")  # fmt: skip
     parser.add_argument("--rights", action="append", default=[], metavar="NAME=LICENCE",
-                        help="the licence of a source (or of the base) that states none, as you vouch for")  # fmt: skip
+                        help="the licence of a source (or of the base) that states none, or what the owners of a source "
+                        "have permitted, as you vouch for")  # fmt: skip
     return parser.parse_intermixed_args(words)
 
 
@@ -120,6 +122,16 @@ def _rights(words: Sequence[str]) -> dict[str, str]:
                 "apache-2.0 or 'research only'"
             )
     return rights
+
+
+def _refuse_forbidden(record: Record) -> None:
+    forbidden = [f"{name} ({terms.stated})" for name, terms in record.terms.items() if not terms.derivatives]
+    if forbidden:
+        raise PublishError(
+            f"{record.path}: trained on data whose terms permit no derivatives, which a model is taken for: "
+            f"{', '.join(forbidden)}. It goes to no repository, a private one included; leave that source out of "
+            "training, or, if its owners have permitted it, say what they did with --rights NAME=LICENCE"
+        )
 
 
 def _refuse_public(record: Record, licence: Licence, args: argparse.Namespace) -> None:

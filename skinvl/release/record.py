@@ -72,7 +72,8 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
     """The record of a run.
 
     Args:
-        rights: licences of what states none, by the source's name or "base", as who publishes vouches for.
+        rights: licences of what states none, and permissions for data that may not be derived from, by the source's
+            name or "base", as who publishes vouches for.
 
     Raises:
         RecordError: its data is gone, its scores are of another adapter, or a file cannot be read.
@@ -99,10 +100,11 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         adapter=adapter,
     )
     if unused:
-        unknown_terms = [name for name, terms in {licences.BASE: base, **record.terms}.items() if not terms.known]
+        asked = [name for name, terms in record.terms.items() if not (terms.known and terms.derivatives)]
+        asked += [licences.BASE] * (not base.known)
         raise RecordError(
-            f"--rights {next(iter(unused))}: neither base nor a source whose terms are not known; those are "
-            f"{', '.join(unknown_terms) or 'none'}"
+            f"--rights {next(iter(unused))}: neither a base whose terms are not known, nor a source whose terms are not "
+            f"known or permit no derivatives; those are {', '.join(asked) or 'none'}"
         )
     return record
 
@@ -128,7 +130,7 @@ def source(location: str, trained: Mapping[str, str] | None = None, rights: dict
     Args:
         location: as a recipe names it.
         trained: digests of the files that were trained on.
-        rights: licences of what states none; the one that is used is taken out.
+        rights: licences of what states none, or permits no derivatives; the one that is used is taken out.
 
     Raises:
         RecordError: the source is gone.
@@ -142,7 +144,7 @@ def source(location: str, trained: Mapping[str, str] | None = None, rights: dict
         )
     files = [root / f"{split}.parquet" for split in splits(root)]
     terms = licences.of_source(root)
-    if not terms.known and rights and root.name in rights:
+    if not (terms.known and terms.derivatives) and rights and root.name in rights:
         terms = licences.read(rights.pop(root.name))
     return Source(
         name=root.name,

@@ -26,8 +26,9 @@ def test_every_card_is_read(name: str) -> None:
     words = read(licence).words
     expected = {
         **dict.fromkeys(("ddi", "dermavqa", "dermnet", "dicom", "mm_skin", "skincon"), "research only"),
-        **dict.fromkeys(("llava", "passion", "patch16", "skincare"), "not known: nothing is taken to be permitted"),
+        **dict.fromkeys(("llava", "passion", "patch16"), "not known: nothing is taken to be permitted"),
         "derm7pt": "non-commercial, no derivatives",
+        "skincare": "non-commercial, no derivatives",
         "demo": "any use",
         "fitzpatrick17k": "non-commercial, share alike",
         **dict.fromkeys(("derm12345", "pad_ufes_20", "scin"), "any use with attribution"),
@@ -46,6 +47,8 @@ def test_every_base_is_read() -> None:
     ("stated", "name", "words"),
     [
         ("cc-by-nc-nd-4.0", "cc-by-nc-nd-4.0", "non-commercial, no derivatives"),
+        ("CC-BY-NC-SA-4.0, no derivatives without permission", None, "non-commercial, no derivatives"),
+        ("CC-BY-4.0, no derivatives", None, "no derivatives"),
         ("CC BY-SA 4.0", "cc-by-sa-4.0", "share alike"),
         ("cc by 4.0", "cc-by-4.0", "any use with attribution"),
         ("CC0", "cc0-1.0", "any use"),

@@ -183,7 +183,7 @@ def test_rights_can_be_stated_for_what_states_none(tmp_path: Path) -> None:
     assert "That ham is under CC-BY-4.0 is what the publisher of this model states" in made(run, rights)
     known = finished.run(tmp_path / "b", licence="CC-BY-NC-4.0")
     for name in ("ham", "base", "elsewhere"):
-        with pytest.raises(RecordError, match=f"--rights {name}: neither base nor a source .* those are none"):
+        with pytest.raises(RecordError, match=f"--rights {name}: neither a base .* nor a source .* those are none"):
             record.read(known, {name: "CC0-1.0"})
 
 

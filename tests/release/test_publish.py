@@ -254,15 +254,26 @@ def test_what_may_not_be_public(tmp_path: Path, hub: Hub) -> None:
     run = finished.run(tmp_path, scored=False)
     with pytest.raises(PublishError, match="was not evaluated"):
         publish.main([str(run), REPO, "--public", "--yes"])
-    for place, licence in enumerate(("unknown", "CC-BY-ND-4.0")):
-        run = finished.run(tmp_path / str(place), licence=licence)
-        with pytest.raises(PublishError, match=r"--public: ham (has terms that are not known|allows no derivatives)"):
-            publish.main([str(run), REPO, "--public", "--yes"])
+    run = finished.run(tmp_path / "b", licence="unknown")
+    with pytest.raises(PublishError, match="--public: ham has terms that are not known"):
+        publish.main([str(run), REPO, "--public", "--yes"])
     assert hub.calls == []
     publish.main([str(run), REPO])  # private it may be
-    run = finished.run(tmp_path / "c", licence="unknown")
     publish.main([str(run), "ada/known", "--public", "--yes", "--rights", "ham=CC-BY-4.0"])
     assert not hub.repos["ada/known"].private
+
+
+@pytest.mark.usefixtures("_no_model")
+@pytest.mark.parametrize("licence", ["CC-BY-NC-ND-4.0", "CC-BY-NC-SA-4.0, CC-BY-4.0, no derivatives by its gate"])
+def test_what_was_trained_on_data_without_derivatives_goes_nowhere(tmp_path: Path, hub: Hub, licence: str) -> None:
+    run = finished.run(tmp_path, licence=licence)
+    for words in ((), ("--public", "--yes"), ("--dry-run",)):
+        with pytest.raises(PublishError, match=r"trained on data whose terms permit no derivatives.*ham \(CC-BY-NC"):
+            publish.main([str(run), REPO, *words])
+    assert hub.calls == []
+    assert not (run / "publish").exists()
+    publish.main([str(run), REPO, "--rights", "ham=CC-BY-NC-4.0"])  # as its owners have permitted
+    assert "cc-by-nc-4.0" in (run / "publish" / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("_no_model")
