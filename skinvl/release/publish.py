@@ -108,8 +108,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--license", metavar="ID",
                         help="licence of the model (default: the strictest of base and data)")  # fmt: skip
     parser.add_argument("--rights", action="append", default=[], metavar="NAME=LICENCE",
-                        help="the licence of a source (or of the base) that states none, or what the owners of a source "
-                        "have permitted, as you vouch for")  # fmt: skip
+                        help="the licence of a source (or of the base) that states none, or what its "
+                        "owners have permitted, as you vouch for")  # fmt: skip
     return parser.parse_intermixed_args(words)
 
 

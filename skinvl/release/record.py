@@ -103,7 +103,7 @@ def read(run: Path, rights: Mapping[str, str] | None = None) -> Record:
         asked = [name for name, terms in record.terms.items() if not (terms.known and terms.derivatives)]
         asked += [licences.BASE] * (not base.known)
         raise RecordError(
-            f"--rights {next(iter(unused))}: neither a base whose terms are not known, nor a source whose terms are not "
+            f"--rights {next(iter(unused))}: neither a base whose terms are not known nor a source whose terms are not "
             f"known or permit no derivatives; those are {', '.join(asked) or 'none'}"
         )
     return record
