@@ -100,7 +100,7 @@ class DualCollator:
         side = self.format.side
         pixels = torch.empty(len(items), 3, side, side, dtype=torch.uint8)
         for row, (image, draw) in enumerate(items):
-            pixels[row] = self._pixels(image, draw)
+            pixels[row] = square(image, draw, self.format, self.augmentation, self.seed)
         return DualBatch(
             pixels,
             self.format,
@@ -124,14 +124,23 @@ class DualCollator:
             texts += own + [NO_TEXT] * (places - len(own))
         return texts
 
-    def _pixels(self, image: TextedImage, draw: Draw | None) -> torch.Tensor:
-        path = image.root / image.path
-        if draw is None or self.augmentation == "none":
-            picture = self.format.square_of(path)
-        else:
-            generator = random.Random(f"{self.seed}-{draw.epoch}-{draw.row}-{draw.copy}")
-            picture = augment.augmented(path, self.format, self.augmentation, generator)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def square(
+    image: TextedImage, draw: Draw | None, format: PixelFormat, augmentation: Augmentation, seed: int
+) -> torch.Tensor:
+    """uint8[3, H, W], an image as a tower reads it, augmented where an epoch has drawn it.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    path = image.root / image.path
+    if draw is None or augmentation == "none":
+        picture = format.square_of(path)
+    else:
+        generator = random.Random(f"{seed}-{draw.epoch}-{draw.row}-{draw.copy}")
+        picture = augment.augmented(path, format, augmentation, generator)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _int64(values: Sequence[int | tuple[int, ...]]) -> torch.Tensor:
@@ -200,14 +209,19 @@ def relation(
     return related
 
 
+def sampled(images: Sequence[TextedImage], count: int, seed: int) -> list[TextedImage]:
+    """So many of the images at most, drawn by the seed, in their order."""
+    numbers = random.Random(seed).sample(range(len(images)), min(count, len(images)))
+    return [images[number] for number in sorted(numbers)]
+
+
 def pool(name: str, images: Sequence[TextedImage], recipe: PretrainRecipe, seed: int) -> list[TextedImage]:
     """The images of an eval set that an evaluation within the training compares: a fixed sample, in their order.
 
     Raises:
         BatchError: nothing in it is to be told apart, which the first evaluation would find out late.
     """
-    count = min(recipe.evaluate.during, len(images))
-    chosen = [images[index] for index in sorted(random.Random(seed).sample(range(len(images)), count))]
+    chosen = sampled(images, recipe.evaluate.during, seed)
     owner = _int64([number for number, image in enumerate(chosen) for _ in image.texts])
     text_keys = _int64([text.key for image in chosen for text in image.texts])
     try:

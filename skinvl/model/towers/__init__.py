@@ -56,6 +56,7 @@ class TowerFamily(ABC):
     published: ClassVar[dict[str, type[PreTrainedModel]]] = {}  # model_type of a published pair → its class
     names: ClassVar[dict[str, str]] = {}  # what its names begin with there → and here; the longest one holds
     before: int  # positions before an image's patches
+    pools: tuple[str, ...] = ()  # modules of the image tower through which its pooled feature alone goes
     fixed: tuple[str, ...] = ()  # parameters that are part of the architecture and never train
     # Whether a text gives the same feature without the padding behind it: not where what is pooled stands there.
     trims: bool = True

@@ -40,6 +40,7 @@ class Clip(TowerFamily):
         "logit_scale": "scale.log",
     }
     before = 1  # CLS
+    pools = ("post_layernorm",)
 
     def image_tower(self, config: PretrainedConfig) -> PreTrainedModel:
         """A CLIPVisionModel."""

@@ -45,6 +45,7 @@ class Siglip(TowerFamily):
         "logit_bias": "scale.bias",
     }
     before = 0
+    pools = ("head",)
     trims = False
     lower_case = True
     cleans = False
