@@ -101,6 +101,17 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
 
 
+def as_pefts(rows: torch.Tensor, rate: float) -> torch.Tensor:
+    """The mask that nn.Dropout draws."""
+    return torch.empty(rows.shape, dtype=torch.bool).bernoulli_(1 - rate).to(torch.uint8)
+
+
+@pytest.fixture
+def pefts_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws the masks that PEFT would draw."""
+    monkeypatch.setattr(lora, "_drawn", as_pefts)
+
+
 def rows(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -114,6 +125,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.mark.usefixtures("pefts_masks")
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.3}, {"use_rslora": True}, {"init_lora_weights": "pissa"}])
 def test_outputs_and_gradients_are_pefts(calls: list[int], settings: dict[str, Any], again: bool) -> None:
@@ -144,6 +156,9 @@ def test_the_twins_differ(monkeypatch: pytest.MonkeyPatch) -> None:
             assert distance(step(ours, x), expected) > 1e-2, name
     theirs, ours = (model.double() for model in pair(lora_dropout=0.3))
     expected = step(theirs, x)
+    assert distance({**step(ours, x), "generator": expected["generator"]}, expected) > 1e-2  # other masks
+    monkeypatch.setattr(lora, "_drawn", as_pefts)
+    assert distance(step(ours, x), expected) < 1e-13
     monkeypatch.setattr(lora, "_unpacked", lambda bits, like: torch.ones_like(like))
     assert distance(step(ours, x), expected) > 1e-2
 
@@ -155,7 +170,8 @@ def test_a_layer_is_the_formula_under_its_mask() -> None:
     torch.manual_seed(5)
     output = layer(x)
     torch.manual_seed(5)
-    mask = torch.empty(6, WIDTH).bernoulli_(0.75).double()
+    mask = lora._drawn(x, 0.25).double()
+    assert 0 < mask.mean() < 1
     expected = nn.functional.linear(x, layer.base_layer.weight, layer.base_layer.bias)
     expected = expected + 1.5 * (x * mask / 0.75) @ a.T @ b.T
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
@@ -165,6 +181,7 @@ def test_a_layer_is_the_formula_under_its_mask() -> None:
     torch.testing.assert_close(a.grad, small.T @ (x * mask / 0.75), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("pefts_masks")
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_bf16_is_as_near_to_fp32_as_pefts(rate: float) -> None:
     theirs, ours = pair(lora_dropout=rate)
@@ -186,6 +203,7 @@ def test_bf16_is_as_near_to_fp32_as_pefts(rate: float) -> None:
         assert distance(by_ours, exact) < 0.05
 
 
+@pytest.mark.usefixtures("pefts_masks")
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.3}])
 def test_4_bit_weights_give_pefts_gradients(calls: list[int], kind: torch.dtype, settings: dict[str, Any]) -> None:
@@ -337,10 +355,38 @@ def test_layers_that_nothing_was_asked_of_have_no_gradient() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 7), (1, 1)])
 def test_a_mask_is_kept_in_bits(shape: tuple[int, ...]) -> None:
-    mask = torch.rand(shape) < 0.6
+    mask = (torch.rand(shape) < 0.6).to(torch.uint8)
     bits = lora._packed(mask)
     assert (bits.dtype, bits.numel()) == (torch.uint8, -(-mask.numel() // 8))
     assert torch.equal(lora._unpacked(bits, torch.empty(shape)), mask.float())
+
+
+def test_masks_drop_their_share_each_on_its_own() -> None:
+    torch.manual_seed(0)
+    like, rate = torch.empty(1001, 999), 0.05
+    first, second = (lora._drawn(like, rate) for _ in range(2))
+    assert set(first.unique().tolist()) == {0, 1}
+    count = like.numel()
+    error = (rate * (1 - rate) / count) ** 0.5  # of a share
+    for mask in (first, second):
+        dropped = 1 - mask.flatten().float()
+        assert abs(float(dropped.mean()) - rate) < 4 * error
+        for lane in range(4):
+            assert abs(float(dropped[lane::4].mean()) - rate) < 8 * error
+        for step in (1, 2, 3, 4, 999):  # nor does a number follow from its neighbour's
+            assert abs(float((dropped[step:] * dropped[:-step]).mean()) - rate**2) < 4 * rate / count**0.5
+    assert abs(float(((1 - first) * (1 - second)).float().mean()) - rate**2) < 4 * rate / count**0.5
+    torch.manual_seed(0)
+    assert torch.equal(lora._drawn(like, rate), first)
+
+
+def test_a_second_forward_draws_the_same_masks() -> None:
+    """Under checkpointing too every gradient is that of the masks of the loss."""
+    _, ours = pair(lora_dropout=0.3)
+    x = rows(3, 5).float()
+    once = step(ours, x)
+    ours.base_model.model.again = True
+    assert distance(step(ours, x), once) == 0
 
 
 @pytest.mark.parametrize(("rate", "most"), [(0.0, 1.0), (0.05, 0.75)])
@@ -374,6 +420,7 @@ def batch_of(tmp_path: Path, family: str, **changes: Any) -> tuple[Any, Batch]:
 QUICK = ("mllama",)
 
 
+@pytest.mark.usefixtures("pefts_masks")
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize(
     "family", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in tiny.FAMILIES]
