@@ -24,7 +24,7 @@ from skinvl.model.base import blank_model, read_config
 from skinvl.model.families import Family
 from skinvl.model.names import WRAPPER, of_adapter
 from skinvl.recipe.files import read_json
-from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.recipe import Recipe, shards_weights
 from skinvl.recipe.towers import PretrainRecipe
 
 
@@ -98,7 +98,8 @@ def attach(model: PreTrainedModel, family: Family, recipe: Recipe, *, cached: bo
     assert isinstance(peft_model, PeftModel)
 
     give_masters(peft_model, autocast=recipe.precision != "fp32")
-    lora.use(peft_model)
+    if not (model.device.type == "meta" and shards_weights(recipe)):  # where it trains, the process knows that it is
+        lora.use(peft_model)
     if recipe.init_adapter is not None:
         files = hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter")
         continue_from(peft_model, files.path, family, recipe)

@@ -74,6 +74,11 @@ class Requirements:
         trace = replace(self.stage, checkpointing=not self.stage.checkpointing).step(self.batch)
         return trace.before(self.trace.peaks[0])  # the tower's step, which is the same, may stand there
 
+    def sharded(self) -> Trace:
+        """The step of the largest batch under ZeRO-3, where PEFT's own forward runs and keeps more of dropout."""
+        recipe = self.stage.recipe.model_copy(update={"train": {**self.stage.recipe.train, "deepspeed": "zero3"}})
+        return replace(self.stage, recipe=recipe).step(self.batch).before(self.trace.peaks[0])
+
     def halved(self) -> float:
         """The share of the largest batch's positions that are left with half as many for each image."""
         ids = self.batch.ids

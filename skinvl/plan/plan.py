@@ -150,9 +150,11 @@ def _instead(requirements: Requirements, other: float) -> Iterator[tuple[str, fl
     recipe, train = requirements.recipe, requirements.recipe.train
     if recipe.quantization is None:
         yield "QLoRA (quantization, nf4 with double quantisation)", requirements.needed(quantization=NF4).total
+        sharded = requirements.sharded() if requirements.ranks > 1 else None
         for name in ("zero3", "zero3_offload"):
-            if requirements.ranks > 1 and train.get("deepspeed") != name:
-                yield f"train.deepspeed={name}", requirements.needed(train={**train, "deepspeed": name}).total
+            if sharded and train.get("deepspeed") != name:
+                needed = requirements.needed(sharded, train={**train, "deepspeed": name})
+                yield f"train.deepspeed={name}", needed.total
     if not requirements.stage.checkpointing:
         yield "train.activation_checkpointing=true", other
     half = requirements.halved()

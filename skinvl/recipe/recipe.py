@@ -14,6 +14,7 @@ from skinvl.recipe.base import Name as Name
 from skinvl.recipe.base import Text as Text
 from skinvl.recipe.base import bases as bases
 from skinvl.recipe.base import load_base as load_base
+from skinvl.recipe.files import read_json
 from skinvl.recipe.loading import recipes as recipes
 from skinvl.recipe.shipped import find
 from skinvl.recipe.shipped import shipped as shipped
@@ -270,6 +271,15 @@ def deepspeed_config(name: str) -> Path:
         FileNotFoundError: neither.
     """
     return find(name, "ds_configs", ".json")
+
+
+def shards_weights(recipe: Recipe) -> bool:
+    """Whether DeepSpeed shards the weights of the base in a recipe's training (ZeRO-3)."""
+    name = recipe.train.get("deepspeed")
+    if name is None:
+        return False
+    section = read_json(deepspeed_config(name), "mend it or name another").get("zero_optimization", {})
+    return bool(section.get("stage") == 3)
 
 
 def _faults(data: dict[str, Any]) -> list[Fault]:

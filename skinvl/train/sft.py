@@ -22,8 +22,8 @@ from skinvl.model.precompute import Kept
 from skinvl.plan import dry
 from skinvl.plan.rows import checked
 from skinvl.recipe import run
-from skinvl.recipe.files import read_json, write_json, write_text
-from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load
+from skinvl.recipe.files import write_json, write_text
+from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load, shards_weights
 from skinvl.score import metrics
 from skinvl.train import start, summary
 from skinvl.train.image_control import image_control
@@ -197,14 +197,13 @@ def _sharding(recipe: Recipe) -> Path:
     Raises:
         ValueError: it cannot do what else the recipe asks for.
     """
-    file = deepspeed_config(recipe.train["deepspeed"])
-    stage = read_json(file, "mend it or name another").get("zero_optimization", {}).get("stage")
-    if recipe.quantization is not None and stage == 3:
+    file, sharded = deepspeed_config(recipe.train["deepspeed"]), shards_weights(recipe)
+    if recipe.quantization is not None and sharded:
         raise ValueError(
             f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
             "in 4 bits at the same time; use zero2 with quantization, or zero3 without"
         )
-    if recipe.evaluate.during and stage == 3:
+    if recipe.evaluate.during and sharded:
         raise ValueError(
             f"evaluate.during: {file.name} shards the weights (ZeRO-3), so that every rank would wait for the "
             "others at every token that one of them generates; use zero2, or 0 and skinvl eval after it"

@@ -195,7 +195,7 @@ def test_fixed_positions_never_train(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_comes_back_from_its_folder_to_the_bit_by_peft_alone_too(family: str, tmp_path: Path) -> None:
+def test_an_adapter_comes_back_from_its_folder_to_the_bit_and_by_peft_alone_to_rounding(family: str, tmp_path: Path) -> None:
     recipe = two_towers.recipe(tmp_path, family, towers__image__train="lora", towers__text__train="full")
     model = moved(attached(family, recipe))
     before = embedded(_loaded(family))
@@ -205,9 +205,9 @@ def test_an_adapter_comes_back_from_its_folder_to_the_bit_by_peft_alone_too(fami
     loaded = load_towers(recipe.model_copy(update={"init_adapter": str(tmp_path / "adapter")}), CPU)
     plain: Any = PeftModel.from_pretrained(deepcopy(_loaded(family)), str(tmp_path / "adapter"))
 
-    for again in (loaded.model, plain):
+    for again, bound in ((loaded.model, 0.0), (plain, 1e-5)):  # PEFT adds its products up otherwise
         for value, was, base in zip(embedded(again), expected, before, strict=True):
-            assert torch.equal(value, was)
+            torch.testing.assert_close(value, was, rtol=bound, atol=bound)
             assert not torch.equal(value, base)
         assert torch.equal(again.scale.value(), model.scale.value())
     assert loaded.facts["adapter"]

@@ -128,3 +128,15 @@ def test_a_tower_takes_what_its_image_has(tmp_path: Path) -> None:
     )
     assert small.flops["vision"] < large.flops["vision"] / 3
     assert 0 < small.peak < large.peak
+
+
+def test_pefts_forward_is_counted_under_zero_3(tmp_path: Path) -> None:
+    """There no layer runs by one product, and what LoRA dropout keeps is PEFT's."""
+    one = runs.make(tmp_path, "qwen2_vl", lora__lora_dropout=0.1)
+    given = batch(one)
+    peaks = {
+        name: stage(one.model_copy(update={"train": {**one.train, "deepspeed": name}})).step(given).peak
+        for name in ("zero2", "zero3")
+    }
+    assert peaks["zero2"] == pytest.approx(stage(one).step(given).peak, rel=0.01)
+    assert peaks["zero2"] < 0.8 * peaks["zero3"]
