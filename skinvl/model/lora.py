@@ -120,9 +120,9 @@ def use(model: nn.Module) -> None:
             module.__class__ = AdaptedLinear4bit
     for parent in model.modules():
         for names in SAME_INPUT:
-            layers = tuple(one for name in names if isinstance(one := getattr(parent, name, None), Adapted))
-            if ACROSS & inspect.signature(parent.forward).parameters.keys():
-                layers = tuple(layer for layer in layers if layer is not getattr(parent, names[0]))
+            layers = tuple(layer for name in names if isinstance(layer := getattr(parent, name, None), Adapted))
+            if len(layers) > 1 and ACROSS & inspect.signature(parent.forward).parameters.keys():
+                layers = tuple(layer for layer in layers if layer is not getattr(parent, names[0], None))
             if len(layers) > 1:
                 siblings = Siblings(layers)
                 for layer in layers:
@@ -239,7 +239,7 @@ class _OneProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         rows, small, bits, *weights = ctx.saved_tensors
         dtype, ranks = rows.dtype, [down.shape[0] for down in weights[::2]]
-        found: list[torch.Tensor | None] = [None] * len(weights)
+        of_weights: list[torch.Tensor | None] = [None] * len(weights)
 
         # Each layer that something was asked of: through its base, and down to the rank.
         through, smalls, used = None, [], []
@@ -257,9 +257,9 @@ class _OneProduct(torch.autograd.Function):
             gradient, up = gradient.to(dtype), weights[2 * number + 1]
             smalls.append((up.to(dtype).T @ gradient.T).mul_(ctx.scales[number]))
             used.append(number)
-            found[2 * number + 1] = (part @ gradient).mul_(ctx.scales[number]).T.to(up.dtype).contiguous()
+            of_weights[2 * number + 1] = (part @ gradient).mul_(ctx.scales[number]).T.to(up.dtype).contiguous()
         if not used:
-            return None, None, *found
+            return None, None, *of_weights
 
         # All of them at once: to the input, and to A.
         gradient = torch.cat(smalls) if len(smalls) > 1 else smalls[0]
@@ -273,8 +273,8 @@ class _OneProduct(torch.autograd.Function):
                 through.addcmul_(gradient.T.to(through.dtype) @ down, mask.to(through.dtype))
         products = gradient @ (rows if mask is None else mask.mul_(rows))
         for number, product in zip(used, products.split([ranks[number] for number in used]), strict=True):
-            found[2 * number] = product.to(weights[2 * number].dtype)
-        return None if through is None else through.to(ctx.dtype).view(ctx.shape), None, *found
+            of_weights[2 * number] = product.to(weights[2 * number].dtype)
+        return None if through is None else through.to(ctx.dtype).view(ctx.shape), None, *of_weights
 
 
 def _stacked(downs: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -57,8 +57,8 @@ def pair(base: nn.Module | None = None, **settings: Any) -> tuple[Any, Any]:
     """A model by PEFT's forward, and the same by ours."""
     torch.manual_seed(0)
     base = Blocks() if base is None else base
-    given = {"r": 4, "lora_alpha": 6, "target_modules": r".*_proj", **settings}
-    theirs = get_peft_model(base, LoraConfig(**given))
+    fields = {"r": 4, "lora_alpha": 6, "target_modules": r".*_proj", **settings}
+    theirs = get_peft_model(base, LoraConfig(**fields))
     stir(theirs)
     ours = deepcopy(theirs)
     lora.use(ours)
@@ -88,10 +88,10 @@ def step(model: Any, x: torch.Tensor, half: bool = False) -> dict[str, torch.Ten
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         output = model(x)
     output.float().square().mean().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     assert x.grad is not None
-    return {"output": output.detach(), "input": x.grad, "generator": torch.get_rng_state().double(), **found}
+    return {"output": output.detach(), "input": x.grad, "generator": torch.get_rng_state().double(), **gradients}
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -197,7 +197,7 @@ def test_bf16_is_as_near_to_fp32_as_pefts(rate: float) -> None:
                 parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(frozen)
         by_ours, by_theirs = step(ours, x, half=True), step(theirs, x, half=True)
         assert by_ours["output"].dtype == by_theirs["output"].dtype
-        assert all(one.dtype == by_theirs[name].dtype for name, one in by_ours.items())
+        assert all(value.dtype == by_theirs[name].dtype for name, value in by_ours.items())
         # Rounded to 8 bits a few times in a row; ours less often than theirs, which rounds the product before it adds.
         assert distance(by_ours, exact) < max(1.25 * distance(by_theirs, exact), 2**-6)
         assert distance(by_ours, exact) < 0.05
@@ -217,8 +217,7 @@ def test_4_bit_weights_give_pefts_gradients(calls: list[int], kind: torch.dtype,
     theirs, ours = pair(base, **settings)
     assert sum(isinstance(module, lora.AdaptedLinear4bit) for module in ours.modules()) == 14
     x, half = rows(3, 5).float(), kind == torch.bfloat16
-    found = distance(step(ours, x, half), step(theirs, x, half))
-    assert found < (0.03 if half else 1e-6)
+    assert distance(step(ours, x, half), step(theirs, x, half)) < (0.03 if half else 1e-6)
     assert len(calls) == (14 if settings else 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         torch.testing.assert_close(
@@ -346,11 +345,11 @@ def test_layers_that_nothing_was_asked_of_have_no_gradient() -> None:
         block = model.base_model.model.blocks[0]
         q, k, _ = block.q_proj(x), block.k_proj(x), block.v_proj(x)
         (q.sum() + k.square().sum()).backward()
-    found, expected = ({n: p.grad for n, p in model.named_parameters()} for model in (ours, theirs))
+    gradients, expected = ({n: p.grad for n, p in model.named_parameters()} for model in (ours, theirs))
     for name, gradient in expected.items():
-        assert (found[name] is None) == (gradient is None), name
+        assert (gradients[name] is None) == (gradient is None), name
         if gradient is not None:
-            torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (5, 7), (1, 1)])
@@ -410,11 +409,11 @@ def test_no_more_is_kept_than_by_peft(rate: float, most: float) -> None:
 
 
 def batch_of(tmp_path: Path, family: str, **changes: Any) -> tuple[Any, Batch]:
-    one = runs.make(tmp_path, family, **changes)
-    model = runs.attached(one)
+    recipe = runs.make(tmp_path, family, **changes)
+    model = runs.attached(recipe)
     torch.manual_seed(0)
     stir(model)
-    return model, Collator(runs.chat(one))([{"row": row} for row in mixture.rows(one.data.train[0])[:4]])
+    return model, Collator(runs.chat(recipe))([{"row": row} for row in mixture.rows(recipe.data.train[0])[:4]])
 
 
 QUICK = ("mllama",)
@@ -423,7 +422,7 @@ QUICK = ("mllama",)
 @pytest.mark.usefixtures("pefts_masks")
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize(
-    "family", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in tiny.FAMILIES]
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny.FAMILIES]
 )
 def test_every_family_trains_as_by_peft(tmp_path: Path, calls: list[int], family: str, rate: float) -> None:
     model, batch = batch_of(tmp_path, family, lora__lora_dropout=rate)
