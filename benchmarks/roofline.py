@@ -51,7 +51,8 @@ def build(dtype: torch.dtype) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
     }
     vision = {"depth": 1, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2}
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).to(dtype)
+    model: Any = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
+    model.to(dtype)
     attention.use(model, "sdpa")
     return model.requires_grad_(False)
 

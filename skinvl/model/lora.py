@@ -65,11 +65,11 @@ class Adapted(nn.Module):
         return not cast or _autocast(x) is not None  # else PEFT computes in the adapter's precision
 
 
-class AdaptedLinear(Adapted, lora.Linear):  # type: ignore[misc]
+class AdaptedLinear(Adapted, lora.Linear):
     """LoRA on nn.Linear."""
 
 
-class AdaptedLinear4bit(Adapted, LoraLinear4bit):  # type: ignore[misc]
+class AdaptedLinear4bit(Adapted, LoraLinear4bit):
     """LoRA on a layer of 4-bit weights."""
 
 
@@ -132,12 +132,12 @@ def use(model: nn.Module) -> None:
 
 def sentence(model: nn.Module) -> str | None:
     """Which forward how many LoRA layers of a model have; None where it has none."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         return None
     reasons = Counter(beyond(layer) if isinstance(layer, Adapted) else _left(layer) for layer in layers)
-    ours = reasons.pop(None, 0)
-    others = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    ours = reasons[None]
+    others = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if reason)
     text = f"LoRA: {ours:,} of {len(layers):,} layers by one product each"
     return f"{text}; {others} by PEFT's own forward" if others else text
 
@@ -163,7 +163,7 @@ def beyond(layer: Any) -> str | None:
     return None
 
 
-def _left(layer: LoraLayer) -> str:
+def _left(layer: Any) -> str:
     """Why a layer was left as PEFT made it."""
     return "under ZeRO-3" if is_deepspeed_zero3_enabled() else f"on {type(layer.get_base_layer()).__name__}"
 
@@ -225,7 +225,7 @@ class _OneProduct(torch.autograd.Function):
         ctx.scales = tuple(_scale(layer) / (1 - rate) for layer in layers)
 
         # And up again, into the outputs.
-        smalls = small.split([down.shape[0] for down in downs])
+        smalls = torch.split(small, [down.shape[0] for down in downs])
         for output, part, up, scale in zip(outputs, smalls, ups, ctx.scales, strict=True):
             to = output.dtype
             output.view(-1, output.shape[-1]).addmm_(part.T.to(to), up.T.to(to), alpha=scale)
@@ -235,7 +235,7 @@ class _OneProduct(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         rows, small, bits, *weights = ctx.saved_tensors
         dtype, ranks = rows.dtype, [down.shape[0] for down in weights[::2]]
