@@ -142,7 +142,7 @@ class _Reading:
         read, squares, refused = [], [], {}
         for path in paths:
             try:
-                squares.append(np.array(self.pixels.square_of(path), np.uint8))
+                squares.append(np.array(self.pixels.whole(path), np.uint8))
                 read.append(path)
             except ImageError as error:
                 refused[path] = str(error)

@@ -57,7 +57,7 @@ def plan(model: nn.Module, family: Family, recipe: Recipe) -> dict[str, Hits]:
             for name, module in modules.items()
             if isinstance(module, nn.Linear) and module not in frozen and family.part_of(name) == part
         ]
-        full = _whole_modules(model, family, part) if mode == "full" else ()
+        full = whole_modules(model, family, part) if mode == "full" else ()
         hits[part] = Hits(
             patterns(linear, modules) if mode == "lora" else {}, tuple(full), tuple(linear) if mode == "lora" else ()
         )
@@ -162,9 +162,12 @@ def copy_whole_parts(
     trained = trained_parameters(model)
     unknown = sorted(set(weights) - set(trained))
     if unknown:
+        lost = {part_of(name.removeprefix(WRAPPER)) for name in unknown}
+        modes = {"lora" if ".lora_" in name else "full" for name in unknown}
         raise AdapterError(
             f"init_adapter {path}: {len(unknown)} of its {len(weights)} weights are not trained by this recipe "
-            f"(first: {unknown[0]}); set parts as in the run that made it"
+            f"(first: {unknown[0]}), and what it has learnt in {', '.join(sorted(lost))} "
+            f"({' and '.join(sorted(modes))}) would be lost; set parts as in the run that made it"
         )
     for name, value in weights.items():
         if value.shape != trained[name].shape:
@@ -332,7 +335,7 @@ def _embeddings(model: nn.Module) -> list[nn.Module]:
     return [model.get_input_embeddings(), model.get_output_embeddings()]
 
 
-def _whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:
+def whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:
     """The largest modules that hold a part's weights and nothing else, embeddings and lm_head left out.
 
     Raises:

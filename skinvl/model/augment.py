@@ -19,8 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from skinvl.data.pixels import cropped
-from skinvl.model.dual_inputs import PixelFormat
+from skinvl.model.dual_inputs import ImageFormat
 
 Augmentation = Literal["mild", "released", "none"]
 TRIES = 10  # rectangles that are drawn, until one lies within the image
@@ -47,21 +46,15 @@ CHANGES = {
 
 
 def augmented(
-    path: Path, format: PixelFormat, augmentation: Literal["mild", "released"], generator: random.Random
+    path: Path, format: ImageFormat, augmentation: Literal["mild", "released"], generator: random.Random
 ) -> Image.Image:
-    """The image as the tower reads it, RGB of `format.side` by `format.side` pixels; all chance is the generator's.
+    """The image as the format cuts it, RGB; all chance is the generator's.
 
     Raises:
         ImageError: it cannot be read.
     """
     changes = CHANGES[augmentation]
-    picture = cropped(
-        path,
-        format.side,
-        format.resample,
-        lambda height, width: rectangle(height, width, changes, generator),
-        format.profiles,
-    )
+    picture = format.cut(path, lambda height, width: rectangle(height, width, changes, generator))
     return recoloured(picture, changes, generator)
 
 

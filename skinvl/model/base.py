@@ -129,7 +129,7 @@ def load_base(
         "device_map": device_map,
         "config": config,
     }
-    model = _read(AutoModelForImageTextToText, path, recipe, settings)
+    model = _read(AutoModelForImageTextToText, path, base_dtype(recipe), settings)
     for module in model.modules():
         # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs a layer's weight when it is first evaluated; what then
         # passes through it has no gradient, in the training that goes on too
@@ -147,14 +147,23 @@ def load_tower(path: Path, family: Family, recipe: Recipe) -> PreTrainedModel:
     Raises:
         ModelError: the files lack weights of the tower.
     """
+    return read_tower(path, family, attention_kernel(recipe.attention, family), base_dtype(recipe))
+
+
+def read_tower(path: Path, family: Family, kernel: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The vision tower of a base alone, with an `attn_implementation` and in a dtype.
+
+    Raises:
+        ModelError: the files lack weights of the tower.
+    """
     config, _ = read_config(path)
     (name,) = family.parts["vision"]
     settings = {
         "config": config.vision_config,
-        "attn_implementation": attention_kernel(recipe.attention, family),
+        "attn_implementation": kernel,
         "key_mapping": {tower_names(family).pattern: ""},
     }
-    tower = _read(type(blank_model(config).get_submodule(name)), path, recipe, settings)
+    tower = _read(type(blank_model(config).get_submodule(name)), path, dtype, settings)
     tower.eval()
     return tower
 
@@ -165,13 +174,13 @@ def tower_names(family: Family) -> re.Pattern[str]:
     return re.compile(rf"^(model\.)?{name.rpartition('.')[2]}\.")
 
 
-def _read(kind: Any, path: Path, recipe: Recipe, settings: dict[str, Any]) -> PreTrainedModel:
+def _read(kind: Any, path: Path, dtype: torch.dtype, settings: dict[str, Any]) -> PreTrainedModel:
     loader = logging.getLogger("transformers.modeling_utils")
     loader.addFilter(_no_report)
     model: PreTrainedModel
     try:
         model, report = kind.from_pretrained(
-            path, dtype=base_dtype(recipe), use_safetensors=True, output_loading_info=True, **settings
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **settings
         )
     finally:
         loader.removeFilter(_no_report)

@@ -189,7 +189,7 @@ class DualEncoder(PreTrainedModel):
             pooled = hidden[:, self.images.before :]
         elif pooling == "cls":
             pooled = hidden[:, 0]
-        embeddings = _of_length_one(self.image_head(pooled))
+        embeddings = of_length_one(self.image_head(pooled))
         if not patches:
             return ImageEmbeddings(embeddings, None)
 
@@ -198,7 +198,7 @@ class DualEncoder(PreTrainedModel):
             alone = self.images.pool(self.image_tower, alone)
         elif pooling == "cls":
             alone = alone[:, 0]
-        local = _of_length_one(self.image_head(alone))
+        local = of_length_one(self.image_head(alone))
         return ImageEmbeddings(embeddings, local.view(len(hidden), -1, local.shape[-1]))
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,7 @@ class DualEncoder(PreTrainedModel):
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         else:
             pooled = hidden[:, 0 if pooling == "cls" else -1]
-        return _of_length_one(self.text_head(pooled))
+        return of_length_one(self.text_head(pooled))
 
     def forward(
         self,
@@ -241,7 +241,8 @@ class DualEncoder(PreTrainedModel):
         )
 
 
-def _of_length_one(features: torch.Tensor) -> torch.Tensor:
+def of_length_one(features: torch.Tensor) -> torch.Tensor:
+    """float32[…, D], each of length one."""
     # In bf16 a feature would be of length one to three digits only.
     return nn.functional.normalize(features.float(), dim=-1)
 

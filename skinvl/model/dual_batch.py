@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
+from PIL import Image
 from torch.utils.data import Dataset
 
 from skinvl.data import labels
@@ -19,8 +19,9 @@ from skinvl.data.draws import BatchError, Draw
 from skinvl.data.texts import ASPECTS, ImageText, TextedImage
 from skinvl.model import augment
 from skinvl.model.augment import Augmentation
-from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
+from skinvl.model.dual_inputs import ImageFormat, TextTokenizer
 from skinvl.model.objectives import EMPTY, IGNORED, NEGATIVE, POSITIVE
+from skinvl.model.pictures import Pictures
 from skinvl.recipe.towers import Negatives, PretrainRecipe
 
 UNKNOWN = -1
@@ -33,8 +34,8 @@ NO_TEXT = ImageText("", "caption", UNKNOWN)  # what stands in a place of the rel
 class DualBatch:
     """b images of one rank with their n texts, an image's texts together and in the order of the images."""
 
-    pixels: torch.Tensor  # uint8[b, 3, H, W]
-    format: PixelFormat
+    pixels: torch.Tensor | Pictures  # uint8[b, 3, H, W], or what a generative base's own tower reads
+    format: ImageFormat
     texts: list[list[int]]  # the different token lists, each with its EOS and without padding
     text: torch.Tensor  # int64[n], which of them each text is
     owner: torch.Tensor  # int64[n], the image of each text
@@ -44,8 +45,8 @@ class DualBatch:
     paths: torch.Tensor  # int64[b, DEPTH], the classes of the diagnosis from the broadest on, then UNKNOWN
     names: tuple[str, ...]  # of the images
 
-    def normalised(self, rows: slice = slice(None)) -> torch.Tensor:
-        """float32[b, 3, H, W], the pixels of some images as the image tower takes them."""
+    def normalised(self, rows: slice = slice(None)) -> Any:
+        """float32[b, 3, H, W], or Pictures: some images as the image tower takes them."""
         return self.format.normalised(self.pixels[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DualBatch:
@@ -59,7 +60,7 @@ class DualBatch:
 
     def _tensors(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor | Pictures)}
 
 
 class TextedDataset(Dataset[tuple[TextedImage, Draw | None]]):
@@ -80,7 +81,7 @@ class DualCollator:
     """What a TextedDataset gives → DualBatch; a picture depends on its Draw and the seed alone."""
 
     tokenizer: TextTokenizer
-    format: PixelFormat
+    format: ImageFormat
     augmentation: Augmentation = "none"
     seed: int = 0
     places: tuple[int, ...] | None = None  # of the objective: texts of each aspect that every image has
@@ -97,12 +98,9 @@ class DualCollator:
         numbers: dict[tuple[int, ...], int] = {}
         text = [numbers.setdefault(ids, len(numbers)) for ids in tokens]
 
-        side = self.format.side
-        pixels = torch.empty(len(items), 3, side, side, dtype=torch.uint8)
-        for row, (image, draw) in enumerate(items):
-            pixels[row] = square(image, draw, self.format, self.augmentation, self.seed)
+        pictures = [drawn(image, draw, self.format, self.augmentation, self.seed) for image, draw in items]
         return DualBatch(
-            pixels,
+            self.format.batch(pictures),
             self.format,
             list(map(list, numbers)),
             _int64(text),
@@ -125,22 +123,19 @@ class DualCollator:
         return texts
 
 
-
-def square(
-    image: TextedImage, draw: Draw | None, format: PixelFormat, augmentation: Augmentation, seed: int
-) -> torch.Tensor:
-    """uint8[3, H, W], an image as a tower reads it, augmented where an epoch has drawn it.
+def drawn(
+    image: TextedImage, draw: Draw | None, format: ImageFormat, augmentation: Augmentation, seed: int
+) -> Image.Image:
+    """An image as its format has it, augmented where an epoch has drawn it.
 
     Raises:
         ImageError: it cannot be read.
     """
     path = image.root / image.path
     if draw is None or augmentation == "none":
-        picture = format.square_of(path)
-    else:
-        generator = random.Random(f"{seed}-{draw.epoch}-{draw.row}-{draw.copy}")
-        picture = augment.augmented(path, format, augmentation, generator)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return format.whole(path)
+    generator = random.Random(f"{seed}-{draw.epoch}-{draw.row}-{draw.copy}")
+    return augment.augmented(path, format, augmentation, generator)
 
 
 def _int64(values: Sequence[int | tuple[int, ...]]) -> torch.Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
 
-from skinvl.data.pixels import upright
+from skinvl.data.pixels import cropped, upright
 from skinvl.data.profiles import Profiles
 from skinvl.model.towers import TowerFamily
 
@@ -97,8 +100,45 @@ def cleaned(text: str) -> str:
     return " ".join(html.unescape(html.unescape(once.translate(PLAIN))).split())
 
 
+Choice = Callable[[int, int], tuple[float, float, float, float]]  # height, width → left, top, right, bottom
+
+
+class ImageFormat(ABC):
+    """How image files become what an image tower reads; a Draw decides what is cut out of them, a format how."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def whole(self, path: Path) -> Image.Image:
+        """An image file as it is where nothing is augmented, RGB.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+    @abstractmethod
+    def cut(self, path: Path, choose: Choice) -> Image.Image:
+        """A rectangle of an image file, RGB.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+    @abstractmethod
+    def batch(self, pictures: Sequence[Image.Image]) -> Any:
+        """Pictures that `whole` or `cut` gave, together: with a length, and slices of the same kind."""
+
+    @abstractmethod
+    def normalised(self, pixels: Any) -> Any:
+        """What the image tower takes, of a `batch`."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the files of an image processor that does the same into a folder."""
+
+
 @dataclass(frozen=True, slots=True)
-class PixelFormat:
+class PixelFormat(ImageFormat):
     """What an image tower reads: a square of RGB pixels, normalised."""
 
     side: int  # pixels
@@ -121,13 +161,28 @@ class PixelFormat:
             profiles,
         )
 
-    def square_of(self, path: Path) -> Image.Image:
+    def whole(self, path: Path) -> Image.Image:
         """An image file as the tower reads it where nothing is augmented, RGB of `side` by `side` pixels.
 
         Raises:
             ImageError: it cannot be read.
         """
         return self.square(upright(path, self.profiles))
+
+    def cut(self, path: Path, choose: Choice) -> Image.Image:
+        """A rectangle of an image file, RGB of `side` by `side` pixels.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return cropped(path, self.side, self.resample, choose, self.profiles)
+
+    def batch(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """uint8[B, 3, H, W]."""
+        pixels = torch.empty(len(pictures), 3, self.side, self.side, dtype=torch.uint8)
+        for row, picture in enumerate(pictures):
+            pixels[row] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return pixels
 
     def square(self, image: Image.Image) -> Image.Image:
         """An RGB image as the tower reads it where nothing is augmented, of `side` by `side` pixels."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft import LoraConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES
 
 # Fields of a LoRA config that change how it was trained, found or loaded, and not what it computes; which modules it
 # adapts is said by the names of its weights.
@@ -29,6 +30,8 @@ def difference(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     defaults, ours = vars(LoraConfig()), LoraConfig(**recipe)
     if (kind := config.get("peft_type")) != "LORA":
         return f"its peft_type is {kind}, and skinvl knows LORA alone"
+    if config.get("target_modules") == DUMMY_TARGET_MODULES:
+        return ""  # it adapts no layer, so that its settings mean nothing
 
     # What the recipe decides.
     for key in BY_RECIPE:

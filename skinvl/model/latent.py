@@ -26,7 +26,7 @@ from skinvl.data.texts import TextedImage
 from skinvl.model import ranks
 from skinvl.model.augment import Augmentation
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
-from skinvl.model.dual_batch import square
+from skinvl.model.dual_batch import drawn
 from skinvl.model.dual_inputs import PixelFormat
 from skinvl.model.hub import BaseError
 from skinvl.model.towers_loaded import LoadedTowers
@@ -75,17 +75,17 @@ class MaskingCollator:
         Raises:
             ImageError: an image cannot be read.
         """
-        side, patches = self.format.side, self.grid**2
-        pixels = torch.empty(len(items), 3, side, side, dtype=torch.uint8)
+        patches = self.grid**2
         masks = torch.zeros(len(items), patches, dtype=torch.bool)
         for row, (image, draw) in enumerate(items):
-            pixels[row] = square(image, draw, self.format, self.augmentation, self.seed)
             epoch = image.name if draw is None else f"{draw.epoch}-{draw.row}-{draw.copy}"
             generator = random.Random(f"{self.seed}-{epoch}-mask")
             masks[row, block_mask(self.grid, self.count, generator)] = True
         numbers = masks.int().argsort(1, stable=True)  # the visible ones first, each kind ascending
         cut = patches - self.count
-        return MaskedBatch(pixels, numbers[:, :cut], numbers[:, cut:], tuple(image.name for image, _ in items))
+        pictures = [drawn(image, draw, self.format, self.augmentation, self.seed) for image, draw in items]
+        names = tuple(image.name for image, _ in items)
+        return MaskedBatch(self.format.batch(pictures), numbers[:, :cut], numbers[:, cut:], names)
 
 
 def block_mask(grid: int, count: int, generator: random.Random) -> list[int]:

@@ -91,7 +91,7 @@ def fit(
     pairs: Sequence[Pair],
 ) -> Fit:
     """InfoNCE of some pairs by both activations."""
-    squares = [np.array(pixels.square_of(path)) for path, _ in pairs]
+    squares = [np.array(pixels.whole(path)) for path, _ in pairs]
     values = pixels.normalised(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
     ids, _ = tokenizer.pad(tokenizer([text for _, text in pairs]))
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import nn
 from transformers import AutoConfig
 from transformers import initialization as init
+from typing_extensions import TypeVar
 
-from skinvl.model import hub, open_clip, tiny_towers, towers, towers_adapter
+from skinvl.model import families, hub, open_clip, tiny_towers, towers, towers_adapter
 from skinvl.model.base import attention_kernel
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
+from skinvl.model.dual_inputs import ImageFormat
 from skinvl.model.dual_inputs import PixelFormat as PixelFormat
 from skinvl.model.dual_inputs import TextTokenizer as TextTokenizer
 from skinvl.model.hub import BaseError, Snapshot
@@ -22,9 +24,11 @@ from skinvl.model.loaded import LIBRARIES
 from skinvl.recipe.run import adapter_digest
 from skinvl.recipe.towers import PretrainRecipe
 
+F = TypeVar("F", bound=ImageFormat, default=PixelFormat)  # what its images go through
+
 
 @dataclass(frozen=True, slots=True)
-class OpenTowers:
+class OpenTowers(Generic[F]):
     """The two towers of a recipe without their weights: their files, and what those say."""
 
     recipe: PretrainRecipe
@@ -32,13 +36,14 @@ class OpenTowers:
     path: Path  # the folder that the weights are read from: that of the base, converted if need be, or of a whole run
     config: DualEncoderConfig
     tokenizer: TextTokenizer
-    pixels: PixelFormat
+    pixels: F
     trained: Path | None = None  # the folder of what a run has trained, model/ or adapter/
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the settings of every prediction hold of them."""
         image, text = self.config.image_and_text
+        assert isinstance(self.pixels, PixelFormat)
         return {
             "base": {
                 "model": self.recipe.base.location,
@@ -55,12 +60,12 @@ class OpenTowers:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedTowers:
+class LoadedTowers(Generic[F]):
     """Two towers that are asked, what they are given, and the facts that every prediction's settings hold of them."""
 
     model: nn.Module  # a DualEncoder, or the PeftModel around one
     tokenizer: TextTokenizer
-    pixels: PixelFormat
+    pixels: F
     recipe: PretrainRecipe
     facts: dict[str, Any]
 
@@ -127,6 +132,11 @@ def read_config(path: Path) -> DualEncoderConfig:
     try:
         family = towers.of_published(config.model_type)
     except ValueError as error:
+        if config.model_type in families.names():
+            raise BaseError(
+                f"base {path}: a vision-language model ({config.model_type}), and taken for two towers; give "
+                f"base={{name: {path.name}, kind: vlm, model: {path}}} to train its own vision tower"
+            ) from error
         raise BaseError(f"base {path}: {error}") from error
     return DualEncoderConfig(**family.settings(config))
 

@@ -15,6 +15,7 @@ from skinvl.model.hub import Snapshot
 from skinvl.model.loaded import OpenBase, read_base
 from skinvl.recipe.files import read_json
 from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.towers import PretrainRecipe
 
 
 def open_config(recipe: Recipe, configs: Path | None, folder: Path) -> OpenBase:
@@ -31,7 +32,7 @@ def open_config(recipe: Recipe, configs: Path | None, folder: Path) -> OpenBase:
     return open_folder(recipe, files(recipe, configs, folder), folder)
 
 
-def files(recipe: Recipe, configs: Path | None, folder: Path) -> Path:
+def files(recipe: Recipe | PretrainRecipe, configs: Path | None, folder: Path) -> Path:
     """The folder of the base's config, tokenizer and template; a random base is built into the folder given.
 
     Raises:
@@ -63,16 +64,7 @@ def open_folder(recipe: Recipe, path: Path, folder: Path) -> OpenBase:
 
     Image processor and template are the base's own where it has them: a stand-in counts images right, and no text.
     """
-    own = (path / "tokenizer.json").is_file()
-    processor: Any
-    if own:
-        processor = AutoProcessor.from_pretrained(path)
-    else:
-        config, _ = read_config(path)
-        processor = AutoProcessor.from_pretrained(tiny.build(config.model_type, folder / "stand-in", texts=["a b c"]))
-        if (path / "preprocessor_config.json").is_file():
-            processor.image_processor = AutoImageProcessor.from_pretrained(path)
-        processor.chat_template = _template(path) or processor.chat_template
+    processor, own = processor_of(path, folder)
     base = replace(read_base(recipe, Snapshot(path, None), processor), own_tokenizer=own)
 
     # The model looks for the images among the ids by the number in its config, which the stand-in's differs from.
@@ -80,6 +72,19 @@ def open_folder(recipe: Recipe, path: Path, folder: Path) -> OpenBase:
         if hasattr(base.config, key):
             setattr(base.config, key, base.chat.image_id)
     return base
+
+
+def processor_of(path: Path, folder: Path) -> tuple[Any, bool]:
+    """The processor of a base, and whether its tokenizer is its own: see `open_folder`."""
+    if (path / "tokenizer.json").is_file():
+        return AutoProcessor.from_pretrained(path), True
+    config, _ = read_config(path)
+    stand_in = tiny.build(config.model_type, folder / "stand-in", texts=["a b c"])
+    processor: Any = AutoProcessor.from_pretrained(stand_in)
+    if (path / "preprocessor_config.json").is_file():
+        processor.image_processor = AutoImageProcessor.from_pretrained(path)
+    processor.chat_template = _template(path) or processor.chat_template
+    return processor, False
 
 
 def _template(path: Path) -> str | None:

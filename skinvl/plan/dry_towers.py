@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 
 from skinvl.data import texts
 from skinvl.data.draws import ImageSampler
-from skinvl.model import objectives, towers_adapter
+from skinvl.model import objectives, own_tower, towers_adapter
 from skinvl.model.base import count_parameters
+from skinvl.model.dual import DualEncoder
 from skinvl.model.dual_batch import pool
+from skinvl.model.own_tower import GenerativeDual, OpenGenerative
 from skinvl.model.towers_loaded import OpenTowers, attention_of
 from skinvl.plan.dry import prepared, say_parts
-from skinvl.plan.dual_configs import blank, open_config
-from skinvl.plan.texts import checked_texts
+from skinvl.plan.dual_configs import blank, open_config, open_generative
+from skinvl.plan.texts import checked_texts, shaped
 from skinvl.recipe import towers
 from skinvl.recipe.towers import PretrainRecipe
 
@@ -34,34 +37,48 @@ def show(recipe: PretrainRecipe, configs: Path | None) -> None:
     say.print(towers.dump(recipe), markup=False, highlight=False)
     objectives.load(recipe.objective)
     with TemporaryDirectory() as folder:
-        opened, own_tokenizer = open_config(recipe, configs, Path(folder))
+        opened: OpenTowers[Any]
+        if recipe.generative:
+            opened, own_tokenizer = open_generative(recipe, configs, Path(folder))
+        else:
+            opened, own_tokenizer = open_config(recipe, configs, Path(folder))
         parts(say, recipe, opened)
         data = prepared(say, recipe.data)
         if not own_tokenizer:
             say.print(f"texts: not measured, {opened.path} holds no tokenizer")
         elif data is not None:
             seed = recipe.train.get("seed", 42)
-            rows = checked_texts(texts.load(data, recipe.objective), opened.tokenizer, recipe, seed, say)
+            sets = shaped(texts.load(data, recipe.objective), opened)
+            rows = checked_texts(sets, opened.tokenizer, recipe, seed, say)
             sampler = ImageSampler(rows.train, seed, recipe.batch.images)
             for name, images in rows.evaluation.items():
                 pool(name, images, recipe, seed)
             say.print(f"an epoch: {len(sampler) // sampler.batch:,} steps of {sampler.batch:,} images")
 
 
-def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers) -> None:
+def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers[Any]) -> None:
     """Prints what trains of two towers, and refuses what a training would."""
-    attention_of(recipe, opened.config)
-    model = blank(opened.config)
-    total = count_parameters(model)
-    hits = towers_adapter.plan(model, recipe)
     fresh = recipe.model_copy(update={"init_adapter": None})
-    counts = towers_adapter.check(towers_adapter.attach(model, fresh), fresh)
-    say_parts(say, recipe.towers, counts, hits)
     image, text = opened.config.image_and_text
+    if isinstance(opened, OpenGenerative):
+        model: DualEncoder = own_tower.blank(opened, blank(opened.text.config))
+        reads = f"the vision tower of {opened.whole.model_type}, images of {recipe.data.image_tokens} tokens at most,"
+    else:
+        attention_of(recipe, opened.config)
+        model = blank(opened.config)
+        reads = f"{image.model_type} of {opened.pixels.side} px"
+    total, hits = count_parameters(model), towers_adapter.plan(model, recipe)
+    attached: Any
+    if isinstance(model, GenerativeDual):
+        attached = own_tower.attach(model, opened)
+    else:
+        attached = towers_adapter.attach(model, fresh)
+    say_parts(say, recipe.towers, towers_adapter.check(attached, fresh), hits)
     say.print(
-        f"{image.model_type} of {opened.pixels.side} px and {text.model_type} of {opened.tokenizer.length} tokens, "
-        f"into {opened.config.projection_dim} dimensions",
+        f"{reads} and {text.model_type} of {opened.tokenizer.length} tokens, into {opened.config.projection_dim} "
+        "dimensions",
         highlight=False,
         soft_wrap=True,
     )
-    say.print(f"parameters of {recipe.base.name}: {total:,}")
+    beside = f" without language model and projector, with the text tower of {recipe.text_base}" * recipe.generative
+    say.print(f"parameters of {recipe.base.name}{beside}: {total:,}", soft_wrap=True)

@@ -12,7 +12,7 @@ from skinvl.model.dual import DualEncoderConfig
 from skinvl.model.towers_loaded import read_config
 from skinvl.plan.dual_configs import blank, open_config
 from skinvl.plan.gpus import GIB
-from skinvl.plan.towers_plan import AssumedTexts, needs
+from skinvl.plan.towers_plan import AssumedTexts, needs, require_counted
 from skinvl.recipe.recipe import Base
 from skinvl.recipe.towers import PretrainRecipe
 
@@ -36,6 +36,7 @@ def compared(recipe: PretrainRecipe, configs: Path | None) -> dict[str, str]:
 
 
 def _compared(recipe: PretrainRecipe, configs: Path | None) -> Iterator[tuple[str, str]]:
+    require_counted(recipe)
     with TemporaryDirectory() as folder:
         opened, _ = open_config(recipe, configs, Path(folder))
         needed = needs(recipe, configs, 1, AssumedTexts(), Path(folder) / "needs")

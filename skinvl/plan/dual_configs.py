@@ -13,13 +13,14 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from skinvl.data.source import source_folder
-from skinvl.model import hub, open_clip, tiny, tiny_towers, towers
+from skinvl.model import hub, open_clip, own_tower, tiny, tiny_towers, towers
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
 from skinvl.model.dual_inputs import PixelFormat, TextTokenizer
 from skinvl.model.hub import BaseError, Snapshot
 from skinvl.model.open_clip_layout import layout
+from skinvl.model.own_tower import OpenGenerative
 from skinvl.model.towers_loaded import OpenTowers, read_config
-from skinvl.plan.configs import config_folder
+from skinvl.plan.configs import config_folder, files, processor_of
 from skinvl.recipe.files import read_json
 from skinvl.recipe.towers import PretrainRecipe
 
@@ -39,17 +40,28 @@ def open_config(recipe: PretrainRecipe, configs: Path | None, folder: Path) -> t
     Raises:
         BaseError: they cannot be had, or `configs` lacks them.
     """
-    files, config = _read(recipe, configs, folder)
+    read, config = _read(recipe, configs, folder)
     image, text = config.image_and_text
     images, texts = towers.of_image(image.model_type), towers.of_text(text.model_type)
-    side, own = images.side(image), any((files.path / name).is_file() for name in TOKENIZER_FILES)
+    side, own = images.side(image), any((read.path / name).is_file() for name in TOKENIZER_FILES)
     if own:
-        tokenizer = TextTokenizer.read(files.path, config.text_length, texts)
+        tokenizer = TextTokenizer.read(read.path, config.text_length, texts)
     else:
         stand_in = texts.tiny.tokenizer(["a b c"])
         tokenizer = TextTokenizer(stand_in, config.text_length, texts.trims, texts.lower_case, texts.cleans)
     pixels = PixelFormat(side, images.tiny.mean, images.tiny.std, crops=images.tiny.crops)
-    return OpenTowers(recipe, files, files.path, config, tokenizer, pixels), own
+    return OpenTowers(recipe, read, read.path, config, tokenizer, pixels), own
+
+
+def open_generative(recipe: PretrainRecipe, configs: Path | None, folder: Path) -> tuple[OpenGenerative, bool]:
+    """As `open_config`, of a generative base with its text side.
+
+    Raises:
+        BaseError: one of them cannot be had, or `configs` lacks it.
+    """
+    text, own = open_config(own_tower.of_text(recipe), configs, folder)
+    path = files(recipe, configs, folder)
+    return own_tower.read(recipe, Snapshot(path, None), text, processor_of(path, folder)[0]), own
 
 
 def blank(config: DualEncoderConfig) -> DualEncoder:
@@ -74,8 +86,10 @@ def _read(recipe: PretrainRecipe, configs: Path | None, folder: Path) -> tuple[S
                 "For a checkpoint of open_clip give that of its conversion, from bases/"
             )
         return Snapshot(path, None), read_config(path)
-    files = hub.fetch(base.location, base.revision, weights=False, towers=True)
-    return files, _of_open_clip(recipe, files) if open_clip.is_checkpoint(files.path) else read_config(files.path)
+    fetched = hub.fetch(base.location, base.revision, weights=False, towers=True)
+    if open_clip.is_checkpoint(fetched.path):
+        return fetched, _of_open_clip(recipe, fetched)
+    return fetched, read_config(fetched.path)
 
 
 def _of_open_clip(recipe: PretrainRecipe, files: Snapshot) -> DualEncoderConfig:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from skinvl.data import texts
 from skinvl.data.texts import TextedImage
+from skinvl.model import own_tower
 from skinvl.model.dual_inputs import TextTokenizer
 from skinvl.model.towers_loaded import open_towers
 from skinvl.recipe.towers import PretrainRecipe
@@ -15,7 +16,8 @@ from skinvl.recipe.towers import PretrainRecipe
 
 def show(recipe: PretrainRecipe, count: int) -> None:
     """Prints the first images of each source with the texts that the towers are shown, and what became no text."""
-    tokenizer = open_towers(recipe, weights=False).tokenizer
+    pair = own_tower.of_text(recipe) if recipe.generative else recipe
+    tokenizer = open_towers(pair, weights=False).tokenizer
     sets, say = texts.load(recipe.data, recipe.objective), Console()
     for name, images in {"train": sets.train, **sets.evaluation}.items():
         shown = Counter[str]()

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from skinvl.data.example import Dropped
 from skinvl.data.permuted_texts import permuted
+from skinvl.data.pixels import size
 from skinvl.data.seen import Seen
 from skinvl.data.texts import ASPECTS, TextedImage, TextedSets
 from skinvl.model import objectives
 from skinvl.model.dual_inputs import TextTokenizer
+from skinvl.model.families import ShapeError
+from skinvl.model.own_tower import OpenGenerative
 from skinvl.model.text_lengths import fitted
+from skinvl.model.towers_loaded import OpenTowers
 from skinvl.plan.rows import say_shared
 from skinvl.recipe.towers import PretrainRecipe
 
@@ -86,6 +91,23 @@ def checked_texts(
             style="red",
         )
     return CheckedTexts(train, images, ledger, too_long)
+
+
+def shaped(sets: TextedSets, opened: OpenTowers[Any]) -> TextedSets:
+    """The sets without images that are too elongated for a generative base, each of which is a row of the ledger."""
+    if not isinstance(opened, OpenGenerative):
+        return sets
+    ledger, kept = list(sets.ledger), dict[str, list[TextedImage]]()
+    for name, images in {"": sets.train, **sets.evaluation}.items():
+        kept[name] = []
+        for image in images:
+            try:
+                opened.pixels.picture(size(image.root / image.path))
+            except ShapeError as error:
+                ledger.append(Dropped(image.name, "image-too-elongated", str(error)))
+            else:
+                kept[name].append(image)
+    return replace(sets, train=kept.pop(""), evaluation=kept, ledger=ledger)
 
 
 def _unseen(sets: TextedSets) -> tuple[dict[str, list[TextedImage]], list[Dropped]]:

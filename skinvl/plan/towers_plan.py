@@ -95,6 +95,7 @@ def needs(recipe: PretrainRecipe, configs: Path | None, ranks: int, guess: Assum
         BaseError: its base cannot be had.
         ValueError: an optimizer whose state is not known, or data that cannot be trained on.
     """
+    require_counted(recipe)
     opened, own_tokenizer = open_config(recipe, configs, folder)
     stage, width = TowersStep(opened), opened.config.projection_dim
 
@@ -220,6 +221,20 @@ def _chunks(recipe: PretrainRecipe, tokenizer: TextTokenizer, lengths: Sequence[
     return tuple(
         (len(numbers), lengths[int(numbers[-1])] if tokenizer.trims else tokenizer.length) for numbers in chunks
     )
+
+
+def require_counted(recipe: PretrainRecipe) -> None:
+    """Refuses a recipe whose steps are not counted.
+
+    Raises:
+        ValueError: they are not; the message says what to do instead.
+    """
+    if recipe.generative:
+        raise ValueError(
+            f"{recipe.base.name}: a generative base, whose own tower reads images of any size, and its steps are not "
+            "counted; skinvl pretrain --dry-run says what would train, and skinvl plan of an sft recipe with "
+            "parts.vision what the tower takes"
+        )
 
 
 def show(recipe: PretrainRecipe, configs: Path | None, rented: Gpu, ranks: int, mfu: float, assume: str) -> None:

@@ -135,6 +135,4 @@ def _lay_base(data: dict[str, Any], kind: RecipeKind) -> list[Fault]:
     base_kind = data["base"].get("kind") if isinstance(data.get("base"), dict) else None
     if base_kind == "dual" and kind == "sft":
         faults.append(Fault(("base",), "two towers, which skinvl pretrain trains; sft takes a vision-language model"))
-    if base_kind == "vlm" and kind == "pretrain":
-        faults.append(Fault(("base",), "a vision-language model, which skinvl sft trains; pretrain takes two towers"))
     return faults

@@ -65,12 +65,12 @@ class TowersRun:
     @property
     def trained(self) -> Path:
         """The folder of what it trained, which appears when the training ends: an adapter, or the whole model."""
-        return self.path / ("adapter" if self.recipe.makes_adapter else "model")
+        return self.path / ("adapter" if self.recipe.leaves_adapter else "model")
 
     @property
     def weights(self) -> Path:
         """The file of the weights that it trained."""
-        return self.trained / (WEIGHTS if self.recipe.makes_adapter else MODEL_WEIGHTS)
+        return self.trained / (WEIGHTS if self.recipe.leaves_adapter else MODEL_WEIGHTS)
 
     def adapted(self, recipe: PretrainRecipe | None = None) -> PretrainRecipe:
         """The recipe of what it trained, on its base; one that was given anew may differ in the rest."""
@@ -134,12 +134,15 @@ def require_kind_of_start(recipe: Recipe | PretrainRecipe) -> None:
 def _kind_of_start(path: Path) -> RecipeKind | None:
     """The verb that made what lies in the folder of a run, of an adapter or of a model; None where nothing says it."""
     if (path / RECIPE).is_file():
-        return loading.kind_of(str(path / RECIPE))
+        kind_of_run = loading.kind_of(str(path / RECIPE))
+        # What is trained of a generative base's tower is an adapter of it, and sft goes on from that.
+        base = strict.read(path / RECIPE).data.get("base")
+        return "sft" if isinstance(base, dict) and base.get("kind") == "vlm" else kind_of_run
     for name in (CONFIG, MODEL_CONFIG):
         if (path / name).is_file():
             config = read_json(path / name, "put it back as it was saved", RunError)
             made_of = (config.get("auto_mapping") or {}).get("base_model_class"), *(config.get("architectures") or ())
-            return "pretrain" if "DualEncoder" in made_of else "sft" if name == CONFIG else None
+            return "pretrain" if {"DualEncoder", "GenerativeDual"} & {*made_of} else "sft" if name == CONFIG else None
     return None
 
 
@@ -211,7 +214,16 @@ def finished_towers(path: Path) -> TowersRun:
             "or classify"
         )
     _require_ended(run, run.trained.name)
+    _require_heads(str(path), run.recipe)
     return run
+
+
+def _require_heads(name: str, recipe: PretrainRecipe) -> None:
+    if recipe.generative:
+        raise RunError(
+            f"{name}: trains the vision tower of {recipe.base.name}, and neither head nor text tower is kept; go on "
+            f"with skinvl sft … base={recipe.base.name} init_adapter=RUN/adapter, which eval, merge and publish take"
+        )
 
 
 def _require_ended(run: Run | TowersRun, trained: str) -> None:
@@ -279,7 +291,9 @@ def evaluated_towers(name: str, overrides: Sequence[str]) -> tuple[PretrainRecip
         RunError: a folder without a finished run of pretrain, or an override of how it was trained.
         RecipeError: a recipe of a vision-language model, or one with faults.
     """
-    return _evaluated(name, overrides, towers.load, lambda path, recipe: finished_towers(path).adapted(recipe))
+    recipe, out = _evaluated(name, overrides, towers.load, lambda path, recipe: finished_towers(path).adapted(recipe))
+    _require_heads(name, recipe)
+    return recipe, out
 
 
 def _evaluated(

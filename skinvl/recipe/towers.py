@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from skinvl.recipe import loading, sections, strict
+from skinvl.recipe.base import load_base
 from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, PartSpec, SourceSpec, Text
 from skinvl.recipe.strict import Fault, StrictModel
 
@@ -105,6 +106,8 @@ class PretrainData(StrictModel):
     """What happens to a text beyond the text tower's length: cut and counted, split by sentences, or left out."""
     augmentation: Literal["mild", "released", "none"] = "mild"
     """mild: crops and brightness, nothing that contradicts a caption. released: DermLIP's, hue and greys included."""
+    image_tokens: int | None = Field(default=None, gt=0)
+    """Of a generative base: budget for one image, in positions of its language model, as of skinvl sft; null is 256."""
     profiles: Literal["srgb", "ignore"] = "srgb"
     """How images tagged with a colour profile are read: converted to sRGB, or as their values stand."""
     permuted: bool = False
@@ -143,7 +146,11 @@ class PretrainRecipe(StrictModel):
     name: Name
     """Name of the recipe: the stem of its file."""
     base: Base
-    """The two towers it starts from: a name in recipes/bases/ of kind dual, or any model id or local folder."""
+    """The two towers it starts from: a name in recipes/bases/ of kind dual, or any model id or local folder; or a
+    generative base, of kind vlm, whose own vision tower trains."""
+    text_base: Text | None = None
+    """Of a generative base: the two towers whose text tower and head its images are compared with, a name or id as of
+    `base`; null is clip-b16, of a tiny base tiny-clip."""
     data: PretrainData
     """Sources, and what becomes a text."""
     towers: Towers = Towers()
@@ -177,9 +184,19 @@ class PretrainRecipe(StrictModel):
         return bool(self.train.get("bf16", True))
 
     @property
+    def generative(self) -> bool:
+        """Whether the image tower is that of a vision-language model, for which it trains."""
+        return self.base.kind == "vlm"
+
+    @property
     def makes_adapter(self) -> bool:
-        """Whether the run makes an adapter; else it makes a whole model."""
+        """Whether LoRA trains, so that the model lies under PEFT's wrapper."""
         return "lora" in (self.towers.image.train, self.towers.text.train)
+
+    @property
+    def leaves_adapter(self) -> bool:
+        """Whether the run leaves an adapter; else it leaves a whole model."""
+        return self.makes_adapter or self.generative
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe:
@@ -210,6 +227,7 @@ def _faults(data: dict[str, Any]) -> list[Fault]:
             faults.append(Fault(("lora",), "no tower trains with it; set towers.image.train=lora, or leave lora out"))
     if isinstance(objective, dict):
         faults += _of_objective(objective, data)
+    faults += _of_base(data)
     return faults + loading.of_training(data, PretrainEvaluate().during)
 
 
@@ -257,6 +275,47 @@ def _of_objective(objective: dict[str, Any], data: dict[str, Any]) -> list[Fault
                     "four in objective.aspects, and leave sentences at 8",
                 )
             )
+    return faults
+
+
+def _of_base(data: dict[str, Any]) -> list[Fault]:
+    """Faults of what holds for a generative base alone, or not for one; what it needs is settled where it is left out.
+
+    A run on one leaves nothing but what has trained of its vision tower.
+    """
+    base, images = (section if isinstance(section, dict) else {} for section in (data.get("base"), data.get("data")))
+    faults = []
+    if base.get("kind") != "vlm":
+        for key, section in ((("text_base",), data), (("data", "image_tokens"), images)):
+            if section.get(key[-1]) is not None:
+                faults.append(Fault(key, "of a generative base alone, and this is one of two towers; leave it out"))
+        return faults
+    if images.get("image_tokens") is None:
+        images["image_tokens"] = 256
+    if data.get("text_base") is None:
+        data["text_base"] = "tiny-clip" if base.get("random") else "clip-b16"
+    try:
+        if load_base(str(data["text_base"]), "dual").kind != "dual":
+            faults.append(Fault(("text_base",), "a vision-language model; give two towers, such as clip-b16"))
+    except FileNotFoundError as error:
+        faults.append(Fault(("text_base",), str(error)))
+    towers, objective = (
+        section if isinstance(section, dict) else {} for section in (data.get("towers"), data.get("objective"))
+    )
+    for part, why in (("image", "all that a run on a generative base leaves"), ("heads", "new on a generative base")):
+        spec = towers.get(part)
+        if isinstance(spec, dict) and spec.get("train") == "frozen":
+            faults.append(Fault(("towers", part, "train"), f"{why}, so that it cannot be frozen; set it to full"))
+    if objective.get("name") == "latent":
+        faults.append(Fault(("objective", "name"), "latent trains a tower of squares; give a base of two towers"))
+    if objective.get("released") is True:
+        faults.append(
+            Fault(("objective", "released"), "that code reads images of one size; give a base of two towers, or false")
+        )
+    if data.get("init_adapter") is not None:
+        faults.append(
+            Fault(("init_adapter",), "a run on a generative base starts from it as it is published; leave it out")
+        )
     return faults
 
 

@@ -13,6 +13,7 @@ from skinvl.data.example import splits
 from skinvl.data.licences import Terms
 from skinvl.data.source import read_card, source_folder
 from skinvl.recipe import provenance
+from skinvl.recipe.base import load_base
 from skinvl.recipe.files import digest, read_json, read_json_lines
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Recipe
@@ -164,6 +165,10 @@ def _lineage(run: Run | TowersRun, rights: dict[str, str]) -> tuple[dict[str, So
     """The sources that a run and the runs it went on from were trained on, and adapters of which nothing is known."""
     specs, adapter = run.recipe.data.train, run.recipe.init_adapter
     sources = {spec.source: source(spec.source, run.provenance.data, rights) for spec in specs}
+    if isinstance(run, TowersRun) and run.recipe.text_base is not None:  # what the tower was taught by
+        pair = load_base(run.recipe.text_base, "dual")
+        own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
+        return sources, {pair.name: licences.of_base(pair, "dual", own)}
     if adapter is None:
         return sources, {}
     before = Path(adapter).parent

@@ -41,10 +41,11 @@ class DualTrainer(Loop):
 
     section = "towers"
     unreached = "Its tower is one that its head does not read"
+    opened: Any = None  # of a generative base, the OpenGenerative
 
     def __init__(
         self,
-        loaded: LoadedTowers,
+        loaded: LoadedTowers[Any],
         args: TrainingArguments,
         train: Sequence[TextedImage],
         evaluation: Mapping[str, Sequence[TextedImage]],
@@ -204,7 +205,7 @@ class DualTrainer(Loop):
 class Inputs:
     """What prepares texts and images, in the form in which a Trainer saves it beside the weights."""
 
-    def __init__(self, loaded: LoadedTowers) -> None:
+    def __init__(self, loaded: LoadedTowers[Any]) -> None:
         self._loaded = loaded
 
     def save_pretrained(self, folder: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from transformers import TrainingArguments, set_seed
 
 from skinvl.data import mixture, texts
 from skinvl.data.example import write_jsonl
-from skinvl.model import towers_adapter
+from skinvl.model import own_tower, towers_adapter
+from skinvl.model.own_tower import GenerativeDual, OpenGenerative
 from skinvl.model.towers_loaded import LoadedTowers, open_towers, read_model
 from skinvl.plan import dry_towers
-from skinvl.plan.texts import checked_texts
+from skinvl.plan.texts import checked_texts, shaped
 from skinvl.recipe import run, towers
 from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.towers import PretrainRecipe
@@ -67,15 +68,20 @@ def prepare(
 
     # Base: config, tokenizer and pixels; the weights wait until all else is known to be right.
     with args.main_process_first():  # one process of a machine downloads, converts or builds
-        opened = open_towers(recipe)
+        opened: Any = own_tower.opened(recipe) if recipe.generative else open_towers(recipe)
 
     # Texts that the tower reads whole, or what data.too_long makes of the others.
+    sets = shaped(sets, opened)
     rows = checked_texts(sets, opened.tokenizer, recipe, args.seed, say)
 
     # Weights, and what of them trains.
-    model = read_model(opened)
+    model = own_tower.load(opened) if isinstance(opened, OpenGenerative) else read_model(opened)
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded
-    attached: Any = towers_adapter.attach(model, recipe)
+    attached: Any
+    if isinstance(model, GenerativeDual):
+        attached = own_tower.attach(model, opened)
+    else:
+        attached = towers_adapter.attach(model, recipe)
     counts = towers_adapter.check(attached, recipe)
     if isinstance(attached, PeftModel):
         settings = attached.peft_config["default"]
@@ -85,6 +91,7 @@ def prepare(
 
     # Trainer: a batch over all ranks and its gradients in chunks, over transformers' own loop.
     trainer = DualTrainer(loaded, args, rows.train, rows.evaluation, path / "log.jsonl")
+    trainer.opened = opened
     if left := trainer.sampler.left_over:
         say.print(f"each epoch leaves out {left:,} images, the last ones of its order: less than a batch")
 
@@ -101,8 +108,8 @@ def prepare(
 
 def finish(trainer: DualTrainer, path: Path, minutes: float, say: Console) -> None:
     """Saves what was trained, evaluates it, and writes summary.json and loss.png."""
-    trained = path / ("adapter" if trainer.recipe.makes_adapter else "model")
-    start.save_weights(trainer, trained)
+    trained = path / ("adapter" if trainer.recipe.leaves_adapter else "model")
+    start.save_weights(trainer, trained, _tower_alone(trainer) if trainer.recipe.generative else None)
 
     # Every rank evaluates its share.
     losses = trainer.evaluate() if trainer.eval_dataset else {}
@@ -122,6 +129,12 @@ def finish(trainer: DualTrainer, path: Path, minutes: float, say: Console) -> No
     }
     write_json(path / "summary.json", numbers)
     summary.towers_result(say, numbers, speed, minutes, path, trained)
+
+
+def _tower_alone(trainer: DualTrainer) -> Callable[[Path], None]:
+    """What writes, of a generative base, its vision tower's training and nothing else."""
+    model: Any = trainer.model
+    return lambda folder: own_tower.save(model, trainer.opened, folder)
 
 
 def arguments(recipe: PretrainRecipe, path: Path) -> TrainingArguments:

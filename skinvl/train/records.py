@@ -67,7 +67,7 @@ def provenance(
 
 
 def towers_provenance(
-    trainer: DualTrainer, opened: OpenTowers, sets: TextedSets, texts: CheckedTexts, data: Mapping[str, str]
+    trainer: DualTrainer, opened: OpenTowers[Any], sets: TextedSets, texts: CheckedTexts, data: Mapping[str, str]
 ) -> Provenance:
     """How the towers of this trainer are made, on this machine."""
     args, recipe = trainer.args, opened.recipe
@@ -102,6 +102,7 @@ def towers_provenance(
             text_length=opened.tokenizer.length,
             too_long=texts.too_long,
             conversion=_conversion(conversion) if conversion.is_file() else None,
+            text_base=opened.facts.get("text_base"),
         ),
     )
 

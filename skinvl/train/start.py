@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from skinvl.data.mixture import digests
 from skinvl.recipe import run
 from skinvl.recipe.arguments import recipe_parser
-from skinvl.recipe.files import appear, partial_folder
+from skinvl.recipe.files import appear, clear, partial_folder
 from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.train import checkpoint
@@ -122,11 +122,20 @@ def _trained(trainer: Loop, path: Path, resume: Path | None, say: Console) -> fl
     return (time.monotonic() - started) / 60
 
 
-def save_weights(trainer: Loop, path: Path) -> None:
-    """Writes what was trained, and what prepares its inputs, into a folder, whole."""
+def save_weights(trainer: Loop, path: Path, write: Callable[[Path], None] | None = None) -> None:
+    """Writes what was trained, and what prepares its inputs, into a folder, whole.
+
+    Args:
+        write: what writes instead a part of it; the first rank alone calls it.
+    """
     partial = partial_folder(path)
     with checkpoint.written(path, Path(str(trainer.args.output_dir))):
-        trainer.save_model(str(partial))
+        if write is None:
+            trainer.save_model(str(partial))
+        elif trainer.is_world_process_zero():
+            clear(partial)
+            partial.mkdir(parents=True)
+            write(partial)
         if trainer.is_world_process_zero():
             appear(partial, path)
 

@@ -166,7 +166,7 @@ def test_towers_are_given_the_colours_of_their_reading(folder: Path) -> None:
     ignoring = replace(FORMAT, profiles="ignore")
     read = upright(folder / "p3.jpg"), upright(folder / "p3.jpg", "ignore")
     for format, whole in zip((FORMAT, ignoring), read, strict=True):
-        assert apart(format.square_of(folder / "p3.jpg"), format.square(whole)) == 0
+        assert apart(format.whole(folder / "p3.jpg"), format.square(whole)) == 0
         drawn = augment.augmented(folder / "p3.jpg", format, "mild", random.Random(4))
         whole.save(folder / "read.png")
         assert apart(drawn, augment.augmented(folder / "read.png", format, "mild", random.Random(4))) < 1.5

@@ -86,7 +86,9 @@ def test_a_tiny_base_is_built_on_the_texts_of_the_recipe_and_only_once(
 
 
 def test_what_is_no_pair_of_towers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"'qwen2_vl': not known as pair of towers; skinvl has clip, siglip, siglip2"):
+    with pytest.raises(
+        BaseError, match=r"qwen2_vl: a vision-language model .* base=\{name: qwen2_vl, kind: vlm, model"
+    ):
         open_towers(recipe(tmp_path, tiny.base("qwen2_vl")))
 
 

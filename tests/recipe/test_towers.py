@@ -82,7 +82,8 @@ def test_the_values_arrive_and_are_written_out(write: Callable[[str], str]) -> N
         ("train.eval_strategy=epochs", "train.eval_strategy: found 'epochs'; expected no, steps or epoch"),
         ("evaluate.during=64", "evaluate.during: the training evaluates nothing; set train.eval_strategy"),
         ("early_stopping.early_stopping_patience=2", "early_stopping: nothing to watch; set train.metric_for_best"),
-        ("base=tiny-qwen2_vl", "base: a vision-language model, which skinvl sft trains; pretrain takes two towers"),
+        ("text_base=clip-b16", "text_base: of a generative base alone, and this is one of two towers; leave it out"),
+        ("data.image_tokens=64", "data.image_tokens: of a generative base alone, and this is one of two towers; leave"),
         ("base=tiny-clap", "base: tiny-clap: neither a name in recipes/bases/ nor a path to a .yaml file; did you"),
         ("quantization={load_in_4bit: true}", "quantization: unknown; "),
     ],
@@ -141,3 +142,35 @@ def test_every_field_says_what_it_is() -> None:
         f"{model.__name__}.{name}" for model in models for name, f in model.model_fields.items() if not f.description
     ]
     assert bare == []
+
+
+def test_a_generative_base_has_a_text_side_and_a_budget_of_its_own(write: Callable[[str], str]) -> None:
+    one = towers.load(write(GOOD), ["base=tiny-llava"])
+    assert (one.text_base, one.data.image_tokens, one.generative, one.leaves_adapter) == ("tiny-clip", 256, True, True)
+    assert towers.load(write(GOOD), ["base=qwen3-vl-4b"]).text_base == "clip-b16"
+    pair = towers.load(write(GOOD), [])
+    assert (pair.text_base, pair.data.image_tokens, pair.generative) == (None, None, False)
+    again = write(towers.dump(one))
+    assert towers.load(again) == one
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "towers.image.train=frozen",
+            "towers.image.train: all that a run on a generative base leaves, so that it cannot",
+        ),
+        ("towers.heads.train=frozen", "towers.heads.train: new on a generative base, so that it cannot be frozen; set"),
+        (
+            "objective.released=true",
+            "objective.released: that code reads images of one size; give a base of two towers",
+        ),
+        ("init_adapter=runs/x/adapter", "init_adapter: a run on a generative base starts from it as it is published"),
+        ("text_base=tiny-llava", "text_base: a vision-language model; give two towers, such as clip-b16"),
+        ("text_base=tiny-clap", "text_base: tiny-clap: neither a name in recipes/bases/ nor a path to a .yaml file"),
+    ],
+)
+def test_what_a_generative_base_cannot_do_is_refused(write: Callable[[str], str], override: str, expected: str) -> None:
+    faults = refused(write(GOOD), "base=tiny-llava", override)
+    assert any(line.partition(" ")[2].removeprefix("line ").startswith(expected) for line in faults), faults

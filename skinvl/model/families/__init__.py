@@ -179,6 +179,20 @@ class Family(ABC):
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
         """All that leaves the vision tower for its projector, of one image: float[features]."""
 
+    def encode_each(
+        self, tower: PreTrainedModel, pictures: Sequence[Picture], pixels: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """What `encode` gives for each of several images, which the tower may read together."""
+        return [self.encode(tower, picture, each) for picture, each in zip(pictures, pixels, strict=True)]
+
+    def shown(self, picture: Picture, features: torch.Tensor) -> torch.Tensor:
+        """float[P, W], of an image's `features` the positions that show it, however many it has."""
+        return features
+
+    def unread(self, vision: PretrainedConfig) -> tuple[str, ...]:
+        """The modules of the tower that nothing which leaves it for the projector has gone through."""
+        return ()
+
     @abstractmethod
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
         """What the tower returns for a batch of images, given what `encode` made of them in place of their pixels."""

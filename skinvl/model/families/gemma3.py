@@ -68,11 +68,17 @@ class Gemma3(OneSize):
         return (picture.text_tokens, config.vision_config.hidden_size)
 
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
-        states = tower(pixels[None].to(tower.device, tower.dtype)).last_hidden_state[0]
-        patches = states.T.reshape(-1, *picture.grid)  # [W, rows, columns]
+        return self.encode_each(tower, [picture], [pixels])[0]
+
+    def encode_each(
+        self, tower: PreTrainedModel, pictures: Sequence[Picture], pixels: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        picture = pictures[0]  # all are of one size
+        states = tower(torch.stack(list(pixels)).to(tower.device, tower.dtype)).last_hidden_state
+        patches = states.mT.reshape(len(pixels), -1, *picture.grid)  # [n, W, rows, columns]
         size = picture.grid[0] // round(picture.text_tokens**0.5)
         pooled: torch.Tensor = torch.nn.functional.avg_pool2d(patches, size)  # as the projector begins
-        return pooled.flatten(1).T
+        return list(pooled.flatten(2).mT)
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
         config: Any = tower.config

@@ -153,9 +153,17 @@ class Llava(OneSize):
         return (picture.text_tokens, config.vision_config.hidden_size)
 
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
-        outputs = tower(pixels[None].to(tower.device, tower.dtype), output_hidden_states=LAYER)
-        states: torch.Tensor = outputs.hidden_states[LAYER][0, 1:]
-        return states
+        return self.encode_each(tower, [picture], [pixels])[0]
+
+    def encode_each(
+        self, tower: PreTrainedModel, pictures: Sequence[Picture], pixels: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        outputs = tower(torch.stack(list(pixels)).to(tower.device, tower.dtype), output_hidden_states=LAYER)
+        return list(outputs.hidden_states[LAYER][:, 1:])
+
+    def unread(self, vision: PretrainedConfig) -> tuple[str, ...]:
+        layers = range(vision.num_hidden_layers + 1 + LAYER, vision.num_hidden_layers)
+        return (*(f"encoder.layers.{layer}" for layer in layers), "post_layernorm")
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
         states = torch.nn.functional.pad(features, (0, 0, 1, 0))  # the model takes the class token away

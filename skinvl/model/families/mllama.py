@@ -119,17 +119,25 @@ class Mllama(Family):
         return (vision.max_num_tiles, positions, vision.vision_output_dim)
 
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        return self.encode_each(tower, [picture], [pixels])[0]
+
+    def encode_each(
+        self, tower: PreTrainedModel, pictures: Sequence[Picture], pixels: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         config: Any = tower.config
-        tiles = pixels.new_zeros(1, 1, config.max_num_tiles, *pixels.shape[1:])
-        tiles[0, 0, : len(pixels)] = pixels
-        grid = [[(picture.grid[0], picture.grid[1])]]
+        tiles = pixels[0].new_zeros(len(pixels), 1, config.max_num_tiles, *pixels[0].shape[1:])
+        for row, each in enumerate(pixels):
+            tiles[row, 0, : len(each)] = each
+        grids = [[(picture.grid[0], picture.grid[1])] for picture in pictures]
         outputs = tower(
             tiles.to(tower.device),
-            aspect_ratio_ids=convert_aspect_ratios_to_ids(grid, config.max_num_tiles).to(tower.device),
-            aspect_ratio_mask=build_aspect_ratio_mask(grid, config.max_num_tiles).to(tower.device),
+            aspect_ratio_ids=convert_aspect_ratios_to_ids(grids, config.max_num_tiles).to(tower.device),
+            aspect_ratio_mask=build_aspect_ratio_mask(grids, config.max_num_tiles).to(tower.device),
         )
-        states: torch.Tensor = outputs.last_hidden_state[0, 0]
-        return states
+        return list(outputs.last_hidden_state[:, 0])
+
+    def shown(self, picture: Picture, features: torch.Tensor) -> torch.Tensor:
+        return features[: picture.grid[0] * picture.grid[1]].flatten(0, 1)
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
         return BaseModelOutput(last_hidden_state=features)

@@ -120,17 +120,23 @@ class QwenVL(Family):
         return width
 
     def encode(self, tower: PreTrainedModel, picture: Picture, pixels: torch.Tensor) -> torch.Tensor:
+        return self.encode_each(tower, [picture], [pixels])[0]
+
+    def encode_each(
+        self, tower: PreTrainedModel, pictures: Sequence[Picture], pixels: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         features: list[torch.Tensor] = []
         hooks = [
             merger.register_forward_pre_hook(lambda merger, inputs: features.append(inputs[0]))
             for merger in self.within(tower)
         ]
         try:
-            tower(pixels.to(tower.device, tower.dtype), grid_thw=torch.tensor([picture.grid], device=tower.device))
+            grids = torch.tensor([picture.grid for picture in pictures], device=tower.device)
+            tower(torch.cat(list(pixels)).to(tower.device, tower.dtype), grid_thw=grids)
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.cat(features, -1)
+        return list(torch.cat(features, -1).split([picture.vision_tokens for picture in pictures]))
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
         merger: Any = tower.merger
