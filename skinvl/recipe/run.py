@@ -193,6 +193,7 @@ def finished(path: Path) -> Run:
     """
     run = begun(path)
     if isinstance(run, TowersRun):
+        _require_heads(str(path), run.recipe)
         raise RunError(
             f"{path}: a run of two towers, which embed images and texts and answer nothing; use skinvl eval, zeroshot "
             "or retrieve"
@@ -221,8 +222,8 @@ def finished_towers(path: Path) -> TowersRun:
 def _require_heads(name: str, recipe: PretrainRecipe) -> None:
     if recipe.generative:
         raise RunError(
-            f"{name}: trains the vision tower of {recipe.base.name}, and neither head nor text tower is kept; go on "
-            f"with skinvl sft … base={recipe.base.name} init_adapter=RUN/adapter, which eval, merge and publish take"
+            f"{name}: of the vision tower of {recipe.base.name}, of which no head and no text tower is kept; go on with "
+            f"skinvl sft … base={recipe.base.name} init_adapter=RUN/adapter, and give eval, merge or publish that run"
         )
 
 

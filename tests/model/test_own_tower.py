@@ -32,7 +32,9 @@ QUICK = ("llava", "mllama", "qwen3_vl")  # of which a tower that trains in full 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_towers.source(tmp_path_factory.mktemp("data") / "lesions", images=6)
+    folder = two_towers.source(tmp_path_factory.mktemp("data") / "lesions", images=6)
+    tiny.picture(7, (50, 40)).save(folder / "images/train-1.png")  # of one tile, where others have four
+    return folder
 
 
 @pytest.fixture(autouse=True)
