@@ -134,6 +134,44 @@ def load(data: PretrainData, objective: Objective) -> TextedSets:
     return TextedSets(texted.pop(""), texted, ledger, used, sets.leaking, idle)
 
 
+def images_alone(data: PretrainData) -> TextedSets:
+    """The images of a recipe without any text, each once in a set, no group and no image in two of them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `mixture.load`.
+    """
+    sets = mixture.load(data)
+    every = [*sets.train, *(row for rows in sets.evaluation.values() for row in rows)]
+    numbers = iter(zip(*(each.tolist() for each in mixture.keys(every)), strict=True))
+    ledger = list(sets.moved)
+    shown: dict[str, list[TextedImage]] = {}
+    for label, rows in (("", sets.train), *sets.evaluation.items()):
+        by_path: dict[tuple[Path, str, float], TextedImage] = {}
+        for row in rows:
+            image, group = next(numbers)
+            example = row.example
+            if not example.images:
+                ledger.append(Dropped(f"{example.source}:{example.id}", "no-image", "no images, and none to look at"))
+            for path in example.images:
+                facts = Facts(**{name: getattr(example.facts, name) for name in OF_IMAGE})
+                own = (
+                    image if len(example.images) == 1 else xxhash.xxh3_64_intdigest(f"{row.root}/{path}".encode()) >> 1
+                )
+                alone = TextedImage(
+                    row.root, path, example.source, (), own, group, None, facts=facts, weight=row.weight
+                )
+                by_path.setdefault((row.root, path, row.weight), alone)
+        shown[label] = []
+        for alone in by_path.values():
+            try:
+                size(alone.root / alone.path)
+            except ImageError as error:
+                ledger.append(Dropped(alone.name, error.rule, error.detail))
+                continue
+            shown[label].append(alone)
+    return TextedSets(shown.pop(""), shown, ledger, len(every), sets.leaking)
+
+
 def text_key(text: str) -> int:
     """A number from 0 to 2^63 − 1, the same for texts that read the same, case and spaces apart.
 

@@ -1,12 +1,12 @@
-"""Masked latent modelling: an image tower sees half of an image's patches and is to know what a teacher sees in all.
+"""Masked latent modelling: an image tower sees a part of an image's patches and is to know what a teacher sees in all.
 
     L = w_masked · mean_m (1 − cos(ŷ_m, y_m)) + w_visible · mean_v (1 − cos(ŷ_v, y_v)) + w_cls · (1 − cos(ŷ_c, y_c))
 
-y are the frozen teacher's embeddings of the whole image: of each patch, through its head, and of the image (c). The tower
-reads the visible patches alone; ŷ_v and ŷ_c are linear in what it makes of them and of CLS (their mean, where a tower has
-none). ŷ_m come from mask tokens that, each at its place, attend to these in a few layers of cross-attention: the
-regressor, which is thrown away with the linear layer after. As described of CAE v2 and PanDerm (Chen et al. 2022,
-arXiv:2211.09799; Yan et al. 2025); that each kind's mean has a weight of its own is ours, they take one over all tokens.
+y are the frozen teacher's embeddings of the whole image: of each patch, through its head, and of the image (c). The
+tower reads the visible patches alone; ŷ_v and ŷ_c are linear in what it makes of them and of CLS (their mean, where a
+tower has none). ŷ_m come from mask tokens that, each at its place, attend to these in a few layers of cross-attention:
+the regressor, which is thrown away with the linear layer after. As CAE v2 (Zhang et al. 2022, arXiv:2211.09799) and
+PanDerm's code describe it; that each kind's mean has a weight of its own is ours, they take one mean over all tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +24,17 @@ from torch.nn.functional import cosine_similarity
 
 from skinvl.data.draws import Draw
 from skinvl.data.texts import TextedImage
-from skinvl.model import ranks
+from skinvl.model import ranks, towers
 from skinvl.model.augment import Augmentation
 from skinvl.model.dual import DualEncoder, DualEncoderConfig
 from skinvl.model.dual_batch import drawn
 from skinvl.model.dual_inputs import PixelFormat
 from skinvl.model.hub import BaseError
-from skinvl.model.towers_loaded import LoadedTowers
-from skinvl.recipe.towers import Objective
+from skinvl.model.towers_loaded import LoadedTowers, load_towers, snapshot
+from skinvl.recipe import run
+from skinvl.recipe.base import load_base
+from skinvl.recipe.run import RunError
+from skinvl.recipe.towers import Objective, PretrainRecipe
 
 LEAST_BLOCK = 12  # a block has at least one in so many of the patches, and
 ELONGATED = 0.3  # sides in a ratio from this one to its inverse: both as BEiT's, whose code is MIT
@@ -81,7 +85,7 @@ class MaskingCollator:
             epoch = image.name if draw is None else f"{draw.epoch}-{draw.row}-{draw.copy}"
             generator = random.Random(f"{self.seed}-{epoch}-mask")
             masks[row, block_mask(self.grid, self.count, generator)] = True
-        numbers = masks.int().argsort(1, stable=True)  # the visible ones first, each kind ascending
+        numbers = masks.int().argsort(stable=True, dim=1)  # the visible ones first, each kind ascending
         cut = patches - self.count
         pictures = [drawn(image, draw, self.format, self.augmentation, self.seed) for image, draw in items]
         names = tuple(image.name for image, _ in items)
@@ -105,6 +109,8 @@ def block_mask(grid: int, count: int, generator: random.Random) -> list[int]:
 
 class Regressor(nn.Module):
     """From what a tower makes of the visible patches to the teacher's latents, at the masked places too."""
+
+    places: torch.Tensor  # float32[P, W]
 
     def __init__(self, width: int, heads: int, layers: int, grid: int, target: int) -> None:
         super().__init__()
@@ -180,17 +186,23 @@ class Teacher:
 class Latents:
     """A student with its regressor, a teacher, and what the loss of a batch is."""
 
-    model: DualEncoder  # with a `regressor`
-    format: PixelFormat
+    student: LoadedTowers  # a DualEncoder with a `regressor`
     teacher: Teacher
     settings: Objective
+
+    @property
+    def model(self) -> DualEncoder:
+        """The student's model."""
+        assert isinstance(self.student.model, DualEncoder)
+        return self.student.model
 
     def losses(self, batch: MaskedBatch) -> torch.Tensor:
         """float32[3], the means over the batch's images of 1 − cosine: masked patches, visible ones, the image."""
         patches, image = self.teacher.latents(batch.pixels)
-        hidden = read_visible(self.model, self.format.normalised(batch.pixels), batch.visible)
-        regressor: Any = self.model.regressor
-        made = regressor(hidden, self.model.images.before, batch)
+        model, pixels = self.model, self.student.pixels.normalised(batch.pixels)
+        regressor: Any = model.regressor
+        with self.student.autocast():
+            made = regressor(read_visible(model, pixels, batch.visible), model.images.before, batch)
         rows = torch.arange(len(patches), device=patches.device)[:, None]
         wanted = patches[rows, batch.masked], patches[rows, batch.visible], image
         pairs = zip(made, wanted, strict=True)
@@ -223,7 +235,7 @@ class Latents:
 
 
 def read_visible(model: DualEncoder, pixels: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """float[b, before + V, W], what a tower makes of some patches of pixels float[b, 3, H, W], as if no other were there.
+    """float[b, before + V, W], what a tower makes of some patches of pixels float[b, 3, H, W], and of no others.
 
     Args:
         visible: int64[b, V], the numbers of these patches.
@@ -249,30 +261,52 @@ def read_visible(model: DualEncoder, pixels: torch.Tensor, visible: torch.Tensor
 def grid_of(config: DualEncoderConfig) -> tuple[int, int]:
     """The side of a config's images in pixels, and that of a patch."""
     image, _ = config.image_and_text
-    from skinvl.model import towers
-
     return towers.of_image(image.model_type).side(image), int(image.patch_size)
 
 
-def student(model: DualEncoder, teacher: LoadedTowers, settings: Objective) -> MaskingSizes:
+def teacher_of(recipe: PretrainRecipe, device: torch.device) -> tuple[Teacher, str]:
+    """The teacher of a recipe, and a digest of its weights.
+
+    Raises:
+        BaseError, RunError: it cannot be had.
+    """
+    name = str(recipe.objective.teacher)
+    if (Path(name) / run.RECIPE).is_file():
+        own = run.finished_towers(Path(name)).adapted()
+    elif Path(name).parts[0] == "runs":
+        raise RunError(
+            f"objective.teacher: {name} is no finished run; train it first (tiny-latent's is what make pretrain "
+            "makes), or name another run or base"
+        )
+    else:
+        clip = Objective(name="clip")
+        own = recipe.model_copy(update={"base": load_base(name, "dual"), "init_adapter": None, "objective": clip})
+    loaded = load_towers(own, device)
+    loaded.model.requires_grad_(False)
+    return Teacher(loaded), loaded.facts["adapter"] or snapshot(own).fingerprint()
+
+
+def lay_regressor(model: DualEncoder, teacher: Teacher, settings: Objective) -> MaskingSizes:
     """Lays a fresh regressor on a model as `regressor`, and freezes what of its tower no patch goes through.
 
     Raises:
         BaseError: a tower that cannot read a part of its patches, or a teacher of other patches.
     """
-    side, patch = grid_of(model.config)
-    image, _ = model.config.image_and_text
+    config = model.config
+    assert isinstance(config, DualEncoderConfig)
+    side, patch = grid_of(config)
+    image, _ = config.image_and_text
     if image.model_type == "siglip2_vision_model" or getattr(image, "use_relative_position_bias", False):
         raise BaseError(
             f"objective latent: an image tower of type {image.model_type} that attends by a mask or by relative "
             "positions, of which a part of the patches has no own; give a base with CLIP's, SigLIP's or PanDerm's tower"
         )
-    theirs: Any = teacher.model
+    theirs: Any = teacher.loaded.model
     other = grid_of(theirs.config)
     if other != (side, patch):
         raise BaseError(
-            f"objective.teacher: {settings.teacher} sees {other[0]} px in patches of {other[1]}, and the tower {side} px "
-            f"in patches of {patch}; expected the same, so that each patch has a latent. Give another teacher or base"
+            f"objective.teacher: {settings.teacher} sees {other[0]} px in patches of {other[1]}, and the tower {side} "
+            f"px in patches of {patch}; expected the same. Give another teacher or base"
         )
     grid = side // patch
     count = round(grid**2 * settings.masked_share)

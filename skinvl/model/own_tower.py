@@ -233,7 +233,7 @@ def attach(model: GenerativeDual, opened: OpenGenerative) -> PeftModel | DualEnc
 
     What nothing that leaves for the projector has gone through stays as it is: no gradient reaches it.
     """
-    attached: Any = towers_adapter.attach(model, opened.recipe)
+    attached = towers_adapter.attach(model, opened.recipe)
     (place,) = opened.family.parts["vision"]
     unread = tuple(f"{place}.{name}." for name in opened.family.unread(opened.whole.vision_config))
     for name, parameter in attached.named_parameters():

@@ -67,3 +67,12 @@ def sum_gradients(weights: Sequence[torch.Tensor]) -> None:
             for gradient, summed in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
             bucket = []
+
+
+@torch.no_grad()
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks of values of one shape."""
+    total = values.detach().clone()
+    if count() > 1:
+        dist.all_reduce(total)
+    return total

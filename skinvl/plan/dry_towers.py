@@ -5,6 +5,7 @@ What a training refuses and needs no weights is refused here too, by the same fu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from skinvl.data import texts
 from skinvl.data.draws import ImageSampler
+from skinvl.data.texts import TextedImage
 from skinvl.model import objectives, own_tower, towers_adapter
 from skinvl.model.base import count_parameters
 from skinvl.model.dual import DualEncoder
@@ -21,7 +23,7 @@ from skinvl.model.own_tower import GenerativeDual, OpenGenerative
 from skinvl.model.towers_loaded import OpenTowers, attention_of
 from skinvl.plan.dry import prepared, say_parts
 from skinvl.plan.dual_configs import blank, open_config, open_generative
-from skinvl.plan.texts import checked_texts, shaped
+from skinvl.plan.texts import checked_images, checked_texts, shaped
 from skinvl.recipe import towers
 from skinvl.recipe.towers import PretrainRecipe
 
@@ -35,7 +37,8 @@ def show(recipe: PretrainRecipe, configs: Path | None) -> None:
     """
     say = Console()
     say.print(towers.dump(recipe), markup=False, highlight=False)
-    objectives.load(recipe.objective)
+    if recipe.reads_texts:
+        objectives.load(recipe.objective)
     with TemporaryDirectory() as folder:
         opened: OpenTowers[Any]
         if recipe.generative:
@@ -44,16 +47,24 @@ def show(recipe: PretrainRecipe, configs: Path | None) -> None:
             opened, own_tokenizer = open_config(recipe, configs, Path(folder))
         parts(say, recipe, opened)
         data = prepared(say, recipe.data)
-        if not own_tokenizer:
+        if not recipe.reads_texts:
+            if data is not None:
+                images = checked_images(texts.images_alone(data), say).train
+                _say_epoch(say, recipe, images)
+        elif not own_tokenizer:
             say.print(f"texts: not measured, {opened.path} holds no tokenizer")
         elif data is not None:
             seed = recipe.train.get("seed", 42)
             sets = shaped(texts.load(data, recipe.objective), opened)
             rows = checked_texts(sets, opened.tokenizer, recipe, seed, say)
-            sampler = ImageSampler(rows.train, seed, recipe.batch.images)
             for name, images in rows.evaluation.items():
                 pool(name, images, recipe, seed)
-            say.print(f"an epoch: {len(sampler) // sampler.batch:,} steps of {sampler.batch:,} images")
+            _say_epoch(say, recipe, rows.train)
+
+
+def _say_epoch(say: Console, recipe: PretrainRecipe, images: Sequence[TextedImage]) -> None:
+    sampler = ImageSampler(images, recipe.train.get("seed", 42), recipe.batch.images)
+    say.print(f"an epoch: {len(sampler) // sampler.batch:,} steps of {sampler.batch:,} images")
 
 
 def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers[Any]) -> None:
@@ -69,7 +80,7 @@ def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers[Any]) -> None
         reads = f"{image.model_type} of {opened.pixels.side} px"
     total, hits = count_parameters(model), towers_adapter.plan(model, recipe)
     attached: Any
-    if isinstance(model, GenerativeDual):
+    if isinstance(opened, OpenGenerative) and isinstance(model, GenerativeDual):
         attached = own_tower.attach(model, opened)
     else:
         attached = towers_adapter.attach(model, fresh)

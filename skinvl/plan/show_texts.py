@@ -15,7 +15,16 @@ from skinvl.recipe.towers import PretrainRecipe
 
 
 def show(recipe: PretrainRecipe, count: int) -> None:
-    """Prints the first images of each source with the texts that the towers are shown, and what became no text."""
+    """Prints the first images of each source with the texts that the towers are shown, and what became no text.
+
+    Raises:
+        ValueError: the objective reads no texts.
+    """
+    if not recipe.reads_texts:
+        raise ValueError(
+            f"objective {recipe.objective.name} reads no texts, so that there are none to show; skinvl look shows the "
+            "images of a source"
+        )
     pair = own_tower.of_text(recipe) if recipe.generative else recipe
     tokenizer = open_towers(pair, weights=False).tokenizer
     sets, say = texts.load(recipe.data, recipe.objective), Console()

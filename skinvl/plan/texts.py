@@ -110,6 +110,23 @@ def shaped(sets: TextedSets, opened: OpenTowers[Any]) -> TextedSets:
     return replace(sets, train=kept.pop(""), evaluation=kept, ledger=ledger)
 
 
+def checked_images(sets: TextedSets, say: Console) -> CheckedTexts:
+    """The images that are shown, of an objective that reads no texts; prints how many there are.
+
+    Raises:
+        ValueError: a set has no image left.
+    """
+    say_shared(say, sets.ledger, sets.leaking)
+    unseen, ledger = _unseen(sets)
+    for name, of_set in {"train": sets.train, **unseen}.items():
+        left_out = len(sets.evaluation.get(name, of_set)) - len(of_set)
+        seen = f", {left_out:,} left out, which training saw, or their patient" * bool(left_out)
+        say.print(f"{name}: {len(of_set):,} images{seen}")
+    if not sets.train:
+        raise ValueError("data.train: no image to train on")
+    return CheckedTexts(sets.train, unseen, [*sets.ledger, *ledger], 0)
+
+
 def _unseen(sets: TextedSets) -> tuple[dict[str, list[TextedImage]], list[Dropped]]:
     """The images of each eval set of which training saw nothing, and a row `trained-on` for each other.
 

@@ -235,6 +235,11 @@ def require_counted(recipe: PretrainRecipe) -> None:
             "counted; skinvl pretrain --dry-run says what would train, and skinvl plan of an sft recipe with "
             "parts.vision what the tower takes"
         )
+    if not recipe.reads_texts:
+        raise ValueError(
+            f"objective {recipe.objective.name}: its steps are not counted; plan the recipe with objective.name=clip, "
+            "whose image tower takes at least as much, or lower batch.at_once until it fits"
+        )
 
 
 def show(recipe: PretrainRecipe, configs: Path | None, rented: Gpu, ranks: int, mfu: float, assume: str) -> None:

@@ -57,6 +57,8 @@ class TowersData(StrictModel):
     """Texts beyond that; data.too_long in the recipe says what happened to them."""
     conversion: Conversion | None
     """Of a base that was converted from open_clip's format; null where it was not."""
+    teacher: str | None = None
+    """Digest of the weights of objective.teacher; null where there is none."""
     text_base: str | None = None
     """Digest of the weights of text_base; null where the base has a text tower."""
 

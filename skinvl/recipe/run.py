@@ -222,7 +222,7 @@ def finished_towers(path: Path) -> TowersRun:
 def _require_heads(name: str, recipe: PretrainRecipe) -> None:
     if recipe.generative:
         raise RunError(
-            f"{name}: of the vision tower of {recipe.base.name}, of which no head and no text tower is kept; go on with "
+            f"{name}: of the vision tower of {recipe.base.name}, of which no head or text tower is kept; go on with "
             f"skinvl sft … base={recipe.base.name} init_adapter=RUN/adapter, and give eval, merge or publish that run"
         )
 
@@ -285,8 +285,11 @@ def evaluated(name: str, overrides: Sequence[str]) -> tuple[Recipe, Path]:
     return _evaluated(name, overrides, load, lambda path, recipe: finished(path).adapted(recipe))
 
 
-def evaluated_towers(name: str, overrides: Sequence[str]) -> tuple[PretrainRecipe, Path]:
+def evaluated_towers(name: str, overrides: Sequence[str], *, images_alone: bool = False) -> tuple[PretrainRecipe, Path]:
     """As `evaluated`, of two towers: the folder of a run stands for what it trained.
+
+    Args:
+        images_alone: whether texts do not matter.
 
     Raises:
         RunError: a folder without a finished run of pretrain, or an override of how it was trained.
@@ -294,6 +297,11 @@ def evaluated_towers(name: str, overrides: Sequence[str]) -> tuple[PretrainRecip
     """
     recipe, out = _evaluated(name, overrides, towers.load, lambda path, recipe: finished_towers(path).adapted(recipe))
     _require_heads(name, recipe)
+    if not recipe.reads_texts and not images_alone:
+        raise RunError(
+            f"{name}: the objective {recipe.objective.name} compares no image with a text; measure it with skinvl "
+            "probe, or train the objective clip from it with init_adapter=RUN/model"
+        )
     return recipe, out
 
 

@@ -43,11 +43,12 @@ class Towers(StrictModel):
 
 
 class Objective(StrictModel):
-    """What is minimised: a file in skinvl/model/objectives/ and its settings."""
+    """What is minimised: a file in skinvl/model/objectives/ and its settings, or skinvl/model/latent.py."""
 
-    name: Literal["clip", "siglip", "make", "make-ontology"]
+    name: Literal["clip", "siglip", "make", "make-ontology", "latent"]
     """clip: symmetric InfoNCE. siglip: a sigmoid for each pair. make: multi-aspect texts, diagnosis-guided weights,
-    local alignment. make-ontology: make with soft targets by the tree of diagnoses."""
+    local alignment. make-ontology: make with soft targets by the tree of diagnoses. latent: no texts; the image tower
+    sees a part of the patches, and is to know what a teacher makes of all."""
     aspects: list[AspectName] = Field(default=["caption"], min_length=1)
     """Which texts of an image are trained on."""
     sentences: int = Field(default=8, gt=0)
@@ -63,12 +64,31 @@ class Objective(StrictModel):
     released: bool = False
     """Whether to compute what the released code computes, faults included, for comparison; all negatives are kept."""
 
+    teacher: Text | None = None
+    """Of latent: a run of pretrain, or a base of two towers, whose image tower is the teacher."""
+    masked_share: float = Field(default=0.5, gt=0, lt=1)
+    """Of latent: share of the patches that the tower does not see."""
+    regressor_layers: int = Field(default=4, gt=0)
+    """Of latent: layers of cross-attention that predict what is masked."""
+    masked_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Of latent: weight of the masked patches' mean."""
+    visible_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Of latent: weight of the visible patches' mean."""
+    cls_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Of latent: weight of the image as a whole."""
+
     @field_validator("aspects")
     @classmethod
     def _each_once(cls, value: list[str]) -> list[str]:
         if len(set(value)) < len(value):
             raise ValueError("an aspect is named twice; keep each once")
         return value
+
+
+OF_LATENT = (
+    *("teacher", "masked_share", "regressor_layers"),
+    *("masked_weight", "visible_weight", "cls_weight"),
+)
 
 
 class Negatives(StrictModel):
@@ -184,6 +204,11 @@ class PretrainRecipe(StrictModel):
         return bool(self.train.get("bf16", True))
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether images are compared with texts."""
+        return self.objective.name != "latent"
+
+    @property
     def generative(self) -> bool:
         """Whether the image tower is that of a vision-language model, for which it trains."""
         return self.base.kind == "vlm"
@@ -220,6 +245,8 @@ def _faults(data: dict[str, Any]) -> list[Fault]:
     for section in ("lora", "train"):
         if isinstance(data.get(section), dict):
             faults += sections.check(section, data[section], "pretrain")
+    if isinstance(data.get("objective"), dict) and data["objective"].get("name") == "latent":
+        faults += _of_latent(data)
     towers, objective = (data.get(section) or {} for section in ("towers", "objective"))
     if isinstance(towers, dict) and data.get("lora"):
         parts = [spec.get("train") for spec in towers.values() if isinstance(spec, dict)]
@@ -247,6 +274,12 @@ def _of_objective(objective: dict[str, Any], data: dict[str, Any]) -> list[Fault
             faults.append(Fault(("objective", key), why))
 
     # Of an objective that has no such setting, or lacks the texts for it.
+    if name == "latent":
+        for key in ("aspects", "sentences", "weights", "local", "sigma", "soft", "released"):
+            refuse(key, "latent reads no texts; leave it out")
+        return faults
+    for key in OF_LATENT:
+        refuse(key, f"{name} has none; set objective.name to latent, or leave it out")
     if name in ("clip", "siglip"):
         for key in ("weights", "local", "sigma"):
             refuse(key, f"{name} has none; set objective.name to make or make-ontology, or leave it out")
@@ -275,6 +308,32 @@ def _of_objective(objective: dict[str, Any], data: dict[str, Any]) -> list[Fault
                     "four in objective.aspects, and leave sentences at 8",
                 )
             )
+    return faults
+
+
+def _of_latent(data: dict[str, Any]) -> list[Fault]:
+    """Faults of a recipe with the objective latent, whose towers are settled where it does not say them."""
+    faults = []
+    if not data["objective"].get("teacher"):
+        faults.append(Fault(("objective", "teacher"), "latent needs one: a run of pretrain, or a base of two towers"))
+    towers = data.setdefault("towers", {})
+    if isinstance(towers, dict):
+        for part, mode in (("image", "full"), ("text", "frozen"), ("heads", "frozen")):
+            spec = towers.setdefault(part, {})
+            if isinstance(spec, dict) and spec.setdefault("train", mode) != mode:
+                faults.append(
+                    Fault(("towers", part, "train"), f"latent trains the image tower alone; set it to {mode}")
+                )
+    of_texts = {"data": ("texts", "too_long", "permuted"), "negatives": tuple(Negatives.model_fields)}
+    fields = {"data": PretrainData.model_fields, "negatives": Negatives.model_fields}
+    for section, keys in of_texts.items():
+        stated = data.get(section)
+        if not isinstance(stated, dict):
+            continue
+        for key in keys:
+            default = fields[section][key].get_default(call_default_factory=True)
+            if stated.get(key, default) != default:
+                faults.append(Fault((section, key), "latent reads no texts; leave it out"))
     return faults
 
 

@@ -22,45 +22,46 @@ from skinvl.model.cached_gradients import CachedGradients, Whole
 from skinvl.model.dual_batch import DualBatch, DualCollator, TextedDataset, pool
 from skinvl.model.objectives import EMPTY, NEGATIVE, POSITIVE
 from skinvl.model.towers_loaded import LoadedTowers
+from skinvl.recipe.towers import PretrainRecipe
 from skinvl.train.loop import Loop
 
 NAMED = 8  # images that a message names
 
 
-class DualTrainer(Loop):
-    """A Trainer of two towers: the loss compares all images of a step with all their texts, over all ranks.
+class TowersTrainer(Loop):
+    """A Trainer of towers: the images of a step are shared among the ranks, each of which has the whole gradient.
 
     Args:
-        train: images with texts that the text tower reads.
+        collator: what a TextedDataset gives → a batch.
+        train: images.
         evaluation: those of each eval set.
         log: the JSON-lines file that every logged dictionary is appended to.
 
     Raises:
-        BatchError: an epoch has less than a batch, or an eval set nothing to be told apart.
+        BatchError: an epoch has less than a batch.
     """
 
     section = "towers"
     unreached = "Its tower is one that its head does not read"
+    recipe: PretrainRecipe
     opened: Any = None  # of a generative base, the OpenGenerative
 
     def __init__(
         self,
         loaded: LoadedTowers[Any],
         args: TrainingArguments,
+        collator: Any,
         train: Sequence[TextedImage],
         evaluation: Mapping[str, Sequence[TextedImage]],
         log: Path,
     ) -> None:
         recipe = loaded.recipe
-        objective = objectives.load(recipe.objective)
         self.recipe, self.parts = recipe, recipe.towers
         args._n_gpu = min(args.n_gpu, 1)  # more GPUs are ranks
         super().__init__(
             model=loaded.model,
             args=args,
-            data_collator=DualCollator(
-                loaded.tokenizer, loaded.pixels, recipe.data.augmentation, args.seed, objective.places
-            ),
+            data_collator=collator,
             train_dataset=TextedDataset(train),
             eval_dataset={name: TextedDataset(images) for name, images in evaluation.items()} or None,
             processing_class=Inputs(loaded),
@@ -68,24 +69,12 @@ class DualTrainer(Loop):
         # A step's gradients are whole on every rank; what wraps a model for several of them would average them again.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.sampler = ImageSampler(train, args.seed, recipe.batch.images)
-        model: Any = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
-        self.cached = CachedGradients(
-            model, loaded.tokenizer, objective, recipe.negatives, recipe.batch.at_once, loaded.autocast
-        )
-        self.pools = {name: pool(name, images, recipe, args.seed) for name, images in evaluation.items()}
-        self._read: dict[str, DualBatch] = {}  # this rank's share of a pool, once its images are decoded
-        self._tally: Counter[str] = Counter()  # of the steps since the log was last written
-        self._steps = 0
+        self.attention = str(loaded.facts["attention"])
         self.watch(log, recipe.early_stopping)
-        self.add_callback(ClampedScale(self))
 
     def part_of(self, name: str) -> str:
         """The tower that a parameter belongs to, or the heads with the scale."""
         return towers_adapter.part_of(name)
-
-    def dead_layers(self) -> list[str]:
-        """The layers whose LoRA has no gradient."""
-        return towers_adapter.dead_pairs(self.model)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """The weights that decay: matrices; neither norms, biases, single vectors nor the scale."""
@@ -108,16 +97,74 @@ class DualTrainer(Loop):
         )
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[DualBatch], num_batches: int, device: torch.device
-    ) -> tuple[list[DualBatch], None]:
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
         """The batch of the next step."""
         started = time.perf_counter()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         waited = time.perf_counter() - started
         for batch in batches:
-            tokens = sum(len(batch.texts[number]) for number in batch.text.tolist())
-            self.throughput.batches(len(batch.names), tokens, self.cached.positions(batch), waited)
+            self.throughput.batches(len(batch.names), *self.counted(batch), waited)
         return batches, None
+
+    def counted(self, batch: Any) -> tuple[int, int]:
+        """What a batch has of what is counted as tokens, and what is computed for these."""
+        raise NotImplementedError
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, 0 to 1."""
+        return float(self.state.global_step / max(self.state.max_steps, 1))
+
+    # What transformers would count of a batch, which it expects to be a dictionary.
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nothing: transformers' rule knows of one sequence, and here are two towers."""
+        return 0
+
+
+class DualTrainer(TowersTrainer):
+    """A Trainer of two towers: the loss compares all images of a step with all their texts, over all ranks.
+
+    Args:
+        train: images with texts that the text tower reads.
+        evaluation: those of each eval set.
+        log: the JSON-lines file that every logged dictionary is appended to.
+
+    Raises:
+        BatchError: an epoch has less than a batch, or an eval set nothing to be told apart.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedTowers[Any],
+        args: TrainingArguments,
+        train: Sequence[TextedImage],
+        evaluation: Mapping[str, Sequence[TextedImage]],
+        log: Path,
+    ) -> None:
+        recipe = loaded.recipe
+        objective = objectives.load(recipe.objective)
+        collator = DualCollator(loaded.tokenizer, loaded.pixels, recipe.data.augmentation, args.seed, objective.places)
+        super().__init__(loaded, args, collator, train, evaluation, log)
+        model: Any = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
+        self.cached = CachedGradients(
+            model, loaded.tokenizer, objective, recipe.negatives, recipe.batch.at_once, loaded.autocast
+        )
+        self.pools = {name: pool(name, images, recipe, args.seed) for name, images in evaluation.items()}
+        self._read: dict[str, DualBatch] = {}  # this rank's share of a pool, once its images are decoded
+        self._tally: Counter[str] = Counter()  # of the steps since the log was last written
+        self._steps = 0
+        self.add_callback(ClampedScale(self))
+
+    def dead_layers(self) -> list[str]:
+        """The layers whose LoRA has no gradient."""
+        return towers_adapter.dead_pairs(self.model)
+
+    def counted(self, batch: DualBatch) -> tuple[int, int]:
+        """The tokens of a batch's texts, and the positions that the text tower computes for them."""
+        tokens = sum(len(batch.texts[number]) for number in batch.text.tolist())
+        return tokens, self.cached.positions(batch)
 
     def training_step(
         self, model: torch.nn.Module, inputs: DualBatch, num_items_in_batch: torch.Tensor | int | None = None
@@ -149,11 +196,6 @@ class DualTrainer(Loop):
         """What the log calls pairs beside an image's own texts that are no negatives."""
         verdicts = self.recipe.negatives.model_dump()
         return [f"{reason}_{verdict}" for reason, verdict in verdicts.items() if verdict != "keep"]
-
-    @property
-    def progress(self) -> float:
-        """The share of the training that is done, 0 to 1."""
-        return float(self.state.global_step / max(self.state.max_steps, 1))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs a dictionary; with a loss also the scale, and by reason how many pairs of a step are no negatives."""
@@ -194,12 +236,6 @@ class DualTrainer(Loop):
             own = part(self.pools[name], self.args.process_index, self.args.world_size)
             self._read[name] = self.data_collator([(image, None) for image in own])
         return self._read[name]
-
-    # What transformers would count of a batch, which it expects to be a dictionary.
-
-    def floating_point_ops(self, inputs: DualBatch) -> int:
-        """Nothing: transformers' rule knows of one sequence, and here are two towers."""
-        return 0
 
 
 class Inputs:

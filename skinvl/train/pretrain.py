@@ -13,16 +13,18 @@ from transformers import TrainingArguments, set_seed
 
 from skinvl.data import mixture, texts
 from skinvl.data.example import write_jsonl
-from skinvl.model import own_tower, towers_adapter
+from skinvl.model import latent, own_tower, towers_adapter
 from skinvl.model.own_tower import GenerativeDual, OpenGenerative
 from skinvl.model.towers_loaded import LoadedTowers, open_towers, read_model
 from skinvl.plan import dry_towers
-from skinvl.plan.texts import checked_texts, shaped
-from skinvl.recipe import run, towers
+from skinvl.plan.texts import checked_images, checked_texts, shaped
+from skinvl.recipe import provenance, run, towers
 from skinvl.recipe.files import write_json, write_text
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.train import start, summary
-from skinvl.train.dual_trainer import DualTrainer
+from skinvl.train.checkpoint import CheckpointError
+from skinvl.train.dual_trainer import DualTrainer, TowersTrainer
+from skinvl.train.latent_trainer import LOSSES, LatentTrainer
 from skinvl.train.log import mean, plot_losses
 from skinvl.train.records import towers_provenance
 
@@ -57,22 +59,25 @@ def require_startable(recipe: PretrainRecipe) -> None:
 
 def prepare(
     recipe: PretrainRecipe, args: TrainingArguments, path: Path, say: Console, data: Mapping[str, str]
-) -> DualTrainer:
+) -> TowersTrainer:
     """The trainer of a recipe, everything checked; the run folder then holds recipe.yaml, env.json and ledger.jsonl.
 
     Args:
         data: digests of the files that are trained and evaluated on, for env.json.
     """
     # Images with their texts: of no patient, lesion or image may some be trained on and some evaluated.
-    sets = texts.load(recipe.data, recipe.objective)
+    sets = texts.load(recipe.data, recipe.objective) if recipe.reads_texts else texts.images_alone(recipe.data)
 
     # Base: config, tokenizer and pixels; the weights wait until all else is known to be right.
     with args.main_process_first():  # one process of a machine downloads, converts or builds
         opened: Any = own_tower.opened(recipe) if recipe.generative else open_towers(recipe)
 
     # Texts that the tower reads whole, or what data.too_long makes of the others.
-    sets = shaped(sets, opened)
-    rows = checked_texts(sets, opened.tokenizer, recipe, args.seed, say)
+    if recipe.reads_texts:
+        sets = shaped(sets, opened)
+        rows = checked_texts(sets, opened.tokenizer, recipe, args.seed, say)
+    else:
+        rows = checked_images(sets, say)
 
     # Weights, and what of them trains.
     model = own_tower.load(opened) if isinstance(opened, OpenGenerative) else read_model(opened)
@@ -90,14 +95,21 @@ def prepare(
     loaded = LoadedTowers(attached.to(args.device), opened.tokenizer, opened.pixels, recipe, facts)
 
     # Trainer: a batch over all ranks and its gradients in chunks, over transformers' own loop.
-    trainer = DualTrainer(loaded, args, rows.train, rows.evaluation, path / "log.jsonl")
-    trainer.opened = opened
+    trainer: TowersTrainer
+    taught_by: str | None = None
+    if recipe.reads_texts:
+        trainer = DualTrainer(loaded, args, rows.train, rows.evaluation, path / "log.jsonl")
+        trainer.opened = opened
+    else:
+        teacher, taught_by = latent.teacher_of(recipe, args.device)
+        _require_same_teacher(recipe, path, taught_by)
+        trainer = LatentTrainer(loaded, teacher, args, rows.train, rows.evaluation, path / "log.jsonl")
     if left := trainer.sampler.left_over:
         say.print(f"each epoch leaves out {left:,} images, the last ones of its order: less than a batch")
 
     # Records: written before the first step, so that a run that is killed can be told from another.
     if args.process_index == 0:
-        made = towers_provenance(trainer, opened, sets, rows, data)
+        made = towers_provenance(trainer, opened, sets, rows, data, taught_by)
         summary.towers(say, recipe, args.learning_rate, counts, made)
         summary.adapted_layers(say, attached)
         write_text(path / run.RECIPE, towers.dump(recipe))
@@ -106,13 +118,25 @@ def prepare(
     return trainer
 
 
-def finish(trainer: DualTrainer, path: Path, minutes: float, say: Console) -> None:
-    """Saves what was trained, evaluates it, and writes summary.json and loss.png."""
-    trained = path / ("adapter" if trainer.recipe.leaves_adapter else "model")
-    start.save_weights(trainer, trained, _tower_alone(trainer) if trainer.recipe.generative else None)
+def _require_same_teacher(recipe: PretrainRecipe, path: Path, digest: str) -> None:
+    if recipe.resume is None or not (path / provenance.FILE).is_file():
+        return
+    before = run.begun(path).provenance.towers
+    if before is not None and before.teacher != digest:
+        raise CheckpointError(
+            f"{path}: objective.teacher, {recipe.objective.teacher}, has other weights than when the run began; put "
+            "those back, or start another run with run=NAME"
+        )
 
+
+def finish(trainer: TowersTrainer, path: Path, minutes: float, say: Console) -> None:
+    """Evaluates what was trained, saves it, and writes summary.json and loss.png."""
+    trained = path / ("adapter" if trainer.recipe.leaves_adapter else "model")
     # Every rank evaluates its share.
     losses = trainer.evaluate() if trainer.eval_dataset else {}
+    if isinstance(trainer, LatentTrainer):
+        trainer.drop_regressor()
+    start.save_weights(trainer, trained, _tower_alone(trainer) if trainer.recipe.generative else None)
     speed = trainer.throughput.speed(trainer.accelerator)
     if not trainer.is_world_process_zero():
         return
@@ -120,21 +144,26 @@ def finish(trainer: DualTrainer, path: Path, minutes: float, say: Console) -> No
     log = path / "log.jsonl"
     plot_losses(log, path / "loss.png", "loss (nats)")
     start.say_sizes(path, say)
-    steps = len(trainer.sampler) // trainer.sampler.batch
     numbers = {
         "train_loss": mean(log, "loss"),
         **losses,
-        "pairs": {name: round(mean(log, name) * steps) for name in trainer.pair_names},
+        **({"pairs": _pairs(trainer, log)} if isinstance(trainer, DualTrainer) else {}),
         **({"speed": asdict(speed)} if speed else {}),
     }
     write_json(path / "summary.json", numbers)
     summary.towers_result(say, numbers, speed, minutes, path, trained)
 
 
-def _tower_alone(trainer: DualTrainer) -> Callable[[Path], None]:
+def _tower_alone(trainer: TowersTrainer) -> Callable[[Path], None]:
     """What writes, of a generative base, its vision tower's training and nothing else."""
     model: Any = trainer.model
     return lambda folder: own_tower.save(model, trainer.opened, folder)
+
+
+def _pairs(trainer: DualTrainer, log: Path) -> dict[str, int]:
+    """Pairs of an epoch that were no negatives, by reason."""
+    steps = len(trainer.sampler) // trainer.sampler.batch
+    return {name: round(mean(log, name) * steps) for name in trainer.pair_names}
 
 
 def arguments(recipe: PretrainRecipe, path: Path) -> TrainingArguments:
@@ -146,7 +175,8 @@ def arguments(recipe: PretrainRecipe, path: Path) -> TrainingArguments:
     train = recipe.train
     if train.get("metric_for_best_model") is not None:
         labels = [mixture.label(spec, recipe.data.eval) for spec in recipe.data.eval]
-        known = ["loss", *(f"{label}_{metric}" for label in labels for metric in ("loss", "R@1"))]
+        computed = ("loss", "R@1") if recipe.reads_texts else ("loss", *LOSSES)
+        known = ["loss", *(f"{label}_{metric}" for label in labels for metric in computed)]
         if (metric := train["metric_for_best_model"].removeprefix("eval_")) not in known:
             raise ValueError(
                 f"train.metric_for_best_model: found {metric}; expected {' or '.join(known)}, which a run computes"

@@ -23,7 +23,7 @@ from skinvl.plan.texts import CheckedTexts
 from skinvl.recipe.files import read_json
 from skinvl.recipe.provenance import Conversion, PrecomputedFeatures, Provenance, TowersData, TrainedBase
 from skinvl.recipe.run import adapter_digest
-from skinvl.train.dual_trainer import DualTrainer
+from skinvl.train.dual_trainer import TowersTrainer
 from skinvl.train.trainer import Trainer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "skinvl")
@@ -67,7 +67,12 @@ def provenance(
 
 
 def towers_provenance(
-    trainer: DualTrainer, opened: OpenTowers[Any], sets: TextedSets, texts: CheckedTexts, data: Mapping[str, str]
+    trainer: TowersTrainer,
+    opened: OpenTowers[Any],
+    sets: TextedSets,
+    texts: CheckedTexts,
+    data: Mapping[str, str],
+    teacher: str | None,
 ) -> Provenance:
     """How the towers of this trainer are made, on this machine."""
     args, recipe = trainer.args, opened.recipe
@@ -82,12 +87,16 @@ def towers_provenance(
             model_type=opened.facts["base"]["model_type"],
         ),
         init_adapter=adapter_digest(opened.trained) if opened.trained else None,
-        attention=trainer.cached.model.config._attn_implementation,
+        attention=trainer.attention,
         shared="once a batch",
         features=None,
         precision="bf16" if recipe.bf16 else "fp32",
         quantization=None,
-        engine="cached gradients" if recipe.batch.at_once * args.world_size < recipe.batch.images else "one pass",
+        engine="chunk by chunk"
+        if teacher is not None
+        else "cached gradients"
+        if recipe.batch.at_once * args.world_size < recipe.batch.images
+        else "one pass",
         ranks=args.world_size,
         data=dict(data),
         effective_batch=recipe.batch.images,
@@ -102,6 +111,7 @@ def towers_provenance(
             text_length=opened.tokenizer.length,
             too_long=texts.too_long,
             conversion=_conversion(conversion) if conversion.is_file() else None,
+            teacher=teacher,
             text_base=opened.facts.get("text_base"),
         ),
     )

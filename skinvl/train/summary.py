@@ -35,10 +35,13 @@ def towers(say: Console, recipe: PretrainRecipe, rate: float, parts: Mapping[str
     _parts(say, f"{recipe.name} on {recipe.base.name}", recipe.towers, rate, parts)
     assert made.towers is not None
     aspects = ", ".join(f"{count:,} {aspect}" for aspect, count in made.towers.texts.items())
+    shown = f"texts: {aspects}, {made.towers.distinct:,} of them different"
+    if made.towers.teacher is not None:
+        shown = f"{recipe.objective.masked_share:.0%} of the patches masked; teacher {recipe.objective.teacher}"
     say.print(
         f"{made.engine}, ranks {made.ranks}, {made.precision}, attention {made.attention}; {made.effective_batch} "
-        f"images compared in a step, at most {recipe.batch.at_once} of them in memory at a time on each rank; "
-        f"objective {recipe.objective.name}; texts: {aspects}, {made.towers.distinct:,} of them different"
+        f"images in a step, at most {recipe.batch.at_once} of them in memory at a time on each rank; "
+        f"objective {recipe.objective.name}; {shown}"
     )
 
 
@@ -94,9 +97,16 @@ def towers_result(
     for name in [name for name in numbers if name.startswith("eval_") and name.endswith("_R@1")]:
         images = numbers[f"{name.removesuffix('_R@1')}_images"]
         table.add_row(f"{name.replace('_', ' ')} (mean of both ways, n={images:,.0f})", f"{numbers[name]:.3f}")
-    for name, count in numbers["pairs"].items():
+    for name, count in numbers.get("pairs", {}).items():
         table.add_row(f"pairs of an epoch: {name.replace('_', ' ')}", f"{count:,}")
-    _speed(table, speed, minutes, "text tokens/s, images/s", "positions computed for each text token")
+    what = "text token" if "pairs" in numbers else "patch"
+    _speed(
+        table,
+        speed,
+        minutes,
+        f"{what}s/s, images/s".replace("patchs", "patches"),
+        f"positions computed for each {what}",
+    )
     say.print(table)
     say.print(f"{trained.name}: {trained}")
 

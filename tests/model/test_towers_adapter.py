@@ -195,7 +195,9 @@ def test_fixed_positions_never_train(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_comes_back_from_its_folder_to_the_bit_and_by_peft_alone_to_rounding(family: str, tmp_path: Path) -> None:
+def test_an_adapter_comes_back_from_its_folder_to_the_bit_and_by_peft_alone_to_rounding(
+    family: str, tmp_path: Path
+) -> None:
     recipe = two_towers.recipe(tmp_path, family, towers__image__train="lora", towers__text__train="full")
     model = moved(attached(family, recipe))
     before = embedded(_loaded(family))

@@ -124,7 +124,7 @@ def test_a_lora_run_leaves_an_adapter_that_peft_alone_loads(tmp_path: Path) -> N
             (loaded.model.scale.value(), alone.scale.value()),
             (loaded.model.scale.bias, alone.scale.bias),
         ):
-            assert torch.equal(first, second)
+            torch.testing.assert_close(first, second, rtol=0, atol=1e-6)  # other orders of the same sums
         with alone.disable_adapter():
             assert not torch.allclose(loaded.model.encode_texts(*ids), alone.encode_texts(*ids), atol=1e-3)
     config = json.loads((path / "adapter" / "adapter_config.json").read_text())

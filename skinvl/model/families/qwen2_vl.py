@@ -136,7 +136,7 @@ class QwenVL(Family):
         finally:
             for hook in hooks:
                 hook.remove()
-        return list(torch.cat(features, -1).split([picture.vision_tokens for picture in pictures]))
+        return list(torch.split(torch.cat(features, -1), [picture.vision_tokens for picture in pictures]))
 
     def read(self, tower: PreTrainedModel, features: torch.Tensor, **inputs: torch.Tensor) -> ModelOutput:
         merger: Any = tower.merger
