@@ -20,6 +20,7 @@ from skinvl.model.base import load_base
 from skinvl.model.dual_batch import DualCollator
 from skinvl.model.names import WRAPPER
 from skinvl.model.own_tower import OpenGenerative
+from skinvl.model.pictures import Pictures
 from skinvl.recipe import towers
 from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.towers import PretrainRecipe
@@ -32,7 +33,7 @@ QUICK = ("llava", "mllama", "qwen3_vl")  # of which a tower that trains in full 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = two_towers.source(tmp_path_factory.mktemp("data") / "lesions", images=6)
+    folder: Path = two_towers.source(tmp_path_factory.mktemp("data") / "lesions", images=6)
     tiny.picture(7, (50, 40)).save(folder / "images/train-1.png")  # of one tile, where others have four
     return folder
 
@@ -86,12 +87,13 @@ def arriving(model: Any, opened: OpenGenerative, paths: list[Path]) -> list[torc
     """What arrives at the projector when the whole base reads images, each as its positions float[P, W]."""
     family, format = opened.family, opened.pixels
     images = [upright(path) for path in paths]
-    token = format.processor.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)  # type: ignore[attr-defined]
+    processor: Any = format.processor
+    token = processor.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)
     shapes = [format.picture((image.height, image.width)) for image in images]
     ids = torch.full((len(images), max(shape.text_tokens for shape in shapes) + 2), 5)
     for row, shape in enumerate(shapes):
         ids[row, : shape.text_tokens] = token
-    inputs = family.batch(format.processor, ids, [[image] for image in images], format.arguments)
+    inputs = family.batch(processor, ids, [[image] for image in images], format.arguments)
     if opened.whole.model_type == "mllama":
         ids = ids.clamp(max=opened.whole.text_config.vocab_size - 1)
 
@@ -105,7 +107,7 @@ def arriving(model: Any, opened: OpenGenerative, paths: list[Path]) -> list[torc
         hook.remove()
     whole = torch.cat(seen, -1)
     if whole.dim() == 2:  # Qwen's, one image after another
-        return list(whole.split([shape.vision_tokens for shape in shapes]))
+        return list(torch.split(whole, [shape.vision_tokens for shape in shapes]))
     if opened.whole.model_type == "gemma3":  # whose projector begins with a mean over squares of patches
         side = shapes[0].grid[0]
         squares = whole.mT.reshape(len(paths), -1, side, side)
@@ -137,16 +139,17 @@ def test_a_tower_trains_by_the_images_of_its_base_and_sft_goes_on_from_it(
     # What is pooled is what leaves for the projector in the base's own forward, whatever stands beside it in a batch.
     paths = files(images)
     batch = DualCollator(opened.tokenizer, opened.pixels)([(image, None) for image in images])
+    read: Pictures = batch.normalised()
     fresh = tiny.model(family, prepared=False)
     with torch.no_grad():
-        ours = model.image_tower(batch.normalised())
+        ours = model.image_tower(read)
     for theirs, own in zip(arriving(fresh, opened, paths), ours, strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours[0].mean(0), ours[1].mean(0), atol=1e-2)
 
     # The embedding is of their mean; a position's own is what the head makes of it alone; and those of none are zeros.
     with torch.no_grad():
-        made = model.encode_images(batch.normalised(), patches=True)
+        made = model.encode_images(read, patches=True)
         norm, project = model.image_head.norm, model.image_head.projection
         mean = torch.stack([project(norm(norm(each).mean(0))) for each in ours])
         torch.testing.assert_close(made.embeddings, torch.nn.functional.normalize(mean, dim=-1))
@@ -196,7 +199,7 @@ def test_a_tower_trains_by_the_images_of_its_base_and_sft_goes_on_from_it(
 
     # What sft goes on from computes what was trained; its twin that loads nothing does not.
     with torch.no_grad():
-        trained = model.image_tower(batch.normalised())
+        trained = model.image_tower(read)
     one = sft(family, mode, folder)
     went_on = adapter.attach(load_base(tiny.base(family), opened.family, one), opened.family, one)
     for each, same in ((went_on, True), (after, False)):
@@ -204,10 +207,10 @@ def test_a_tower_trains_by_the_images_of_its_base_and_sft_goes_on_from_it(
         assert all(torch.equal(loaded[name], weights[name]) for name in weights) == same
         tower = each.get_base_model().get_submodule(place)
         with torch.no_grad():
-            shown = opened.family.encode_each(tower, batch.pixels.pictures, batch.pixels.pixels)
+            shown = opened.family.encode_each(tower, read.pictures, read.pixels)
         close = [
             torch.allclose(opened.family.shown(picture, theirs), own, rtol=1e-3, atol=1e-3)
-            for picture, theirs, own in zip(batch.pixels.pictures, shown, trained, strict=True)
+            for picture, theirs, own in zip(read.pictures, shown, trained, strict=True)
         ]
         assert all(close) == same
 

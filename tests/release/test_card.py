@@ -371,7 +371,7 @@ def towers(root: Path, whole: bool) -> Path:
     data = yaml.safe_load((run / "recipe.yaml").read_text())["data"]
     recipe = {
         "name": "dermlip",
-        "base": {"name": "clip-b16", "model": "openai/clip-vit-base-patch16", "licence": "MIT"},
+        "base": {"name": "clip-b16", "kind": "dual", "model": "openai/clip-vit-base-patch16", "licence": "MIT"},
         "data": {name: data[name] for name in ("train", "eval")},
         "towers": {"image": {"train": "full" if whole else "lora"}, "text": {"train": "frozen"}},
         "objective": {"name": "clip"},
@@ -415,7 +415,7 @@ def towers(root: Path, whole: bool) -> Path:
 
 def test_merged_towers_say_how_near_they_are_to_base_and_adapter(tmp_path: Path) -> None:
     check = {"images": 1e-7, "texts": 2e-7, "tolerance": 1e-5, "texts_compared": 3}
-    clip = Base(name="clip-b16", model="openai/clip-vit-base-patch16", revision="c" * 40)
+    clip = Base(name="clip-b16", kind="dual", model="openai/clip-vit-base-patch16", revision="c" * 40)
     text = made(towers(tmp_path, whole=False), base=clip, merge={"base": {}, "adapter": "", "check": check})
     said = section(text, "Merged and unmerged")
     assert "On probes, images of noise and 3 texts, its embeddings differ by at most 2.0e-07 from those of" in said
@@ -424,7 +424,7 @@ def test_merged_towers_say_how_near_they_are_to_base_and_adapter(tmp_path: Path)
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_two_towers_say_what_they_were_trained_on_and_how_they_retrieve(tmp_path: Path, whole: bool) -> None:
-    clip = Base(name="clip-b16", model="openai/clip-vit-base-patch16", revision="c" * 40)
+    clip = Base(name="clip-b16", kind="dual", model="openai/clip-vit-base-patch16", revision="c" * 40)
     text = made(towers(tmp_path, whole), base=clip)
     data = ModelCard(text).data.to_dict()
     assert data["pipeline_tag"] == "zero-shot-image-classification"
