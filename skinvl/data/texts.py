@@ -163,13 +163,20 @@ def images_alone(data: PretrainData) -> TextedSets:
                 by_path.setdefault((row.root, path, row.weight), alone)
         shown[label] = []
         for alone in by_path.values():
-            try:
-                size(alone.root / alone.path)
-            except ImageError as error:
-                ledger.append(Dropped(alone.name, error.rule, error.detail))
-                continue
-            shown[label].append(alone)
+            if (fault := _unreadable(alone.root / alone.path)) is not None:
+                ledger.append(Dropped(alone.name, *fault))
+            else:
+                shown[label].append(alone)
     return TextedSets(shown.pop(""), shown, ledger, len(every), sets.leaking)
+
+
+def _unreadable(path: Path) -> tuple[str, str] | None:
+    """The rule and the detail of why an image cannot be read; None if it can."""
+    try:
+        size(path)
+    except ImageError as error:
+        return error.rule, error.detail
+    return None
 
 
 def text_key(text: str) -> int:
@@ -232,10 +239,8 @@ def _gather(
         if not gathered.examples:
             continue
         row = gathered.row
-        try:
-            size(row.root / row.example.images[0])
-        except ImageError as error:
-            dropped += [Dropped(name, error.rule, error.detail) for name in gathered.examples]
+        if (fault := _unreadable(row.root / row.example.images[0])) is not None:
+            dropped += [Dropped(name, *fault) for name in gathered.examples]
             continue
         texted.append(_texted(gathered, ways, objective))
     return texted, dropped

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,14 @@ class MaskedBatch:
 
     def to(self, device: torch.device | str) -> MaskedBatch:
         """The same on a device."""
-        tensors = {name: getattr(self, name).to(device) for name in ("pixels", "visible", "masked")}
-        return replace(self, **tensors)
+        return self._each(lambda tensor: tensor.to(device))
 
     def pin_memory(self) -> MaskedBatch:
         """The same with its tensors in page-locked memory, from which a GPU copies fast."""
-        tensors = {name: getattr(self, name).pin_memory() for name in ("pixels", "visible", "masked")}
-        return replace(self, **tensors)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MaskedBatch:
+        return replace(self, pixels=change(self.pixels), visible=change(self.visible), masked=change(self.masked))
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def sentence(model: nn.Module) -> str | None:
 
 def beyond(layer: Any) -> str | None:
     """What a LoRA layer has that is more than a plain adapter on frozen weights; None if nothing."""
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    names = _active(layer)
     if len(names) != 1:
         return "with several adapters, or none"
     (name,) = names
@@ -174,19 +174,23 @@ def _hooked(module: Any) -> bool:
     return any(hooks) or "forward" in module.__dict__
 
 
+def _active(layer: Any) -> list[str]:
+    """The names of a layer's adapters that are at work."""
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
 def _pair(layer: Any) -> tuple[nn.Linear, nn.Linear]:
-    name = next(name for name in layer.active_adapters if name in layer.lora_A)
+    name = _active(layer)[0]
     return layer.lora_A[name], layer.lora_B[name]
 
 
 def _scale(layer: Any) -> float:
-    name = next(name for name in layer.active_adapters if name in layer.lora_A)
-    return float(layer.scaling[name])
+    return float(layer.scaling[_active(layer)[0]])
 
 
 def _rate(layer: Any) -> float:
     """The share of its input that a layer's dropout drops now."""
-    dropout = next(layer.lora_dropout[name] for name in layer.active_adapters if name in layer.lora_A)
+    dropout = layer.lora_dropout[_active(layer)[0]]
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 

@@ -228,7 +228,7 @@ def joined(opened: OpenGenerative, tower: PreTrainedModel, pair: DualEncoder) ->
     return model
 
 
-def attach(model: GenerativeDual, opened: OpenGenerative) -> PeftModel | DualEncoder:
+def attach(model: DualEncoder, opened: OpenGenerative) -> PeftModel | DualEncoder:
     """The model with what trains set to train: see `towers_adapter.attach`.
 
     What nothing that leaves for the projector has gone through stays as it is: no gradient reaches it.

@@ -19,7 +19,7 @@ from skinvl.model import objectives, own_tower, towers_adapter
 from skinvl.model.base import count_parameters
 from skinvl.model.dual import DualEncoder
 from skinvl.model.dual_batch import pool
-from skinvl.model.own_tower import GenerativeDual, OpenGenerative
+from skinvl.model.own_tower import OpenGenerative
 from skinvl.model.towers_loaded import OpenTowers, attention_of
 from skinvl.plan.dry import prepared, say_parts
 from skinvl.plan.dual_configs import blank, open_config, open_generative
@@ -79,11 +79,9 @@ def parts(say: Console, recipe: PretrainRecipe, opened: OpenTowers[Any]) -> None
         model = blank(opened.config)
         reads = f"{image.model_type} of {opened.pixels.side} px"
     total, hits = count_parameters(model), towers_adapter.plan(model, recipe)
-    attached: Any
-    if isinstance(opened, OpenGenerative) and isinstance(model, GenerativeDual):
-        attached = own_tower.attach(model, opened)
-    else:
-        attached = towers_adapter.attach(model, fresh)
+    attached: Any = (
+        own_tower.attach(model, opened) if isinstance(opened, OpenGenerative) else towers_adapter.attach(model, fresh)
+    )
     say_parts(say, recipe.towers, towers_adapter.check(attached, fresh), hits)
     say.print(
         f"{reads} and {text.model_type} of {opened.tokenizer.length} tokens, into {opened.config.projection_dim} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,8 @@ class TowersTrainer(Loop):
     section = "towers"
     unreached = "Its tower is one that its head does not read"
     recipe: PretrainRecipe
-    opened: Any = None  # of a generative base, the OpenGenerative
+    write: Callable[[Path], None] | None = None
+    """What writes a part of the model that is left, where not all of it is."""
 
     def __init__(
         self,
@@ -109,6 +110,30 @@ class TowersTrainer(Loop):
 
     def counted(self, batch: Any) -> tuple[int, int]:
         """What a batch has of what is counted as tokens, and what is computed for these."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, TextedDataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """What is `measured` of each eval set, and the mean loss of all."""
+        metrics: dict[str, float] = {}
+        losses, started = list[float](), time.monotonic()
+        self.model.eval()
+        for name in self.eval_dataset if eval_dataset is None else eval_dataset:
+            values = self.measured(name)
+            losses.append(values["loss"])
+            metrics |= {f"{metric_key_prefix}_{name}_{key}": value for key, value in values.items()}
+        metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measured(self, name: str) -> dict[str, float]:
+        """The loss of an eval set's fixed sample, how many images are in it, and what else tells of it."""
         raise NotImplementedError
 
     @property
@@ -205,30 +230,11 @@ class DualTrainer(TowersTrainer):
             self._tally, self._steps = Counter(), 0
         super().log(logs, start_time)
 
-    def evaluate(
-        self,
-        eval_dataset: Mapping[str, TextedDataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """The loss and R@1 of each eval set's pool, with the images in it, over all ranks, and the mean loss of all.
-
-        Both depend on how large the pool is.
-        """
-        metrics: dict[str, float] = {}
-        losses, started = list[float](), time.monotonic()
-        self.model.eval()
+    def measured(self, name: str) -> dict[str, float]:
+        """The loss and R@1 of an eval set's pool over all ranks, and the images in it, on which both depend."""
         cached = replace(self.cached, at_once=self.recipe.evaluate.batch_size)
-        for name in self.eval_dataset if eval_dataset is None else eval_dataset:
-            whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
-            losses.append(float(whole.loss))
-            values = {"loss": losses[-1], "R@1": recall_at_1(whole), "images": float(len(self.pools[name]))}
-            metrics |= {f"{metric_key_prefix}_{name}_{key}": value for key, value in values.items()}
-        metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        whole = cached.evaluated(self._share(name).to(self.args.device), self.progress)
+        return {"loss": float(whole.loss), "R@1": recall_at_1(whole), "images": float(len(self.pools[name]))}
 
     def _share(self, name: str) -> DualBatch:
         """What this rank encodes of a pool."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,10 +54,16 @@ class LatentTrainer(TowersTrainer):
         self._losses = torch.zeros(len(LOSSES))  # of the steps since the log was last written
         self._steps = 0
 
-    def drop_regressor(self) -> None:
-        """Takes out of the model what only the training had."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model; the regressor, which only the training needs, into checkpoints alone."""
         model: Any = self.latents.model
-        del model.regressor
+        regressor = model.regressor
+        if not _internal_call:
+            del model.regressor
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            model.regressor = regressor
 
     def part_of(self, name: str) -> str:
         """The image tower, the regressor included, which trains at its rate."""
@@ -97,34 +102,19 @@ class LatentTrainer(TowersTrainer):
         super().log(logs, start_time)
 
     @torch.no_grad()
-    def evaluate(
-        self,
-        eval_dataset: Mapping[str, TextedDataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """The loss of a fixed sample of each eval set, masked the same each time, and the mean of all sets."""
-        started, metrics, totals = time.monotonic(), dict[str, float](), list[float]()
-        self.model.eval()
-        for name in self.eval_dataset if eval_dataset is None else eval_dataset:
-            images = self.samples[name]
-            own: Any = part(images, self.args.process_index, self.args.world_size)
-            losses = torch.zeros(len(LOSSES), device=self.args.device)
-            loader: Any = DataLoader(
-                TextedDataset(own),
-                batch_size=self.recipe.evaluate.batch_size,
-                collate_fn=self.data_collator,
-                num_workers=self.args.dataloader_num_workers,
-            )
-            for batch in loader if own else ():
-                losses += self.latents.losses(batch.to(self.args.device)) * (len(batch.names) / len(images))
-            losses = ranks.summed(losses)
-            values = {"loss": float(self.latents.weighed(losses)), **dict(zip(LOSSES, losses.tolist(), strict=True))}
-            metrics |= {f"{metric_key_prefix}_{name}_{key}": value for key, value in values.items()}
-            metrics[f"{metric_key_prefix}_{name}_images"] = float(len(images))
-            totals.append(values["loss"])
-        metrics[f"{metric_key_prefix}_loss"] = sum(totals) / len(totals)
-        metrics[f"{metric_key_prefix}_runtime"] = round(time.monotonic() - started, 2)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def measured(self, name: str) -> dict[str, float]:
+        """The losses of an eval set's sample over all ranks, masked the same each time, and the images in it."""
+        images = self.samples[name]
+        own: Any = part(images, self.args.process_index, self.args.world_size)
+        losses = torch.zeros(len(LOSSES), device=self.args.device)
+        loader: Any = DataLoader(
+            TextedDataset(own),
+            batch_size=self.recipe.evaluate.batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        for batch in loader if own else ():
+            losses += self.latents.losses(batch.to(self.args.device)) * (len(batch.names) / len(images))
+        losses = ranks.summed(losses)
+        named = dict(zip(LOSSES, losses.tolist(), strict=True))
+        return {"loss": float(self.latents.weighed(losses)), **named, "images": float(len(images))}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import TrainingArguments, set_seed
 from skinvl.data import mixture, texts
 from skinvl.data.example import write_jsonl
 from skinvl.model import latent, own_tower, towers_adapter
-from skinvl.model.own_tower import GenerativeDual, OpenGenerative
+from skinvl.model.own_tower import OpenGenerative
 from skinvl.model.towers_loaded import LoadedTowers, open_towers, read_model
 from skinvl.plan import dry_towers
 from skinvl.plan.texts import checked_images, checked_texts, shaped
@@ -80,13 +81,10 @@ def prepare(
         rows = checked_images(sets, say)
 
     # Weights, and what of them trains.
-    model = own_tower.load(opened) if isinstance(opened, OpenGenerative) else read_model(opened)
+    generative = isinstance(opened, OpenGenerative)
+    model = own_tower.load(opened) if generative else read_model(opened)
     set_seed(args.seed)  # only now: a new adapter must not depend on how the base was loaded
-    attached: Any
-    if isinstance(model, GenerativeDual):
-        attached = own_tower.attach(model, opened)
-    else:
-        attached = towers_adapter.attach(model, recipe)
+    attached: Any = own_tower.attach(model, opened) if generative else towers_adapter.attach(model, recipe)
     counts = towers_adapter.check(attached, recipe)
     if isinstance(attached, PeftModel):
         settings = attached.peft_config["default"]
@@ -99,7 +97,8 @@ def prepare(
     taught_by: str | None = None
     if recipe.reads_texts:
         trainer = DualTrainer(loaded, args, rows.train, rows.evaluation, path / "log.jsonl")
-        trainer.opened = opened
+        if generative:
+            trainer.write = partial(own_tower.save, attached, opened)
     else:
         teacher, taught_by = latent.teacher_of(recipe, args.device)
         _require_same_teacher(recipe, path, taught_by)
@@ -130,13 +129,12 @@ def _require_same_teacher(recipe: PretrainRecipe, path: Path, digest: str) -> No
 
 
 def finish(trainer: TowersTrainer, path: Path, minutes: float, say: Console) -> None:
-    """Evaluates what was trained, saves it, and writes summary.json and loss.png."""
+    """Saves what was trained, evaluates it, and writes summary.json and loss.png."""
     trained = path / ("adapter" if trainer.recipe.leaves_adapter else "model")
+    start.save_weights(trainer, trained, trainer.write)
+
     # Every rank evaluates its share.
     losses = trainer.evaluate() if trainer.eval_dataset else {}
-    if isinstance(trainer, LatentTrainer):
-        trainer.drop_regressor()
-    start.save_weights(trainer, trained, _tower_alone(trainer) if trainer.recipe.generative else None)
     speed = trainer.throughput.speed(trainer.accelerator)
     if not trainer.is_world_process_zero():
         return
@@ -152,12 +150,6 @@ def finish(trainer: TowersTrainer, path: Path, minutes: float, say: Console) -> 
     }
     write_json(path / "summary.json", numbers)
     summary.towers_result(say, numbers, speed, minutes, path, trained)
-
-
-def _tower_alone(trainer: TowersTrainer) -> Callable[[Path], None]:
-    """What writes, of a generative base, its vision tower's training and nothing else."""
-    model: Any = trainer.model
-    return lambda folder: own_tower.save(model, trainer.opened, folder)
 
 
 def _pairs(trainer: DualTrainer, log: Path) -> dict[str, int]:

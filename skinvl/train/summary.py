@@ -99,14 +99,8 @@ def towers_result(
         table.add_row(f"{name.replace('_', ' ')} (mean of both ways, n={images:,.0f})", f"{numbers[name]:.3f}")
     for name, count in numbers.get("pairs", {}).items():
         table.add_row(f"pairs of an epoch: {name.replace('_', ' ')}", f"{count:,}")
-    what = "text token" if "pairs" in numbers else "patch"
-    _speed(
-        table,
-        speed,
-        minutes,
-        f"{what}s/s, images/s".replace("patchs", "patches"),
-        f"positions computed for each {what}",
-    )
+    counted, what = ("text tokens", "text token") if "pairs" in numbers else ("patches", "patch")
+    _speed(table, speed, minutes, f"{counted}/s, images/s", f"positions computed for each {what}")
     say.print(table)
     say.print(f"{trained.name}: {trained}")
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -18,6 +19,8 @@ from skinvl.model import tiny_towers
 from skinvl.model.towers_loaded import LoadedTowers
 from skinvl.recipe import towers
 from skinvl.recipe.towers import PretrainRecipe
+from skinvl.train import pretrain
+from skinvl.train.dual_trainer import DualTrainer
 
 DIAGNOSES = ("melanoma metastasis", "scar", "dermatofibroma")  # few synonyms
 _ROOT = tempfile.TemporaryDirectory(prefix="skinvl-towers-")
@@ -96,3 +99,22 @@ def text_alone(loaded: LoadedTowers, said: str) -> torch.Tensor:
     model: Any = loaded.model
     embedding: torch.Tensor = model.encode_texts(*loaded.tokenizer.pad(loaded.tokenizer([said])))[0].double()
     return embedding
+
+
+class Interrupted(Exception):
+    """What ends a training before a step."""
+
+
+def interrupt(one: PretrainRecipe, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains a recipe, and stops it before a step."""
+    taken = DualTrainer.training_step
+
+    def stops(self: DualTrainer, *positional: Any) -> torch.Tensor:
+        if self.state.global_step == step:
+            raise Interrupted
+        return taken(self, *positional)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DualTrainer, "training_step", stops)
+        with pytest.raises(Interrupted):
+            pretrain.train(one)

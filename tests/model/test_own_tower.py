@@ -133,7 +133,7 @@ def test_a_tower_trains_by_the_images_of_its_base_and_sft_goes_on_from_it(
 ) -> None:
     recipe = make(source, family, mode)
     trainer = trainer_of(recipe, tmp_path / "run")
-    opened, images = trainer.opened, trainer.train_dataset.images[:3]
+    opened, images = own_tower.opened(trainer.recipe), trainer.train_dataset.images[:3]
     model: Any = trainer.cached.model
 
     # What is pooled is what leaves for the projector in the base's own forward, whatever stands beside it in a batch.

@@ -24,7 +24,6 @@ from skinvl.recipe.run import RunError
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.release import merge, publish, record
 from skinvl.train import pretrain, sft
-from skinvl.train.dual_trainer import DualTrainer
 
 LORA = {"image": {"train": "lora"}, "text": {"train": "lora"}}
 
@@ -138,17 +137,7 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(
     one = make(tmp_path, modes, save_strategy="steps", save_steps=1)
     pretrain.train(one.model_copy(update={"run": "whole"}))
     cut = one.model_copy(update={"run": "cut"})
-    step = DualTrainer.training_step
-
-    def dies(self: DualTrainer, *positional: Any) -> torch.Tensor:
-        if self.state.global_step == 2:
-            raise KeyboardInterrupt
-        return step(self, *positional)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DualTrainer, "training_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain.train(cut)
+    two_towers.interrupt(cut, 2, monkeypatch)
     pretrain.train(cut.model_copy(update={"resume": "auto"}))
     whole, again = (load_peft_weights(str(Path("runs") / name / "adapter"), device="cpu") for name in ("whole", "cut"))
     assert whole.keys() == again.keys()

@@ -137,20 +137,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
     one = make(tmp_path, **LORA, **settings, data__augmentation="mild", train__dataloader_num_workers=1)
     pretrain.train(one.model_copy(update={"run": "whole"}))
     cut = one.model_copy(update={"run": "cut"})
-    step = DualTrainer.training_step
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_3(self: DualTrainer, *args: Any) -> Any:
-        if self.state.global_step == 3:
-            raise Stop
-        return step(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DualTrainer, "training_step", stop_at_3)
-        with pytest.raises(Stop):
-            pretrain.train(cut)
+    two_towers.interrupt(cut, 3, monkeypatch)
     pretrain.train(cut.model_copy(update={"resume": "auto"}))
     first, second = (tmp_path / "runs" / name for name in ("whole", "cut"))
     weights = [(path / "adapter" / "adapter_model.safetensors").read_bytes() for path in (first, second)]
