@@ -162,21 +162,31 @@ def source(location: str, trained: Mapping[str, str] | None = None, rights: dict
 
 
 def _lineage(run: Run | TowersRun, rights: dict[str, str]) -> tuple[dict[str, Source], dict[str, Terms]]:
-    """The sources that a run and the runs it went on from were trained on, and adapters of which nothing is known."""
+    """The sources of a run, of what it went on from and of what taught it; the terms of what has no sources here."""
     specs, adapter = run.recipe.data.train, run.recipe.init_adapter
     sources = {spec.source: source(spec.source, run.provenance.data, rights) for spec in specs}
-    if isinstance(run, TowersRun) and run.recipe.text_base is not None:  # what the tower was taught by
-        pair = load_base(run.recipe.text_base, "dual")
-        own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
-        return sources, {pair.name: licences.of_base(pair, "dual", own)}
+    unknown: dict[str, Terms] = {}
+
+    # What taught an image tower: a run, or a base of two towers.
+    taught_by = (run.recipe.text_base, run.recipe.objective.teacher) if isinstance(run, TowersRun) else ()
+    for teacher in filter(None, taught_by):
+        if (Path(teacher) / provenance.FILE).is_file():
+            earlier, more = _lineage(begun(Path(teacher)), rights)
+            sources, unknown = {**earlier, **sources}, unknown | more
+        else:
+            pair = load_base(teacher, "dual")
+            own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
+            unknown[pair.name] = licences.of_base(pair, "dual", own)
+
+    # What it went on from.
     if adapter is None:
-        return sources, {}
+        return sources, unknown
     before = Path(adapter).parent
     if (before / provenance.FILE).is_file():
-        earlier, unknown = _lineage(begun(before), rights)
-        return {**earlier, **sources}, unknown
+        earlier, more = _lineage(begun(before), rights)
+        return {**earlier, **sources}, unknown | more
     name = before.name if Path(adapter).is_dir() else adapter
-    return sources, {name: licences.read(rights.pop(name, None))}
+    return sources, unknown | {name: licences.read(rights.pop(name, None))}
 
 
 def _scores(run: Path, folder: Path, adapter: str) -> dict[str, Any] | None:

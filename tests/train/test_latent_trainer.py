@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from safetensors.torch import load_file
 
 from helpers import two_towers
 from skinvl.__main__ import main
+from skinvl.data.example import read, splits, write
 from skinvl.model.dual import DualEncoder
 from skinvl.recipe import run
+from skinvl.recipe.files import write_json
 from skinvl.recipe.run import RunError
 from skinvl.recipe.strict import RecipeError
 from skinvl.recipe.towers import PretrainRecipe, load
+from skinvl.release import publish, record
 from skinvl.train import pretrain
 from skinvl.train.checkpoint import CheckpointError
 
@@ -106,6 +110,26 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_with_the_same_teacher(
     env.write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=r"objective.teacher, .*, has other weights than when the run began"):
         pretrain.train(resumed)
+
+
+def test_what_the_teacher_was_trained_on_counts_where_it_is_published(tmp_path: Path) -> None:
+    one = make(tmp_path)
+    taught = two_towers.source(tmp_path / "forbidden", images=4)
+    for folder, licence in ((tmp_path / "lesions", "CC0-1.0"), (taught, "CC-BY-NC-ND-4.0")):
+        write_json(folder / "card.json", {"title": folder.name, "licence": licence})
+        for split in splits(folder):
+            rows = [replace(row, licence=licence) for row in read(folder, split)]
+            write(folder, split, rows)
+    sources = [{"source": str(taught), "split": "train"}]
+    teacher = two_towers.recipe(tmp_path, "clip", data__train=sources, data__eval=[], train__max_steps=1)
+    pretrain.train(teacher.model_copy(update={"run": "teacher"}))
+    objective = one.objective.model_copy(update={"teacher": "runs/teacher"})
+    short = {**one.train, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    pretrain.train(one.model_copy(update={"objective": objective, "train": short, "run": "pupil"}))
+    terms = record.read(Path("runs/pupil")).terms
+    assert {name: each.derivatives for name, each in terms.items()} == {"forbidden": False, "lesions": True}
+    with pytest.raises(publish.PublishError, match=r"permit no derivatives.*forbidden \(CC-BY-NC-ND-4.0\)"):
+        publish.main(["runs/pupil", "ada/pupil", "--dry-run"])
 
 
 @pytest.mark.parametrize(
