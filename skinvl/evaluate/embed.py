@@ -89,7 +89,11 @@ def texts(
 
 
 def streamed(
-    loaded: LoadedTowers, blocks: Sequence[Sequence[Path]], known: dict[Path, Vectors | str] | None = None
+    loaded: LoadedTowers,
+    blocks: Sequence[Sequence[Path]],
+    known: dict[Path, Vectors | str] | None = None,
+    *,
+    tower: bool = False,
 ) -> Iterator[Mapping[Path, Vectors | str]]:
     """Of each block of image files, the embedding float32[D] of every one, or why it cannot be read.
 
@@ -97,6 +101,7 @@ def streamed(
 
     Args:
         known: those of earlier blocks, which are not made again; these are added.
+        tower: what the image tower pools, float32[W] of any length, instead of the embedding.
 
     Raises:
         EmbedError: as `images`.
@@ -114,7 +119,9 @@ def streamed(
     for block, (paths, pixels, refused) in zip(blocks, loader, strict=True):
         if paths:
             with torch.no_grad(), exact(), loaded.autocast():
-                made = _model(loaded).encode_images(loaded.pixels.normalised(pixels.to(device))).embeddings
+                shown = loaded.pixels.normalised(pixels.to(device))
+                model = _model(loaded)
+                made = model.image_features(shown) if tower else model.encode_images(shown).embeddings
             known.update(zip(paths, _finite(made, str(paths[0])), strict=True))
         known.update(refused)
         yield {path: known[path] for path in block}

@@ -184,11 +184,7 @@ class DualEncoder(PreTrainedModel):
         than the tower's have its patch positions interpolated.
         """
         pooling = self.config.image_pooling
-        hidden, pooled = self.images.read_images(self.image_tower, pixel_values, pool=pooling == "pooler")
-        if pooling == "mean-norm":
-            pooled = hidden[:, self.images.before :]
-        elif pooling == "cls":
-            pooled = hidden[:, 0]
+        hidden, pooled = self._read_images(pixel_values)
         embeddings = of_length_one(self.image_head(pooled))
         if not patches:
             return ImageEmbeddings(embeddings, None)
@@ -200,6 +196,25 @@ class DualEncoder(PreTrainedModel):
             alone = alone[:, 0]
         local = of_length_one(self.image_head(alone))
         return ImageEmbeddings(embeddings, local.view(len(hidden), -1, local.shape[-1]))
+
+    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """float32[B, W], what the image tower makes of normalised pixels float[B, 3, H, W], before the projection."""
+        _, pooled = self._read_images(pixel_values)
+        if self.config.image_pooling == "mean-norm":
+            norm: Any = self.image_head.norm
+            pooled = norm(norm(pooled).mean(1))
+        return pooled.float()
+
+    def _read_images(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tower's positions float[B, T, W], and what of them the head is given: float[B, W], or all patches."""
+        pooling = self.config.image_pooling
+        hidden, pooled = self.images.read_images(self.image_tower, pixel_values, pool=pooling == "pooler")
+        if pooling == "mean-norm":
+            pooled = hidden[:, self.images.before :]
+        elif pooling == "cls":
+            pooled = hidden[:, 0]
+        assert pooled is not None
+        return hidden, pooled
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """float32[n, D], the embeddings of token ids int64[n, L] with padding where the mask int64[n, L] is 0."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -180,6 +180,15 @@ class ClassSpec(StrictModel):
     """Split of the source on which temperature and threshold are fitted; null fits none."""
 
 
+class Probe(StrictModel):
+    """How a linear probe of frozen features is fitted."""
+
+    shares: list[Annotated[int, Field(ge=1, le=100)]] = Field(default=[10, 30, 50, 100], min_length=1)
+    """Per cent of the labels that it learns from, a probe each; a larger share holds the smaller ones."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    """Of which groups belong to a share, and to a fold: a probe each, whose spread the scores show."""
+
+
 class Evaluate(StrictModel):
     """What a finished run is asked, and how that is scored."""
 
@@ -202,6 +211,8 @@ class Evaluate(StrictModel):
     """Sets to classify by likelihood."""
     prompted: bool = True
     """Whether classification also asks with the classes listed and matches the free answer."""
+    probe: Probe = Probe()
+    """How skinvl probe fits a linear classifier to the features of the frozen vision tower."""
     during: int = Field(default=0, ge=0)
     """Questions of the eval sets, a fixed sample, answered and scored at every evaluation of a training; 0 is none."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from skinvl.recipe import loading, sections, strict
 from skinvl.recipe.base import load_base
-from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, PartSpec, SourceSpec, Text
+from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, PartSpec, Probe, SourceSpec, Text
 from skinvl.recipe.strict import Fault, StrictModel
 
 AspectName = Literal["caption", "ontology", "concepts", "sentences"]
@@ -145,6 +145,13 @@ class PretrainData(StrictModel):
         return value
 
 
+class TowersProbe(Probe):
+    """How a linear probe of an image tower is fitted, and to what of it."""
+
+    features: Literal["tower", "embedding"] = "tower"
+    """tower: what the image tower pools, before the projection; embedding: what texts are compared with."""
+
+
 class PretrainEvaluate(StrictModel):
     """What a finished run is asked, and how that is scored."""
 
@@ -156,6 +163,8 @@ class PretrainEvaluate(StrictModel):
     """Whether a class is also called by its synonyms and narrower names, else by its own name alone."""
     batch_size: int = Field(default=64, gt=0)
     """Images, or texts, encoded at a time."""
+    probe: TowersProbe = TowersProbe()
+    """How skinvl probe fits a linear classifier to images of the sets of `classify`."""
     during: int = Field(default=1024, gt=1)
     """Images of each eval set, a fixed sample, that an evaluation within the training compares."""
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,14 @@ def main(words: Sequence[str]) -> int:
         "seed": options.seed,
         "level": LEVEL,
         "sets": blocks(ours, resampling),
+        "seeds": None,
         "replicates": None,
         "comparison": None,
         "untrained": None,
     }
 
-    # How they vary over all of the runs; of the others the numbers alone are needed.
+    # How they vary over the seeds of a probe, and over all of the runs, of which the others' numbers alone are needed.
+    scores["seeds"] = _seeds(scores["sets"])
     if len(runs) > 1:
         rest = [blocks(load(run, chosen, options.workers), Resampling(0, options.seed)) for run in runs[1:]]
         scores["replicates"] = {
@@ -239,6 +242,22 @@ def _refuse_empty(path: Path, rows: Sequence[object]) -> None:
     """
     if not rows:
         raise ScoreError(f"{path}: no rows; remove it, and evaluate a set that has some")
+
+
+def _seeds(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """As `_replicates`, over the sets that are one probe with several seeds; None where there is none."""
+    by_probe: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for blocks in sets.values():
+        settings = blocks["classes"]["settings"] if "classes" in blocks else {}
+        if settings.get("replicate_of"):
+            by_probe.setdefault(settings["replicate_of"], {})[settings["seed"]] = blocks
+    several = {name: dict(sorted(seeds.items())) for name, seeds in by_probe.items() if len(seeds) > 1}
+    if not several:
+        return None
+    spreads = {
+        name: _replicates([{name: blocks} for blocks in seeds.values()])[name] for name, seeds in several.items()
+    }
+    return {"runs": [f"seed {seed}" for seed in sorted({*chain.from_iterable(several.values())})], "sets": spreads}
 
 
 def _replicates(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -125,8 +125,9 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
 
 
 def _replicates(scores: Mapping[str, Any]) -> Iterator[Titled]:
-    if scores["replicates"]:
-        yield f"Runs {', '.join(scores['replicates']['runs'])}", *_spreads(scores["replicates"])
+    for title, replicates in (("Probes with", scores["seeds"]), ("Runs", scores["replicates"])):
+        if replicates:
+            yield f"{title} {', '.join(replicates['runs'])}", *_spreads(replicates)
 
 
 def _comparison(scores: Mapping[str, Any]) -> Iterator[Titled]:

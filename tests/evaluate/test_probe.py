@@ -15,13 +15,15 @@ from PIL import Image
 
 from helpers import runs, sources, tiny
 from skinvl.data.example import Example, Facts, text, write
-from skinvl.evaluate import probe
+from skinvl.evaluate import linear, probe, probe_features
 from skinvl.evaluate.benchmarks import Sample
-from skinvl.evaluate.probe import FLOOR, SHARES, ProbeError
+from skinvl.evaluate.linear import FLOOR
+from skinvl.evaluate.probe import ProbeError
 from skinvl.model.families import Picture
 from skinvl.recipe.recipe import Recipe
 from skinvl.score.predictions import Classified, read
 
+SHARES = (10, 30, 50, 100)
 COLOURS = {"melanoma": (200, 40, 40), "nevus": (40, 40, 200), "scar": (60, 180, 60)}
 
 
@@ -51,7 +53,7 @@ def recipe(tmp_path: Path, folder: Path, family: str = "qwen2_vl", spec: dict[st
 
 
 def results(out: Path, name: str = "colours") -> dict[int, tuple[dict[str, Any], list[Classified]]]:
-    return {share: read(out / "eval" / "classes" / f"{name}.probe-{share}.jsonl", Classified) for share in SHARES}
+    return {share: read(out / "eval" / "classes" / f"{name}.probe-tower-{share}.jsonl", Classified) for share in SHARES}
 
 
 def accuracy(settings: dict[str, Any], rows: list[Classified]) -> float:
@@ -180,7 +182,7 @@ def test_shares_are_whole_groups_nested_and_of_every_class() -> None:
     groups = {f"a{number}": ["a"] * (1 + number % 3) for number in range(60)}
     groups |= {f"b{number}": ["b", "b", "a"] for number in range(20)} | {"c0": ["c"]}
     given = samples(groups)
-    found = probe.shares(given)
+    found = linear.shares(given, SHARES, 0)
     names = [{sample.example.id for sample in some} for some in found]
     assert names[0] < names[1] < names[2] < names[3] == {sample.example.id for sample in given}
     for share, some in zip(SHARES, found, strict=True):
@@ -190,8 +192,8 @@ def test_shares_are_whole_groups_nested_and_of_every_class() -> None:
         assert set(labels) == {"a", "b", "c"}
         assert abs(len(some) - share / 100 * len(given)) <= 6  # at most a group too many of each class
         assert abs(labels["b"] - share / 100 * 40) <= 2
-    assert probe.shares(given) == found
-    assert probe.shares(given, seed=1)[0] != found[0]
+    assert linear.shares(given, SHARES, 0) == found
+    assert linear.shares(given, SHARES, 1)[0] != found[0]
 
 
 def test_the_strength_is_chosen_on_groups_that_were_not_seen() -> None:
@@ -199,16 +201,18 @@ def test_the_strength_is_chosen_on_groups_that_were_not_seen() -> None:
     chance = np.random.default_rng(0)
     groups = {f"g{number}": [str(number % 2)] * 4 for number in range(40)}
     features = np.repeat(chance.normal(size=(40, 60)), 4, axis=0)
-    fitted = probe.fit(features, samples(groups), ("0", "1"))
+    fitted = linear.fit(features, samples(groups), ("0", "1"))
     assert fitted.strength <= 1e-2
     apart = {f"{group}-{number}": [label] for group, some in groups.items() for number, label in enumerate(some)}
-    assert probe.fit(features, samples(apart), ("0", "1")).strength >= 1
+    assert linear.fit(features, samples(apart), ("0", "1")).strength >= 1
 
 
 def test_tiles_that_an_image_does_not_fill_do_not_count() -> None:
     features = torch.arange(4 * 3 * 2, dtype=torch.float32).reshape(4, 3, 2)
-    assert probe.pooled(features, Picture((1, 2), 1, 12)).tolist() == features[:2].reshape(6, 2).mean(0).tolist()
-    assert probe.pooled(features[0], Picture((1, 1, 3), 3, 3)).tolist() == features[0].mean(0).tolist()
+    assert (
+        probe_features.pooled(features, Picture((1, 2), 1, 12)).tolist() == features[:2].reshape(6, 2).mean(0).tolist()
+    )
+    assert probe_features.pooled(features[0], Picture((1, 1, 3), 3, 3)).tolist() == features[0].mean(0).tolist()
 
 
 def test_what_cannot_be_probed_is_refused(tmp_path: Path) -> None:

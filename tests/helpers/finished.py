@@ -78,7 +78,7 @@ def scores(adapter: str) -> dict[str, Any]:
     }
     sets = {"ham": {"answers": answers, "permuted": permuted}, "ham-classes": {"classes": classes}}
     found = {"run": "ham--qwen", "resamples": 1000, "seed": 0, "level": LEVEL, "sets": sets}
-    return {**found, "replicates": None, "comparison": None, "untrained": None}
+    return {**found, "seeds": None, "replicates": None, "comparison": None, "untrained": None}
 
 
 def run(

@@ -138,8 +138,8 @@ def scored(folder: Path, word: str = "plain", full: bool = True) -> Path:
     write(run / "eval/answers/demo.jsonl", answers(folder, word), own)
     write(run / "eval/classes/ham10000.jsonl", classified(folder, names, word), settings)
     sets: dict[str, Any] = {"demo": {"answers": block(word, own, folder, 0.5)}}
-    scores = {"run": run.name, "resamples": 1000, "seed": 0, "level": 0.95, "sets": sets, "replicates": None,
-              "comparison": None, "untrained": None}  # fmt: skip
+    scores = {"run": run.name, "resamples": 1000, "seed": 0, "level": 0.95, "sets": sets, "seeds": None,
+              "replicates": None, "comparison": None, "untrained": None}  # fmt: skip
     (run / "recipe.yaml").write_text(f"name: tiny\nnote: {word}\n")
     if full:
         sets["demo"]["permuted"] = block(word, own, folder)

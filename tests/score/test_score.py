@@ -463,6 +463,7 @@ def test_the_printed_tables_fit_into_80_columns() -> None:
         "run": "skinvl-mm--qwen2.5-vl-7b",
         **{"level": 0.95, "resamples": 1_000, "seed": 0},
         "sets": {"mm_skin-test": free, "ham10000": {"classes": block}},
+        "seeds": None,
         "replicates": {
             "runs": ["skinvl-mm--qwen2.5-vl-7b", "skinvl-mm--qwen2.5-vl-7b-again"],
             "sets": {

@@ -30,7 +30,7 @@ from skinvl.evaluate.concept.rows import ConceptError
 from skinvl.evaluate.concept.suppress_tables import show
 from skinvl.evaluate.distributed import ranks
 from skinvl.evaluate.embed import Vectors
-from skinvl.evaluate.probe import fit
+from skinvl.evaluate.linear import fit
 from skinvl.model import dictionary as dictionaries
 from skinvl.model.dictionary import Dictionary
 from skinvl.model.towers_loaded import LoadedTowers, load_towers
