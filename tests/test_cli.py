@@ -255,10 +255,7 @@ def test_a_pipe_that_closes_early_is_quiet() -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        *(
-            ((verb, "runs/two"), "a run of two towers")
-            for verb in ("ask", "demo", "serve", "generate", "classify", "probe")
-        ),
+        *(((verb, "runs/two"), "a run of two towers") for verb in ("ask", "demo", "serve", "generate", "classify")),
         *(((verb, "runs/two"), "the folder of a run of two towers, and no recipe") for verb in ("sft", "cache")),
         *(((verb, "tiny-clip"), "a recipe of two towers") for verb in ("sft", "cache", "generate", "ask")),
         *(((verb, "tiny"), "a recipe of a vision-language model") for verb in ("pretrain", "zeroshot", "retrieve")),

@@ -1,6 +1,7 @@
 """`skinvl eval`: a run, or a base alone, asked what its kind can be asked, scored and reported.
 
-A vision-language model answers and classifies; two towers classify by prompts and retrieve.
+A vision-language model answers and classifies; two towers classify by prompts and retrieve. With --protocol it is asked
+what others were, in one table beside their figures.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from skinvl.evaluate.classify import classify_sets
 from skinvl.evaluate.generate import generate_sets
+from skinvl.evaluate.protocol import ask
 from skinvl.evaluate.retrieve import retrieve_sets
 from skinvl.evaluate.zeroshot import zeroshot_sets
 from skinvl.recipe.arguments import recipe_parser
+from skinvl.recipe.protocol import load, protocols
 from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.run import evaluated, evaluated_towers, kind
 from skinvl.recipe.towers import PretrainRecipe
@@ -28,7 +31,16 @@ def main(words: Sequence[str]) -> int:
     """
     parser = recipe_parser("eval", "Answer or retrieve, classify, score and report: a run, or a base alone.", run=True)
     parser.add_argument("--against", metavar="RUN", help="another run to test the numbers against, of whichever kind")
+    parser.add_argument(
+        "--protocol", metavar="NAME", help=f"ask this instead: {', '.join(protocols())}, or a YAML file"
+    )
     args = parser.parse_intermixed_args(words)
+    if args.protocol:
+        if args.against:
+            parser.error("--against compares what score has; give it to skinvl score, for the sets of the protocol")
+        asked, of_towers = load(args.protocol), kind(args.recipe, args.overrides) == "pretrain"
+        ask(asked, *(evaluated_towers if of_towers else evaluated)(args.recipe, args.overrides))
+        return 0
     if kind(args.recipe, args.overrides) == "pretrain":
         metrics, out = _towers(*evaluated_towers(args.recipe, args.overrides))
     else:

@@ -143,8 +143,7 @@ def probe(
     wanted = sorted(set(asked.shares))
     for seed in dict.fromkeys(asked.seeds):
         for share, subset in zip(wanted, linear.shares(learned, wanted, seed), strict=True):
-            of_share = f"{name}.probe-{facts['features']}-{share}"
-            path = folder / f"{of_share}{f'-seed-{seed}' if seed else ''}.jsonl"
+            path = path_of(folder, name, facts["features"], share, seed)
             with Progress(f"{name}: fit to {share} % of the labels", 1, say) as progress:
                 fitted = linear.fit(_features(subset, encoded), subset, test.classes, seed)
                 progress.advance(1)
@@ -160,7 +159,7 @@ def probe(
                 "question": test.question,
                 "prompted": False,
                 "probe": share / 100,
-                "replicate_of": of_share,
+                "replicate_of": path_of(folder, name, facts["features"], share, 0).stem,
                 "label_tokens": None,
                 "prior": None,
                 "train": {
@@ -185,6 +184,11 @@ def probe(
                 f"{correct:,} of {len(usable):,} right{'' if fitted.converged else ', not converged'}{remark}",
                 soft_wrap=True,
             )
+
+
+def path_of(folder: Path, name: str, features: str, share: int, seed: int) -> Path:
+    """Where the predictions of a set's probe lie."""
+    return folder / f"{name}.probe-{features}-{share}{f'-seed-{seed}' if seed else ''}.jsonl"
 
 
 def _write(path: Path, settings: Mapping[str, Any], rows: Sequence[Classified]) -> None:

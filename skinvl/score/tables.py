@@ -84,10 +84,10 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
 
 def markdown(scores: Mapping[str, Any]) -> str:
     """The same numbers in Markdown, all of a table side by side, with what came from data escaped."""
-    parts = [_escaped(line) for line in [*_worse(scores), about(scores)]]
+    parts = [escaped(line) for line in [*_worse(scores), about(scores)]]
     for title, head, rows in [*_sets(scores), *_replicates(scores), *_comparison(scores)]:
-        lines = [f"{_escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
-        parts.append("\n".join([*lines, *(_line([_escaped(cell) for cell in row]) for row in rows)]))
+        lines = [f"{escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
+        parts.append("\n".join([*lines, *(_line([escaped(cell) for cell in row]) for row in rows)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -249,7 +249,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """The text as Markdown shows it literally, on one line."""
     plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|#~!])", r"\\\1", plain)

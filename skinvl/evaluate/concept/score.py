@@ -55,8 +55,8 @@ def command(words: Sequence[str]) -> int:
     return 0
 
 
-def score_source(recipe: PretrainRecipe, out: Path, source: str) -> None:
-    """Writes the areas of the source's concepts to `out/concepts/scores`, and prints them.
+def score_source(recipe: PretrainRecipe, out: Path, source: str) -> Path:
+    """The file with the areas of the source's concepts, in `out/concepts/scores`; they are printed too.
 
     Raises:
         ConceptError: the split states no concept, or nothing of it is left.
@@ -97,8 +97,10 @@ def score_source(recipe: PretrainRecipe, out: Path, source: str) -> None:
     by_prompts, asked = prompt_scores(
         loaded, scored.concepts, templates or terms.TEMPLATES, concept_rows.of_samples(scored.samples, vectors)
     )
+    name = source_name(root) if split == TEST else f"{source_name(root)}-{split}"
+    path = out / dictionary.FOLDER / "scores" / f"{name}.json"
     if not state.is_main_process:
-        return
+        return path
     active = None if units is None else concept_rows.units_of_samples(units, scored.samples, vectors)
 
     labels = np.where(used[:, None], scored.labels, MISSING).astype(np.int8)
@@ -116,7 +118,6 @@ def score_source(recipe: PretrainRecipe, out: Path, source: str) -> None:
                 unit,
             )
         )
-    name = source_name(root) if split == TEST else f"{source_name(root)}-{split}"
     settings = {
         "set": name,
         "source": str(root),
@@ -134,7 +135,6 @@ def score_source(recipe: PretrainRecipe, out: Path, source: str) -> None:
         **{"resamples": RESAMPLES, "seed": SEED, "level": LEVEL},
         **loaded.facts,
     }
-    path = out / dictionary.FOLDER / "scores" / f"{name}.json"
     run.begin(out, recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = [one.record() for one in areas]
@@ -144,6 +144,7 @@ def score_source(recipe: PretrainRecipe, out: Path, source: str) -> None:
     }
     write_json(path, {"settings": settings, "macro": means, "concepts": table}, allow_nan=False)
     _print(say, path, table, means, scored, leaking, units is None)
+    return path
 
 
 def prompt_scores(
