@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skinvl.data import mixture
-from skinvl.model import adapter, ways_out
+from skinvl.model import adapter, tower_init, ways_out
 from skinvl.model.adapter import Hits, Trained
 from skinvl.model.base import attention_kernel, blank_model, count_parameters, read_config
 from skinvl.model.precompute import require_room
@@ -53,7 +53,8 @@ def _parts(say: Console, recipe: Recipe, path: Path) -> None:
     blank = blank_model(config)
     total = count_parameters(blank)
     hits = adapter.plan(blank, family, recipe)
-    ahead = ways_out.ahead(blank, family, recipe)
+    tower = tower_init.of_recipe(recipe, config)
+    ahead = [*ways_out.ahead(blank, family, recipe), *(tower.lines(family) if tower else [])]
     peft_model = adapter.attach(blank, family, recipe)
     counts = adapter.check(peft_model, family, recipe)
     say_parts(say, recipe.parts, counts, hits)

@@ -84,6 +84,8 @@ class Provenance(StrictModel):
     """What it was trained on."""
     init_adapter: str | None = None
     """Digest of the config and weights of what it went on from; null where it began anew."""
+    vision_init: str | None = None
+    """Digest of the weights of parts.vision.init; null where the vision tower began as published."""
     attention: str
     """The attention kernel that ran."""
     shared: str

@@ -102,6 +102,13 @@ class PartSpec(StrictModel):
         return self
 
 
+class VisionSpec(PartSpec):
+    """How the vision tower trains, and what it starts from."""
+
+    init: Text | None = None
+    """A run of skinvl pretrain whose image tower it starts as, of the same architecture; null is as published."""
+
+
 class Parts(StrictModel):
     """What trains: the language model, the projector between image and language, the vision tower."""
 
@@ -109,7 +116,7 @@ class Parts(StrictModel):
     """The language model without its embeddings and lm_head."""
     projector: PartSpec = PartSpec()
     """The layers that turn image features into positions of the language model."""
-    vision: PartSpec = PartSpec()
+    vision: VisionSpec = VisionSpec()
     """The vision tower."""
 
     @model_validator(mode="after")
@@ -315,4 +322,21 @@ def _faults(data: dict[str, Any]) -> list[Fault]:
         faults.append(
             Fault(("cache_gb",), "parts.vision trains, so that its features change with every step; leave cache_gb out")
         )
+    if isinstance(vision, dict) and vision.get("init") is not None:
+        faults += _of_vision_init(data, vision)
     return faults + loading.of_training(data, during=0)
+
+
+def _of_vision_init(data: dict[str, Any], vision: dict[str, Any]) -> list[Fault]:
+    """Faults of a vision tower that starts as another: one that would be lost, or that nothing was fitted to."""
+    faults = []
+    if vision.get("train", "frozen") != "full":
+        why = "an adapter holds a tower whole where it trains in full, and would lose this one; set it to full"
+        faults.append(Fault(("parts", "vision", "train"), why))
+    projector = data["parts"].get("projector")
+    if not isinstance(projector, dict) or projector.get("train", "frozen") == "frozen":
+        why = "fitted to the tower that parts.vision.init replaces; set it to full"
+        faults.append(Fault(("parts", "projector", "train"), why))
+    if data.get("init_adapter") is not None:
+        faults.append(Fault(("parts", "vision", "init"), "init_adapter has a tower of its own; leave one of them out"))
+    return faults

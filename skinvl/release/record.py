@@ -167,25 +167,27 @@ def _lineage(run: Run | TowersRun, rights: dict[str, str]) -> tuple[dict[str, So
     sources = {spec.source: source(spec.source, run.provenance.data, rights) for spec in specs}
     unknown: dict[str, Terms] = {}
 
-    # What taught an image tower: a run, or a base of two towers.
-    taught_by = (run.recipe.text_base, run.recipe.objective.teacher) if isinstance(run, TowersRun) else ()
-    for teacher in filter(None, taught_by):
-        if (Path(teacher) / provenance.FILE).is_file():
-            earlier, more = _lineage(begun(Path(teacher)), rights)
+    # What taught an image tower, or what a vision tower began as: a run, or a base of two towers.
+    others: tuple[str | None, ...] = (run.recipe.parts.vision.init,) if isinstance(run, Run) else ()
+    if isinstance(run, TowersRun):
+        others = run.recipe.text_base, run.recipe.objective.teacher
+    for other in filter(None, others):
+        before = next((at for at in (Path(other), Path(other).parent) if (at / provenance.FILE).is_file()), None)
+        if before is not None:
+            earlier, more = _lineage(begun(before), rights)
             sources, unknown = {**earlier, **sources}, unknown | more
-        else:
-            pair = load_base(teacher, "dual")
-            own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
-            unknown[pair.name] = licences.of_base(pair, "dual", own)
+        pair = begun(before).recipe.base if before is not None else load_base(other, "dual")
+        own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
+        unknown[pair.name] = licences.of_base(pair, "dual", own)
 
     # What it went on from.
     if adapter is None:
         return sources, unknown
-    before = Path(adapter).parent
-    if (before / provenance.FILE).is_file():
-        earlier, more = _lineage(begun(before), rights)
+    above = Path(adapter).parent
+    if (above / provenance.FILE).is_file():
+        earlier, more = _lineage(begun(above), rights)
         return {**earlier, **sources}, unknown | more
-    name = before.name if Path(adapter).is_dir() else adapter
+    name = above.name if Path(adapter).is_dir() else adapter
     return sources, unknown | {name: licences.read(rights.pop(name, None))}
 
 

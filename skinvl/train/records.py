@@ -17,6 +17,7 @@ from skinvl.data.texts import TextedSets
 from skinvl.model import attention, hub, open_clip
 from skinvl.model.loaded import OpenBase
 from skinvl.model.precompute import Kept
+from skinvl.model.tower_init import ImageTower
 from skinvl.model.towers_loaded import OpenTowers
 from skinvl.plan.rows import MOVED, CheckedRows
 from skinvl.plan.texts import CheckedTexts
@@ -30,7 +31,13 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 def provenance(
-    trainer: Trainer, base: OpenBase, sets: Sets, rows: CheckedRows, features: Kept | None, data: Mapping[str, str]
+    trainer: Trainer,
+    base: OpenBase,
+    sets: Sets,
+    rows: CheckedRows,
+    features: Kept | None,
+    data: Mapping[str, str],
+    tower: ImageTower | None = None,
 ) -> Provenance:
     """How the adapter of this trainer is made, on this machine."""
     args, recipe, sharing = trainer.args, base.recipe, trainer.data_collator.share
@@ -45,6 +52,7 @@ def provenance(
         init_adapter=adapter_digest(hub.fetch(recipe.init_adapter, None, weights=True, what="init_adapter").path)
         if recipe.init_adapter
         else None,
+        vision_init=tower.digest if tower else None,
         attention=attention.kernel_of(trainer.model.get_base_model()),
         shared="once a batch" if sharing else f"for each{'' if base.family.shares else ', as the family needs'}",
         features=PrecomputedFeatures(

@@ -14,18 +14,21 @@ from trl import SFTConfig
 
 from skinvl.data import mixture
 from skinvl.data.example import write_jsonl
-from skinvl.model import adapter, precompute, ways_out
+from skinvl.model import adapter, precompute, tower_init, ways_out
 from skinvl.model.base import blank_model, load_base, unsharded
 from skinvl.model.loaded import OpenBase, fetched_adapter, open_base
 from skinvl.model.pack import Collator
 from skinvl.model.precompute import Kept
+from skinvl.model.tower_init import ImageTower
 from skinvl.plan import dry
 from skinvl.plan.rows import checked
 from skinvl.recipe import run
 from skinvl.recipe.files import write_json, write_text
+from skinvl.recipe.provenance import FILE as PROVENANCE
 from skinvl.recipe.recipe import Recipe, deepspeed_config, dump, load, shards_weights
 from skinvl.score import metrics
 from skinvl.train import start, summary
+from skinvl.train.checkpoint import CheckpointError
 from skinvl.train.image_control import image_control
 from skinvl.train.log import mean, plot_losses
 from skinvl.train.records import provenance
@@ -76,7 +79,11 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
         fetched_adapter(recipe)  # what is wrong with it shows before anything is computed
         base = open_base(recipe)
 
-    for line in ways_out.ahead(blank_model(base.config), base.family, recipe):
+    tower = tower_init.of_recipe(recipe, base.config)
+    tower_init.require_same_pixels(tower, base)
+    _require_same_start(recipe, path, tower)
+    of_tower = tower.lines(base.family) if tower else []
+    for line in [*ways_out.ahead(blank_model(base.config), base.family, recipe), *of_tower]:
         say.print(line, markup=False, highlight=False, soft_wrap=True)
 
     # Preflight: every row is laid out once, by its text and its images' sizes alone.
@@ -88,6 +95,8 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
 
     # Weights and adapter.
     peft_model = adapted(base, args, features)
+    if tower is not None:
+        tower.copy_into(peft_model, base.family)
 
     # Trainer: batches that encode an image once, over TRL's own loop.
     filler = args.world_size > 1 and any(row.example.images for row in rows.all)
@@ -98,13 +107,24 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
 
     # Records: written before the first step, so that a run that is killed can be told from another.
     if args.process_index == 0:
-        made = provenance(trainer, base, sets, rows, features, data)
+        made = provenance(trainer, base, sets, rows, features, data, tower)
         summary.parts(say, recipe, args.learning_rate, counts, made)
         summary.adapted_layers(say, peft_model)
         write_text(path / run.RECIPE, dump(recipe))
         made.write(path)
         write_jsonl(path / "ledger.jsonl", [*sets.moved, *rows.dropped])
     return trainer
+
+
+def _require_same_start(recipe: Recipe, path: Path, tower: ImageTower | None) -> None:
+    if recipe.resume is None or not (path / PROVENANCE).is_file():
+        return
+    digest = tower.digest if tower else None
+    if run.begun(path).provenance.vision_init != digest:
+        raise CheckpointError(
+            f"{path}: parts.vision.init, {recipe.parts.vision.init}, has other weights than when the run began; put "
+            "those back, or start another run with run=NAME"
+        )
 
 
 def adapted(base: OpenBase, args: SFTConfig, features: Kept | None) -> PeftModel:
@@ -202,6 +222,10 @@ def _sharding(recipe: Recipe) -> Path:
         raise ValueError(
             f"train.deepspeed: {file.name} shards the weights of the base (ZeRO-3), which transformers cannot load "
             "in 4 bits at the same time; use zero2 with quantization, or zero3 without"
+        )
+    if recipe.parts.vision.init is not None and sharded:
+        raise ValueError(
+            f"parts.vision.init: {file.name} shards the weights (ZeRO-3), into which no tower is copied; use zero2"
         )
     if recipe.evaluate.during and sharded:
         raise ValueError(
