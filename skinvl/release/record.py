@@ -177,8 +177,9 @@ def _lineage(run: Run | TowersRun, rights: dict[str, str]) -> tuple[dict[str, So
             earlier, more = _lineage(begun(before), rights)
             sources, unknown = {**earlier, **sources}, unknown | more
         pair = begun(before).recipe.base if before is not None else load_base(other, "dual")
-        own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
-        unknown[pair.name] = licences.of_base(pair, "dual", own)
+        if pair != run.recipe.base:  # whose terms are looked at apart
+            own = {licences.BASE: rights.pop(pair.name)} if pair.name in rights else {}
+            unknown[pair.name] = licences.of_base(pair, "dual", own)
 
     # What it went on from.
     if adapter is None:

@@ -127,7 +127,11 @@ def test_what_the_teacher_was_trained_on_counts_where_it_is_published(tmp_path: 
     short = {**one.train, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
     pretrain.train(one.model_copy(update={"objective": objective, "train": short, "run": "pupil"}))
     terms = record.read(Path("runs/pupil")).terms
-    assert {name: each.derivatives for name, each in terms.items()} == {"forbidden": False, "lesions": True}
+    assert {name: each.derivatives for name, each in terms.items()} == {
+        "forbidden": False,
+        "lesions": True,
+        "clip": True,
+    }
     with pytest.raises(publish.PublishError, match=r"permit no derivatives.*forbidden \(CC-BY-NC-ND-4.0\)"):
         publish.main(["runs/pupil", "ada/pupil", "--dry-run"])
 
