@@ -16,6 +16,7 @@ from helpers import two_towers
 from skinvl.__main__ import main
 from skinvl.data.example import read, splits, write
 from skinvl.model.dual import DualEncoder
+from skinvl.model.towers_loaded import load_towers
 from skinvl.recipe import run
 from skinvl.recipe.files import write_json
 from skinvl.recipe.run import RunError
@@ -87,6 +88,15 @@ def test_a_run_leaves_a_base_for_the_objective_clip(
     clip = load(str(tmp_path / "towers.yaml"), ["run=clip"])
     pretrain.train(clip)
     assert (run.folder(clip) / "model").is_dir()
+
+    # It began with what the masked latents left, which is not the base's.
+    started, base = (
+        load_towers(one, torch.device("cpu")).model.state_dict()
+        for one in (clip, clip.model_copy(update={"init_adapter": None}))
+    )
+    left = load_file(path / "model" / "model.safetensors")
+    assert all(torch.equal(started[name], value) for name, value in left.items())
+    assert any(not torch.equal(base[name], value) for name, value in left.items() if name.startswith("image_tower."))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights_with_the_same_teacher(
