@@ -119,6 +119,31 @@ def test_a_run_of_two_ranks_is_one_of_one_and_goes_on(tmp_path: Path) -> None:
         assert torch.equal(weights[1][key], weights[2][key])
 
 
+def test_masked_latents_on_two_ranks_are_those_of_one(tmp_path: Path) -> None:
+    """Five images a step, so that the ranks have uneven shares, and other ones in the chunks of two."""
+    objective = {"name": "latent", "teacher": str(two_towers.base("siglip")), "regressor_layers": 1}
+    make(tmp_path, objective=objective, train__save_strategy="no")
+    for name, ranks, words in (("one", 1, []), ("two", 2, []), ("other", 1, ["train.seed=5"])):
+        torchrun(ranks, "-m", "skinvl", "pretrain", "towers.yaml", f"run={name}", *words, cwd=tmp_path)
+    one, two, other = (log_of(tmp_path, name) for name in ("one", "two", "other"))
+    keys = ("loss", "grad_norm", "masked", "visible", "cls", "eval_lesions_loss", "eval_lesions_masked")
+    seen = 0
+    for first, second, third in zip(one, two, other, strict=True):
+        for key in keys:
+            if key in first:
+                assert second[key] == pytest.approx(first[key], rel=2e-4), (first["step"], key)
+                assert third[key] != pytest.approx(first[key], rel=2e-4)  # other images, masked otherwise
+                seen += 1
+    assert seen == 4 * 5 + 3 * 2
+    first, second, third = (
+        load_file(tmp_path / "runs" / name / "model" / "model.safetensors") for name in ("one", "two", "other")
+    )
+    moved = [key for key, weight in first.items() if (weight - third[key]).norm() > 0.02 * weight.norm() + 1e-4]
+    assert moved
+    for key, weight in first.items():
+        assert (weight - second[key]).norm() <= 0.01 * weight.norm() + 1e-4, key
+
+
 def test_sigterm_to_one_rank_stops_both_at_one_step(tmp_path: Path) -> None:
     make(tmp_path, train__max_steps=400, train__save_strategy="no", train__eval_strategy="no")
     with (tmp_path / "said").open("w") as said:
