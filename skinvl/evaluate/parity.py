@@ -143,7 +143,7 @@ def own(recipe: Recipe, chat: Chat, asked: Sequence[Question]) -> list[Own]:
     """Our own greedy answers, by the model as it is evaluated."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(recipe, device)
-    collator = Collator(chat, share=chat.family.shares)
+    collator = Collator(chat)
     with loaded.autocast():
         return [_own(loaded.model, collator, recipe, question) for question in asked]
 

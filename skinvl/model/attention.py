@@ -63,13 +63,6 @@ class Spans:
         mask: torch.Tensor = self.kept[key]
         return mask
 
-    def filled(self) -> torch.Tensor:
-        """bool[R, T]: which positions are in a span."""
-        filled = torch.zeros(self.shape, dtype=torch.bool)
-        for span in self.spans:
-            filled[span.row, span.start : span.end] = True
-        return filled
-
     def varlen(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Queries int64[Q] and keys int64[K], places in the flattened rows, and what flash-attention's kernels take.
 

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from skinvl.model import recurrence
 from skinvl.model.attention import FollowUp, Span, Spans, Step
 from skinvl.model.base import logits
 from skinvl.model.chat import Chat
@@ -66,7 +67,7 @@ class Decoder:
         where[rows, last] = True
         row_by_row = logits(self.model, batch.inputs, where, use_cache=True, past_key_values=self.cache)
 
-        self._behind = Step(self._branch(batch.places))
+        self._behind = Step(self._branch(batch.places, batch.spans))
         self._positions = batch.inputs["position_ids"][..., rows, last][..., None]
         self._further = self.chat.family.step(batch.inputs, rows, last)
         return row_by_row[torch.argsort(torch.argsort(rows * where.shape[1] + last))]  # in the order of the prompts
@@ -110,7 +111,7 @@ class Decoder:
         where[:, -1] = True
         return logits(self.model, inputs, where, use_cache=True, past_key_values=self.cache)
 
-    def _branch(self, spans: Sequence[Span]) -> torch.Tensor:
+    def _branch(self, spans: Sequence[Span], laid: Spans) -> torch.Tensor:
         """bool[B, K]: the cache then holds, for each prompt, the keys and values of its prefix and its own, at its end.
 
         Where a prompt has fewer than K of them, what stands before them is not its own.
@@ -119,9 +120,12 @@ class Decoder:
         longest = max(map(len, own))
         index = torch.tensor([[0] * (longest - len(columns)) + columns for columns in own], device=self._device)
         rows = torch.tensor([span.row for span in spans], device=self._device)
+        lying = {(span.row, span.start): place for place, span in enumerate(recurrence.conversations(laid.spans))}
+        states: Any = torch.tensor([lying[span.row, span.start] for span in spans], device=self._device)
         layers: list[Any] = self.cache.layers
         for number, layer in enumerate(layers):
-            if isinstance(layer, LinearAttentionCacheLayerMixin):  # the state at the end of each row, a prompt's own
+            if isinstance(layer, LinearAttentionCacheLayerMixin):  # a state for each prompt, as they lie in the rows
+                layer.reorder_cache(states)
                 continue
             if not layer.get_seq_length():  # one that attends to images, where there are none
                 continue

@@ -65,14 +65,12 @@ def stretches(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
 def spans(
     rows: Sequence[Sequence[Group]],
     lengths: Sequence[int],
-    left: bool = False,
     whole: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> Spans:
     """Where each group's prefix and branches lie in their row.
 
     Args:
         lengths: the tokens of each conversation.
-        left: whether rows end together.
         whole: of each conversation, the stretches whose positions see one another; in its prefix, where it has one.
     """
 
@@ -82,7 +80,7 @@ def spans(
     widths = [sum(_tokens(group, lengths) for group in row) for row in rows]
     laid: list[Span] = []
     for index, row in enumerate(rows):
-        cursor = max(widths) - widths[index] if left else 0
+        cursor = 0
         for group in row:
             begin = cursor
             if group.prefix:

@@ -144,4 +144,4 @@ def load_model(recipe: Recipe, device: torch.device) -> LoadedModel:
         peft_model = adapter.attach(loaded, base.family, recipe)
         adapter.require_whole(peft_model, base.adapter)
         model = peft_model
-    return LoadedModel(model.to(device).eval(), Collator(base.chat, share=base.family.shares), recipe, facts)
+    return LoadedModel(model.to(device).eval(), Collator(base.chat), recipe, facts)

@@ -84,7 +84,7 @@ class Collator:
     # train together must all run the vision tower, or ZeRO-3 waits for ever and DDP misses gradients. A batch without
     # any conversation gets one in any case.
     filler: bool = False
-    share: bool = True  # whether conversations about the same images share their prefix, where the family can
+    share: bool = True  # whether conversations about the same images share their prefix
     cache: Cache | None = None  # what holds the images' features, if these are read in place of their pixels
 
     def __call__(self, items: list[dict[str, Any]]) -> Batch:
@@ -114,39 +114,34 @@ class Collator:
     def pack(self, conversations: Sequence[EncodedRow]) -> Batch:
         """The batch of some conversations that a model is asked, prompts or whole ones.
 
-        Where layers carry a state along the row it must not meet padding after a prompt: rows then end together.
-
         Raises:
             ImageError: an image cannot be read.
             CacheError: an image's features are gone or damaged.
         """
-        return self.lay(conversations, self.groups(conversations), left=self.chat.family.recurrent)
+        return self.lay(conversations, self.groups(conversations))
 
     def groups(self, conversations: Sequence[EncodedRow]) -> list[list[Group]]:
         """The groups of each row of a batch of conversations."""
         groups = (
             grouped(conversations, self.chat.image_id)
-            if self.share and self.chat.family.shares
+            if self.share
             else [Group((number,), 0) for number in range(len(conversations))]
         )
         return [groups] * bool(groups) if self.chat.family.one_row else [[group] for group in groups]
 
-    def lay(self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]], left: bool = False) -> Batch:
+    def lay(self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]]) -> Batch:
         """The batch of conversations whose groups lie in rows as they are given.
-
-        Args:
-            left: whether rows end together, with an `attention_mask` that tells what stands before them as padding.
 
         Raises:
             ImageError: an image cannot be read.
             CacheError: an image's features are gone or damaged.
         """
         sequences = [conversation.encoded.ids for conversation in conversations]
-        ids, targets, positions = self._rows(conversations, rows, "left" if left else "right")
+        ids, targets, positions = self._rows(conversations, rows)
 
         looks_ahead = self.chat.family.looks_ahead
         whole = [stretches(sequence, self.chat.image_id) if looks_ahead else [] for sequence in sequences]
-        laid = spans(rows, [len(sequence) for sequence in sequences], left, whole)
+        laid = spans(rows, [len(sequence) for sequence in sequences], whole)
 
         # Each image is read once, and shown once in each row: a group's members show the same ones.
         pixels = {
@@ -159,7 +154,6 @@ class Collator:
             "input_ids": ids,
             "position_ids": positions,
             "spans": laid,
-            **({"attention_mask": laid.filled().long()} if left else {}),
             **self.chat.family.inputs(
                 self.chat.processor,
                 ids,
@@ -175,9 +169,7 @@ class Collator:
             return self.cache.blank(picture) if path is None else self.cache.get(path, picture)
         return self.chat.pixels(Image.new("RGB", (SIDE, SIDE)) if path is None else self.chat.upright(path))
 
-    def _rows(
-        self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]], side: str
-    ) -> list[torch.Tensor]:
+    def _rows(self, conversations: Sequence[EncodedRow], rows: Sequence[Sequence[Group]]) -> list[torch.Tensor]:
         """Ids and the next token's labels int64[R, T], and positions int64[R, T] or int64[3, R, T]."""
         columns: list[list[torch.Tensor]] = [[], [], []]
         for row in rows:
@@ -196,8 +188,6 @@ class Collator:
         # pad_sequence pads the first dimension, and a row's is the last.
         fill = (self.chat.pad_id, UNTRAINED, 0)
         return [
-            pad_sequence([row.movedim(-1, 0) for row in column], padding_value=value, padding_side=side)
-            .movedim(0, -1)
-            .movedim(0, -2)
+            pad_sequence([row.movedim(-1, 0) for row in column], padding_value=value).movedim(0, -1).movedim(0, -2)
             for column, value in zip(columns, fill, strict=True)
         ]

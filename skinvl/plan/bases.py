@@ -138,7 +138,7 @@ def _list(say: Console, configs: Path | None) -> None:
 
 def _print_base(say: Console, name: str, configs: Path | None) -> None:
     base = load_base(name)
-    heads: Sequence[str] = ("family", "parameters", f"image of {SIDE} px", "LoRA on", "shares prefix")
+    heads: Sequence[str] = ("family", "parameters", f"image of {SIDE} px", "LoRA on")
     with TemporaryDirectory() as folder:
         if base.kind == "dual":
             heads = dual_bases.HEADS
@@ -157,16 +157,16 @@ def _print_base(say: Console, name: str, configs: Path | None) -> None:
 
 
 def _about(base: Base, configs: Path | None, folder: Path) -> list[str]:
-    """Family, parameters, image tokens, LoRA targets and whether prefixes are shared, as far as they are known here."""
+    """Family, parameters, image tokens and LoRA targets, as far as they are known here."""
     path = tiny.build(base.random, folder, texts=["a b c"]) if base.random else _config(base, configs)
     if path is None:
-        return [UNSAID] * 5
+        return [UNSAID] * 4
     recipe = load("tiny", [f"base={path}", f"data.image_tokens={BUDGET}"])
     opened = open_folder(recipe, path, folder)
     blank = blank_model(opened.config)
     size = "a few million" if base.random else f"{count_parameters(blank) / 1e9:.1f} billion"
     targets = ", ".join(_targets(blank, opened.family, recipe))
-    return [opened.config.model_type, size, _image(opened.chat), targets, _shares(opened.family)]
+    return [opened.config.model_type, size, _image(opened.chat), targets]
 
 
 def _memory(base: Base, configs: Path | None, folder: Path) -> list[str]:
@@ -196,10 +196,6 @@ def _config(base: Base, configs: Path | None) -> Path | None:
 def _image(chat: Chat) -> str:
     picture = chat.picture((SIDE, SIDE))
     return f"{picture.text_tokens:,} of {picture.vision_tokens:,}"
-
-
-def _shares(family: Family) -> str:
-    return "yes" if family.shares else "no"
 
 
 def _targets(blank: Any, family: Family, recipe: Recipe) -> list[str]:
@@ -258,7 +254,6 @@ def _side(requirements: Requirements, base: OpenBase) -> Iterator[tuple[str, str
     yield "and ends", repr(family.turn_close)
     yield "a prompt", chat.render(ASKED, generation=True)
     yield f"image of {SIDE} px: tokens", _image(chat)
-    yield "shares prefix", _shares(family)
     load = requirements.shared.load
     yield "tokens a conversation", f"{load.tokens / load.conversations:,.1f}"
     yield "positions computed for one", f"{load.positions / load.conversations:,.1f}"

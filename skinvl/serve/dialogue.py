@@ -241,7 +241,7 @@ class Dialogue:
     def _shared(self, ids: Sequence[int], kept: Sequence[int]) -> int:
         """How many of the ids need not be read again: none where a new image is among the others."""
         chat = self.loaded.chat
-        if not chat.family.shares:
+        if chat.family.recurrent:  # a state cannot be taken back to what stood before
             return 0
         limit = min(len(ids) - 1, len(kept))
         common = next((i for i in range(limit) if ids[i] != kept[i]), limit)

@@ -54,7 +54,7 @@ def provenance(
         else None,
         vision_init=tower.digest if tower else None,
         attention=attention.kernel_of(trainer.model.get_base_model()),
-        shared="once a batch" if sharing else f"for each{'' if base.family.shares else ', as the family needs'}",
+        shared="once a batch" if sharing else "for each",
         features=PrecomputedFeatures(
             folder=str(features.cache.folder), computed=features.computed, seconds=features.seconds
         )

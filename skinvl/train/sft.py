@@ -100,8 +100,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
 
     # Trainer: batches that encode an image once, over TRL's own loop.
     filler = args.world_size > 1 and any(row.example.images for row in rows.all)
-    share = recipe.share_images and base.family.shares
-    collator = Collator(base.chat, filler=filler, share=share, cache=features.cache if features else None)
+    collator = Collator(base.chat, filler=filler, share=recipe.share_images, cache=features.cache if features else None)
     trainer = Trainer(peft_model, args, recipe, base.family, rows.train, rows.evaluation, collator, path / "log.jsonl")
     counts = adapter.check(peft_model, base.family, recipe)
 

@@ -133,7 +133,7 @@ def test_a_shared_prefix_trains_as_separate_rows_do(
     parts = {runs.family_of(one).part_of(name.removeprefix("base_model.model.")) for name in gradients}
     assert parts == {"language", "projector"} | (set() if checkpointing else {"vision"})
     fewer = packed.ids.numel() < 0.9 * sum(len(chat_ids(chat, one)) for one in rows)
-    assert fewer or family == "mllama" or not chat.family.shares
+    assert fewer or family == "mllama"
 
 
 def chat_ids(chat: Chat, one: Row) -> list[int]:
@@ -180,7 +180,6 @@ def other_pixels(batch: Batch) -> None:
         for family in tiny.FAMILIES
         if family not in tiny.FEW
         for breaks in (go_on_counting, other_pixels, hide_nothing, forget_prefix)
-        if families.load(family).shares or breaks in (go_on_counting, other_pixels)
     ]
     + [(family, look_back_alone) for family in tiny.FAMILIES if families.load(family).looks_ahead],
 )

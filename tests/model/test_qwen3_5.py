@@ -1,26 +1,27 @@
-"""Qwen3.5: a state is carried along the row, so conversations stand alone and end together; answers have no thought."""
+"""Qwen3.5: a state is carried along each conversation, and by none to the next; answers have no thought."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoProcessor
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 
 from helpers import runs, tiny
 from skinvl.data import mixture
 from skinvl.data.example import Example, text
-from skinvl.model import adapter, attention, families, infer
+from skinvl.model import adapter, attention, families, recurrence
 from skinvl.model.base import logits
 from skinvl.model.chat import UNTRAINED, Chat, ChatError
 from skinvl.model.families.qwen3_5 import Qwen35
 from skinvl.model.layout import Group
 from skinvl.model.pack import Batch, Collator
 from skinvl.model.row import EncodedRow
-from skinvl.recipe.recipe import Generation
 from skinvl.train.trainer import token_losses
 
 FAMILY = families.load("qwen3_5")
@@ -82,11 +83,11 @@ def ready(kind: str) -> tuple[Chat, Any]:
     return Chat(tiny.processor(kind), families.load(kind), 16, 512), model
 
 
-def beside(kind: str, places: list[list[int]], left: bool = False) -> tuple[list[torch.Tensor], Batch]:
+def beside(kind: str, places: list[list[int]]) -> tuple[list[torch.Tensor], Batch]:
     """The logits of LONG and SHORT, each in the row where `places` puts it, and their batch."""
     chat, model = ready(kind)
     encoded = [EncodedRow(chat.encode(one, ()), ()) for one in (LONG, SHORT)]
-    batch = Collator(chat).lay(encoded, [[Group((one,), 0) for one in row] for row in places], left)
+    batch = Collator(chat).lay(encoded, [[Group((one,), 0) for one in row] for row in places])
     with torch.no_grad():
         every = logits(model, batch.inputs, torch.ones_like(batch.ids, dtype=torch.bool))
     rows = every.view(*batch.ids.shape, -1)
@@ -106,54 +107,23 @@ def difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> list[fl
     return [(one - other).abs().max().item() for one, other in zip(first, second, strict=True)]
 
 
-def test_in_one_row_a_conversation_would_remember_the_one_before_it() -> None:
-    """Spans hide it from attention, and not from a state: which is why a row holds one conversation."""
+def test_in_one_row_no_conversation_remembers_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans hide it from attention, and are read one by one by what carries a state; else it would be remembered."""
+    assert max(difference([alone(0), alone(1)], beside("qwen3_5", [[0, 1]])[0])) < 1e-4
+    assert max(difference([alone(0), alone(1)], beside("qwen3_5", [[1, 0]])[0])) < 1e-4
+    own = Qwen3_5GatedDeltaNet.forward
+    monkeypatch.setattr(recurrence, "read", lambda *_: pytest.fail("spans are read"))
+    for layer in ready("qwen3_5")[1].model.language_model.layers:
+        if layer.block_type == "linear_attention":
+            monkeypatch.setattr(layer.linear_attn, "forward", MethodType(own, layer.linear_attn))
     first, second = difference([alone(0), alone(1)], beside("qwen3_5", [[0, 1]])[0])
     assert first < 1e-4 < 1e-1 < second
-    apart = beside("qwen3_vl", [[0], [1]])[0]
-    assert max(difference(apart, beside("qwen3_vl", [[0, 1]])[0])) < 1e-4
 
 
-@pytest.mark.parametrize("left", [False, True])
-def test_padding_before_or_after_a_row_changes_nothing(left: bool) -> None:
-    rows, batch = beside("qwen3_5", [[0], [1]], left)
+def test_padding_after_a_row_changes_nothing() -> None:
+    rows, batch = beside("qwen3_5", [[0], [1]])
     assert batch.ids.shape[0] == 2
-    assert ("attention_mask" in batch.inputs) == left
     assert max(difference([alone(0), alone(1)], rows)) < 1e-4
-
-
-def test_padding_before_a_row_that_no_mask_tells_of_would_be_seen() -> None:
-    batch = beside("qwen3_5", [[0], [1]], left=True)[1].inputs
-    del batch["attention_mask"]
-    with torch.no_grad():
-        unmasked = tiny.model("qwen3_5")(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-    assert difference([alone(1)], [unmasked[1, -len(alone(1)) :]])[0] > 1e-2
-
-
-def test_a_collator_never_puts_two_conversations_into_a_row(tmp_path: Path) -> None:
-    recipe = runs.make(tmp_path, "qwen3_5")
-    rows = mixture.load(recipe.data).train[:6]
-    batch = Collator(runs.chat(recipe), share=True)([{"row": row} for row in rows])
-    assert len(batch.ids) == 6
-    assert [(span.row, span.start, span.prefix) for span in batch.spans.spans] == [(n, 0, (0, 0)) for n in range(6)]
-    assert len(batch.inputs["image_grid_thw"]) == 6
-
-
-def test_answers_from_rows_that_begin_together_would_be_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, model = ready("qwen3_5")
-    prompts = [EncodedRow(chat.prompt(each, ()), ()) for each in (LONG, SHORT)]
-
-    def answers(*asked: EncodedRow) -> list[list[int]]:
-        batch = Collator(chat).pack(asked)
-        return [answer.ids for answer in infer.generate(model, chat, batch, Generation(max_new_tokens=4))]
-
-    apart = [*answers(prompts[0]), *answers(prompts[1])]
-    assert answers(*prompts) == apart
-    lay = Collator.lay
-    monkeypatch.setattr(Collator, "lay", lambda self, encoded, rows, left=False: lay(self, encoded, rows))
-    long, short = answers(*prompts)
-    assert long == apart[0]
-    assert short != apart[1]
 
 
 # what trains

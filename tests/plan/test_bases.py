@@ -178,7 +178,6 @@ def test_the_list_tells_what_is_known_here(
     for line in (
         "parameters: 10.7 billion",
         "image of 448 px: 1 of 6,432",
-        "shares prefix: yes",
         "GiB for LoRA: 28",
         "GiB for QLoRA: 16",
         "gate: its terms are to be accepted on its page on the hub",

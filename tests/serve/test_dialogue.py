@@ -104,8 +104,8 @@ def test_every_turn_is_what_generate_says_of_the_same_conversation(
         assert (one.reply.answer, one.reply.completion_tokens) == expected(asked, one, number)
         assert torch.allclose(begun[-1], taken(seen), atol=2e-4)
         cached.append(one.reply.cached_tokens > 0)
-    shares = asked.chat.family.shares
-    assert cached == [False, shares, False, shares]  # a new image is read, and nothing else twice
+    keeps = not asked.chat.family.recurrent  # a state cannot go back to where the question began
+    assert cached == [False, keeps, False, keeps]  # a new image is read, and nothing else twice
     say(other, ASKED[0], second)
     assert not torch.allclose(taken(seen)[0], begun[0][0], atol=2e-3)  # the twin: another image
 
@@ -152,7 +152,7 @@ def test_the_template_and_what_was_kept_decide(
     processor = asked.chat.processor
     processor.chat_template = processor.tokenizer.chat_template = "{{- 'Arr! ' * 20 -}}\n" + asked.chat.template
     chat = Chat(processor, asked.chat.family, **asked.recipe.data.budget)
-    pirate = Dialogue(replace(asked, collator=Collator(chat, share=chat.family.shares)), FEW)
+    pirate = Dialogue(replace(asked, collator=Collator(chat)), FEW)
     say(pirate, ASKED[0], shown)
     seen.clear()
     say(pirate, ASKED[1])

@@ -210,18 +210,6 @@ def test_bf16_trains_with_checkpointing(tmp_path: Path) -> None:
     assert json.loads((path / "env.json").read_text())["precision"] == "bf16"
 
 
-def test_a_family_that_cannot_share_computes_each_conversation_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = runs.make(tmp_path, "qwen2_vl")
-    monkeypatch.setattr(runs.family_of(one), "shares", False)
-    monkeypatch.chdir(tmp_path)
-    sft.train(one)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "what conversations about one image have in common is computed for each, as the family needs" in said
-    assert "positions computed for each token │ 1.00" in said
-
-
 def test_only_a_loss_that_is_computed_can_choose_the_best(tmp_path: Path) -> None:
     one = runs.make(tmp_path, "qwen2_vl", train__metric_for_best_model="bleu")
     with pytest.raises(ValueError, match=r"metric_for_best_model: found bleu; expected loss or drawn_loss"):

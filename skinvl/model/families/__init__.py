@@ -85,12 +85,9 @@ class Family(ABC):
     soft_token: str | None = None  # what stands in a row at each of its positions, where that is another token
     turn_open: str  # what the chat template writes before an assistant's answer
     turn_close: str  # the end-of-turn token after it, trained with the answer
-    # Whether a conversation computes behind a shared prefix what it computes alone: not with recurrent layers, or where
-    # tokens of the prefix see what follows it.
-    shares: bool = True
     looks_ahead: bool = False  # whether an image's tokens see those of it that follow
     one_row: bool  # whether conversations about different images may stand in one row of a batch
-    recurrent: bool = False  # whether layers carry a state along the row: what they remember of a row includes padding
+    recurrent: bool = False  # whether layers carry a state along the row
     caches: bool = True  # whether reading an image's features is cheaper than computing them, so that it is the default
     flash_attention: bool  # whether the architecture can run on flash-attention kernels
     trims: bool = False  # whether the chat template trims what a turn says

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, Qwen3_5Config
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
 
+from skinvl.model import recurrence
 from skinvl.model.families import Thoughts
 from skinvl.model.families.qwen2_vl import QwenVL
 from skinvl.model.families.qwen3_vl import TinyQwen3VL
@@ -18,8 +20,6 @@ class Qwen35(QwenVL):
     model_type = "qwen3_5"
     # An answer without a thought: the published templates write this block where thinking is switched off.
     turn_open = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    shares = False
-    one_row = False
     recurrent = True
     trims = True
     thoughts = Thoughts("<|im_start|>assistant\n<think>\n", "", "\n</think>\n\n", "\n</think>\n\n", parser="qwen3")
@@ -33,6 +33,10 @@ class Qwen35(QwenVL):
         for before in (False, True):
             published = published.removeprefix(_pin(before))
         return _pin(thinking) + published.replace("{%- if loop.index0 > ns.last_query_index %}", "{%- if true %}")
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        super().prepare(model)
+        recurrence.use(model, Qwen3_5GatedDeltaNet)
 
     def width(self, vision: PretrainedConfig) -> int:
         width: int = vision.hidden_size
