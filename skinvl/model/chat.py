@@ -17,6 +17,7 @@ from transformers import ProcessorMixin
 
 from skinvl.data import pixels
 from skinvl.data.example import Example, Message, words
+from skinvl.data.example import text as turn
 from skinvl.data.profiles import Profiles
 from skinvl.model.families import Family, Picture, ShapeError, Size
 
@@ -60,7 +61,8 @@ class Chat:
         thoughts: those of answers are left out ("dropped"), read but not trained ("shown"), or trained ("trained").
 
     Raises:
-        ValueError: the processor has no chat template, or one without a place for the thoughts that are asked for.
+        ValueError: the processor has no chat template, one without a place for the thoughts that are asked for, or one
+            that writes a turn which no conversation has.
     """
 
     def __init__(
@@ -100,6 +102,24 @@ class Chat:
         }
         self._control = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         self._pictures: dict[Size, Picture] = {}
+        self._require_no_other_turn()
+
+    def _require_no_other_turn(self) -> None:
+        """Refuses a template that begins a conversation with a turn of its own, where its family has none.
+
+        Raises:
+            ValueError: it does; the message shows the turn.
+        """
+        first = self.family.first_turn
+        if first is None:
+            return
+        written = self.render((turn("user", "?"), turn("assistant", ".")))
+        if not written.startswith(first):
+            raise ValueError(
+                f"the base's chat template begins a conversation with {written.partition(first)[0]!r:.400}, which no "
+                f"conversation has; expected {first!r}. Give a base whose template adds no turn, or take that turn out "
+                "of its chat_template.jinja"
+            )
 
     def encode(self, example: Example, sizes: Sequence[Size]) -> Encoded:
         """The ids and labels of a conversation whose images have these sizes.

@@ -160,7 +160,10 @@ def test_the_recurrence_is_adapted_by_its_projections_and_keeps_its_own_weights(
 # the template
 
 
-PUBLISHED = {name: (tiny.TRL / f"{name}.jinja").read_text() for name in ("qwen3_5_think", "qwen3_5_nothink", "qwen3_6")}
+PUBLISHED = {
+    name: (tiny.TRL / f"{name}.jinja").read_text()
+    for name in ("qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8")
+}
 EMPTY = "<think>\n\n</think>\n\n"
 
 
@@ -203,14 +206,34 @@ def test_every_answer_follows_an_empty_thought_in_training_and_when_it_is_asked_
 def test_it_is_the_published_template_without_thoughts(name: str) -> None:
     published = PUBLISHED[name]
     chat = chat_with(published)
-    assert chat.render(TURNS[:2]) == bare(published, 2)
+    off = {"enable_thinking": False} if name == "qwen3_8" else {}  # else a sentence on how hard to think leads
+    assert chat.render(TURNS[:2]) == bare(published, 2, **off)
     asked = chat.render(TURNS[:1], generation=True)
     assert asked == bare(published, 1, add_generation_prompt=True, enable_thinking=False)
     assert asked == bare(chat.template, 1, add_generation_prompt=True, enable_thinking=True)  # whoever asks
     assert FAMILY.template(chat.template) == chat.template
     # TRL's own training variant keeps the empty thoughts as well.
     trained = (tiny.TRL / f"{name}_training.jinja").read_text()
-    assert chat.render(TURNS) == bare(trained, 4, **({"preserve_thinking": True} if name == "qwen3_6" else {}))
+    kept = {"preserve_thinking": True} if name in ("qwen3_6", "qwen3_8") else {}
+    assert chat.render(TURNS) == bare(trained, 4, **kept, **off)
+
+
+def test_a_sentence_on_how_hard_to_think_is_left_out_of_thoughts_too() -> None:
+    published = PUBLISHED["qwen3_8"]
+    assert bare(published, 2).startswith("<|im_start|>system\nReasoning effort is set to xhigh.")
+    processor = tiny.processor("qwen3_5")
+    processor.chat_template = published
+    chat = Chat(processor, FAMILY, 16, 512, thoughts="trained")
+    assert chat.render(TURNS[:2]).startswith("<|im_start|>user\n")
+    asked = chat.render(TURNS[:1], generation=True)
+    assert asked == bare(published, 1, add_generation_prompt=True, reasoning_effort="medium")
+
+
+def test_a_template_that_adds_a_turn_is_refused_with_that_turn() -> None:
+    """As one of that shape would that heeds neither of its settings."""
+    other = "{{- '<|im_start|>system\\nThink with all your might.<|im_end|>\\n' }}" + PUBLISHED["qwen3_8"]
+    with pytest.raises(ValueError, match=r"begins a conversation with .*system\\nThink with all your might\.<\|im_end"):
+        chat_with(other)
 
 
 def test_it_is_saved_as_it_was_trained_with(tmp_path: Path) -> None:

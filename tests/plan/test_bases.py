@@ -187,7 +187,7 @@ def test_the_list_tells_what_is_known_here(
     assert "Its multimodal models are not licensed to licensees domiciled in the EU; the\n" in shown
     assert bases.main(["llama-3.2-11b-vision", "--configs", str(shared)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count(": –\n") == 7
+    assert shown.count(": –\n") == 6
     assert "licence: Llama 3.2 Community License\n" in shown
 
 

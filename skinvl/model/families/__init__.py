@@ -85,6 +85,7 @@ class Family(ABC):
     soft_token: str | None = None  # what stands in a row at each of its positions, where that is another token
     turn_open: str  # what the chat template writes before an assistant's answer
     turn_close: str  # the end-of-turn token after it, trained with the answer
+    first_turn: str | None = None  # what a conversation without a system turn begins with; None: a template may add one
     looks_ahead: bool = False  # whether an image's tokens see those of it that follow
     one_row: bool  # whether conversations about different images may stand in one row of a batch
     recurrent: bool = False  # whether layers carry a state along the row

@@ -15,11 +15,12 @@ from skinvl.model.families.qwen3_vl import TinyQwen3VL
 
 
 class Qwen35(QwenVL):
-    """Qwen3.5, and Qwen3.6, which has the same model type."""
+    """Qwen3.5, and Qwen3.6 and Qwen3.8, which have the same model type."""
 
     model_type = "qwen3_5"
     # An answer without a thought: the published templates write this block where thinking is switched off.
     turn_open = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    first_turn = "<|im_start|>user\n"
     recurrent = True
     trims = True
     thoughts = Thoughts("<|im_start|>assistant\n<think>\n", "", "\n</think>\n\n", "\n</think>\n\n", parser="qwen3")
@@ -27,7 +28,7 @@ class Qwen35(QwenVL):
     def template(self, published: str, thinking: bool = False) -> str:
         # Published, its caller decides whether the generation prompt opens a thought, and only answers after the last
         # question keep theirs, or an empty one: what an earlier answer is trained on would not be what its question is
-        # asked with.
+        # asked with. Qwen3.8's has a sentence on how hard to think for the system turn, but for a medium effort.
         if "enable_thinking" not in published:
             return published
         for before in (False, True):
@@ -44,8 +45,8 @@ class Qwen35(QwenVL):
 
 
 def _pin(thinking: bool) -> str:
-    settings = {"enable_thinking": thinking, "preserve_thinking": True}
-    return "".join(f"{{%- set {name} = {str(value).lower()} -%}}\n" for name, value in settings.items())
+    settings = {"enable_thinking": str(thinking).lower(), "preserve_thinking": "true", "reasoning_effort": "'medium'"}
+    return "".join(f"{{%- set {name} = {value} -%}}\n" for name, value in settings.items())
 
 
 # The tiny twin: what only a random base needs.
