@@ -3,7 +3,7 @@
 # `make merge publish ask demo serve RUN=runs/…` take the words of their verbs in ARGS, `make publish` also REPO=owner/name.
 # On several machines the same command runs on each, with NNODES=… NODE_RANK=… MASTER_ADDR=….
 .DEFAULT_GOAL := help
-.PHONY: help prep synth look plan dry-run show sft pretrain cache eval merge publish ask demo serve setup check test test-slow browser bench clean
+.PHONY: help prep synth look plan dry-run show sft pretrain cache eval merge publish ask demo serve setup check test test-slow browser bench gpu clean
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -134,6 +134,10 @@ browser:
 test-slow: $(VENV)/.ready-dev browser  ## the rest: distributed runs, whole trainings
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone and not gpu" $(TESTS) || test $$? = 5
 	$(BIN)/python -m pytest -m "slow and alone and not gpu" $(TESTS) || test $$? = 5
+
+gpu: $(VENV)/.ready-dev  ## on a machine with a CUDA device: the gpu tests, then a table of speed and memory, 9 minutes
+	$(BIN)/python -m pytest -m gpu $(TESTS)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench: $(VENV)/.ready-dev  ## the speed claims, each beside its alternative
 	$(BIN)/python benchmarks/prep.py
