@@ -1,7 +1,8 @@
 """How fast four trainers train the same adapter: `python benchmarks/peers.py [--only skinvl,trl] [--questions 2.45]`.
 
-A random Qwen2-VL of 36 million parameters, drawn images, questions and answers of real length; each trainer in its own
-process, one after another, on the CPU. ms-swift and LLaMA-Factory get environments of their own, made on the first use.
+A random Qwen2-VL, or by `--family qwen3_5` a Qwen3.5, of 36 million parameters, drawn images, questions and answers of
+real length; each trainer in its own process, one after another, on the CPU. ms-swift and LLaMA-Factory get
+environments of their own, made on the first use.
 Times are the trainer's own `train_runtime`, so that imports, loading and preparing do not count; skinvl's hold the time
 in which it computed the vision features, all of them, before it trained.
 
@@ -34,24 +35,22 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLConfig, Qwen3_5Config
 
 from skinvl.model import tiny
-from skinvl.model.families.qwen2_vl import FAMILY, TinyQwen2VL
+from skinvl.model.families.qwen2_vl import TinyQwen2VL, TinyQwenVL
+from skinvl.model.families.qwen3_5 import TinyQwen35
 from skinvl.sources.prepare.steps import prepare
 
 THREADS, SEED = 2, 42
-TWIN = TinyQwen2VL()
-SIDE = 336  # pixels: 144 image tokens
+IMAGE_TOKENS, IMAGE = 144, "<|image_pad|>"
 LEARNED = 690  # tokens of the tokenizer: so few that a word of a list this short is 1.2 of them, as in any English text
 BATCH, LONGEST = 8, 1024  # conversations, tokens; no conversation comes near it
 RANK, ALPHA = 8, 16
 LORA = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0}
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TEXT = {"vocab_size": 16_384, "hidden_size": 512, "intermediate_size": 1344, "num_hidden_layers": 8,
-        "num_attention_heads": 8, "num_key_value_heads": 4,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}}  # fmt: skip
-VISION = {"depth": 4, "embed_dim": 256, "hidden_size": 512, "num_heads": 4, "mlp_ratio": 4, "patch_size": 14}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+INNER = ("gate_proj", "up_proj", "down_proj")
+STATE = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 TRAIN = {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": 1e-4,
          "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0,
          "optim": "adamw_torch", "seed": SEED, "use_cpu": True, "save_strategy": "no", "eval_strategy": "no",
@@ -115,11 +114,55 @@ class Save(TrainerCallback):
 callbacks_map["save"] = Save
 Qwen2VLTemplate.image_token_id = {}
 """
-SWIFT = f"""--model_type qwen2_vl --template qwen2_vl --system= --split_dataset_ratio 0 --tuner_type lora
+SWIFT = f"""--system= --split_dataset_ratio 0 --tuner_type lora
 --target_modules all-linear --lora_rank {RANK} --lora_alpha {ALPHA} --lora_dropout 0 --lora_dtype float32
 --max_length {LONGEST} --attn_impl sdpa --gradient_checkpointing false --vit_gradient_checkpointing false
 --dataloader_num_workers 1 --use_hf true --external_plugins plugin.py --callbacks save
 --output_dir out --add_version false"""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A random model of one family, and what trainers call it."""
+
+    name: str
+    twin: TinyQwenVL
+    config: type[Any]
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    pixels: int  # of the side of an image token
+    targets: tuple[str, ...]
+    trainers: tuple[str, ...]  # that were made to train it here
+
+    @property
+    def side(self) -> int:
+        """Pixels of the side of an image."""
+        return math.isqrt(IMAGE_TOKENS) * self.pixels
+
+
+LANGUAGE = {"vocab_size": 16_384, "hidden_size": 512, "intermediate_size": 1344, "num_hidden_layers": 8,
+            "num_attention_heads": 8, "num_key_value_heads": 4}  # fmt: skip
+TOWER = {"depth": 4, "num_heads": 4}
+TURNS = {"rope_type": "default", "rope_theta": 1e6}
+MODELS = {
+    "qwen2_vl": Model(
+        "Qwen2-VL", TinyQwen2VL(), Qwen2VLConfig,
+        {**LANGUAGE, "rope_parameters": {**TURNS, "mrope_section": [8, 12, 12]}},
+        {**TOWER, "embed_dim": 256, "hidden_size": 512, "mlp_ratio": 4, "patch_size": 14},
+        28, ATTENTION + INNER, ("skinvl", "trl", "ms-swift", "llama-factory"),
+    ),
+    "qwen3_5": Model(  # three layers of four carry a state, as in the published ones
+        "Qwen3.5", TinyQwen35(), Qwen3_5Config,
+        {**LANGUAGE, "intermediate_size": 1152, "head_dim": 64,
+         "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 2,
+         "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+         "rope_parameters": {**TURNS, "mrope_section": [3, 3, 2], "mrope_interleaved": True,
+                             "partial_rotary_factor": 0.25}},
+        {**TOWER, "hidden_size": 256, "out_hidden_size": 512, "intermediate_size": 1024, "patch_size": 16,
+         "num_position_embeddings": 576},
+        32, ATTENTION + INNER + STATE, ("skinvl", "trl", "ms-swift"),
+    ),
+}  # fmt: skip
 
 
 class PeerError(Exception):
@@ -134,6 +177,7 @@ class Case:
     count: int
     epochs: int
     dtype: str
+    model: Model
 
     @property
     def base(self) -> Path:
@@ -175,23 +219,23 @@ def sentence(generator: random.Random, words: int) -> str:
     return " ".join(generator.choices(WORDS, weights, k=words)).capitalize()
 
 
-def draw(path: Path, generator: random.Random) -> None:
+def draw(path: Path, generator: random.Random, side: int) -> None:
     """Draws a photo of ellipses on skin into a file."""
     tone, *colours = (tuple(generator.randint(low, 230) for low in (170, 140, 120)) for _ in range(9))
-    picture = Image.new("RGB", (SIDE, SIDE), tone)
+    picture = Image.new("RGB", (side, side), tone)
     for colour in colours:
-        left, top, width, height = (generator.randint(10, SIDE * 3 // 5) for _ in range(4))
+        left, top, width, height = (generator.randint(10, side * 3 // 5) for _ in range(4))
         shade = tuple(value - generator.randint(0, 100) for value in colour)
         ImageDraw.Draw(picture).ellipse((left, top, left + width, top + height), shade)
     picture.save(path, quality=90)
 
 
-def write_rows(folder: Path, images: int, questions: float) -> list[str]:
+def write_rows(folder: Path, images: int, questions: float, side: int) -> list[str]:
     """The questions and answers by turns; the folder holds them in LLaVA's form, which all can read, and the images."""
     folder.mkdir(parents=True)
     generator, rows, texts = random.Random(SEED), [], []
     for number in range(images):
-        draw(folder / f"{number}.jpg", generator)
+        draw(folder / f"{number}.jpg", generator, side)
         for _ in range(int((number + 1) * questions) - int(number * questions)):
             question = sentence(generator, generator.randint(10, 14)) + "?"
             answer = sentence(generator, min(60, max(3, round(generator.lognormvariate(2.95, 0.5))))) + "."
@@ -202,26 +246,27 @@ def write_rows(folder: Path, images: int, questions: float) -> list[str]:
     return texts
 
 
-def build(folder: Path, texts: Iterable[str], dtype: str) -> int:
-    """The parameters of a random Qwen2-VL, written into the folder with a tokenizer of the texts."""
+def build(folder: Path, texts: Iterable[str], dtype: str, family: str) -> int:
+    """The parameters of a random model, written into the folder with a tokenizer of the texts."""
+    model = MODELS[family]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=LEARNED, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens(list(TWIN.tokens))
+    backend.add_special_tokens(list(model.twin.tokens))
     backend.save(str(file := folder.with_name("tokenizer.json")))
-    tiny.build("qwen2_vl", folder, tokenizer_json=file)  # for processor and template: its model is too small
+    tiny.build(family, folder, tokenizer_json=file)  # for processor and template: its model is too small
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = {**TWIN.text(tokenizer), **TEXT}
-    ids = TWIN.token_ids(tokenizer)
+    text = {**model.twin.text(tokenizer), **model.text}
+    ids = model.twin.token_ids(tokenizer)
     torch.manual_seed(SEED)
-    model = Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(text_config=text, vision_config=VISION, tie_word_embeddings=True, **ids)
-    )
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    config = model.config(text_config=text, vision_config=model.vision, tie_word_embeddings=True, **ids)
+    made = AutoModelForImageTextToText.from_config(config)
+    model.twin.prepare(made)
+    made.to(getattr(torch, dtype)).save_pretrained(folder)
+    return sum(parameter.numel() for parameter in made.parameters())
 
 
 def skinvl(case: Case, work: Path) -> Measured:
@@ -232,7 +277,7 @@ def skinvl(case: Case, work: Path) -> Measured:
     source = {"source": str(work / "data"), "split": "train"}
     recipe = {
         "base": str(case.base),
-        "data": {"train": [source], "image_tokens": (SIDE // 28) ** 2, "max_tokens": LONGEST},
+        "data": {"train": [source], "image_tokens": IMAGE_TOKENS, "max_tokens": LONGEST},
         "parts": {"language": {"train": "lora"}},
         "lora": LORA,
         "train": {**case.train, "activation_checkpointing": False},
@@ -253,7 +298,7 @@ def skinvl(case: Case, work: Path) -> Measured:
 
 def trl(case: Case, work: Path) -> Measured:
     """What TRL's SFTTrainer did; on prompts and completions, so that its loss too is that of the answers."""
-    targets = rf".*language_model.*\.({'|'.join(TARGETS)})"
+    targets = rf".*language_model.*\.({'|'.join(case.model.targets)})"
     given = {
         "base": str(case.base),
         "dtype": case.dtype,
@@ -271,9 +316,16 @@ def trl(case: Case, work: Path) -> Measured:
 def ms_swift(case: Case, work: Path) -> Measured:
     """What ms-swift did, as its own command line starts it; one process loads data, as is its default."""
     python = environment("ms-swift", work.parent)
-    image = Tokenizer.from_file(str(case.base / "tokenizer.json")).token_to_id(FAMILY.image_token)
+    image = Tokenizer.from_file(str(case.base / "tokenizer.json")).token_to_id(IMAGE)
     (work / "plugin.py").write_text(PLUGIN.format(image))
-    own = {"model": case.base, "dataset": case.raw / "rows.json", "torch_dtype": case.dtype}
+    kind = json.loads((case.base / "config.json").read_text())["model_type"]
+    own = {
+        "model_type": kind,
+        "template": kind,
+        "model": case.base,
+        "dataset": case.raw / "rows.json",
+        "torch_dtype": case.dtype,
+    }
     words = [f"--{key}={value}" for key, value in {**case.train, **own}.items()]
     command = [str(python.with_name("swift")), "sft", *SWIFT.split(), *words]
     peak = follow(command, work, ROOT_IMAGE_DIR=str(case.raw))
@@ -288,7 +340,7 @@ def llama_factory(case: Case, work: Path) -> Measured:
     data = {"peers": {"file_name": str(case.raw / "rows.json"), "formatting": "sharegpt", "columns": columns}}
     (work / "dataset_info.json").write_text(json.dumps(data))
     settings = f"""{{stage: sft, do_train: true, template: qwen2_vl, default_system: '', dataset: peers, dataset_dir: .,
-        cutoff_len: {LONGEST}, finetuning_type: lora, lora_target: '{",".join(TARGETS)}', lora_rank: {RANK},
+        cutoff_len: {LONGEST}, finetuning_type: lora, lora_target: '{",".join(case.model.targets)}', lora_rank: {RANK},
         lora_alpha: {ALPHA}, lora_dropout: 0.0, flash_attn: sdpa, disable_gradient_checkpointing: true, output_dir: out,
         dataloader_num_workers: 0, include_num_input_tokens_seen: non_padding}}"""
     own = {"model_name_or_path": str(case.base), "media_dir": str(case.raw)}
@@ -390,24 +442,26 @@ def show(case: Case, found: dict[str, Measured]) -> None:
 def main() -> int:
     """0 where all that were asked for have trained, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(TRAINERS), help="trainers, separated by commas")
+    parser.add_argument("--family", choices=MODELS, default="qwen2_vl", help="of the model")
+    parser.add_argument("--only", help="trainers, separated by commas; without it all that train the family")
     parser.add_argument("--questions", type=float, default=2.45, help="conversations about an image, on average")
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of base and computation")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "skinvl-peers", help="for all files")
     given = parser.parse_args()
-    names = given.only.split(",")
-    if unknown := [name for name in names if name not in TRAINERS]:
-        parser.error(f"--only: {', '.join(unknown)}; expected some of {', '.join(TRAINERS)}")
+    model = MODELS[given.family]
+    names = given.only.split(",") if given.only else list(model.trainers)
+    if unknown := [name for name in names if name not in model.trainers]:
+        parser.error(f"--only: {', '.join(unknown)}; expected some of {', '.join(model.trainers)}")
     work = given.work.resolve()
     shutil.rmtree(work / "case", ignore_errors=True)
-    texts = write_rows(work / "case" / "raw", given.images, given.questions)
-    case = Case(work / "case", len(texts) // 2, given.epochs, given.dtype)
-    parameters = build(case.base, texts, case.dtype)
-    print(f"Qwen2-VL of {parameters / 1e6:.1f} M random parameters, {case.dtype}, {THREADS} threads")
-    print(f"{case.count} conversations about {given.images} images of {SIDE} x {SIDE} pixels")
-    print(f"LoRA on {', '.join(TARGETS)} of the language model: {LORA}; vision tower and merger frozen")
+    texts = write_rows(work / "case" / "raw", given.images, given.questions, model.side)
+    case = Case(work / "case", len(texts) // 2, given.epochs, given.dtype, model)
+    parameters = build(case.base, texts, case.dtype, given.family)
+    print(f"{model.name} of {parameters / 1e6:.1f} M random parameters, {case.dtype}, {THREADS} threads")
+    print(f"{case.count} conversations about {given.images} images of {model.side} x {model.side} pixels")
+    print(f"LoRA on {', '.join(model.targets)} of the language model: {LORA}; vision tower and merger frozen")
     print(", ".join(f"{key}={value}" for key, value in case.train.items()))
     if case.dtype == "bfloat16" and not re.search(r"\b(avx512_|amx_)?bf16\b", Path("/proc/cpuinfo").read_text()):
         print("this CPU cannot compute in bfloat16 and imitates it: all are several times slower than in float32")

@@ -196,7 +196,9 @@ def test_a_broken_row_would_be_seen(
     assert float((right - wrong).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("mllama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_vl", *(pytest.param(one, marks=pytest.mark.slow) for one in ("mllama", "qwen3_5"))]
+)
 def test_bf16_and_nf4_share_as_they_would_apart(tmp_path: Path, pictures: Path, family: str) -> None:
     """In bf16 the sums run in another order: 2 % of a gradient, 1 % of a loss."""
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
