@@ -9,6 +9,7 @@ what they lack to the end of a chunk is all that is computed for nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from torch.nn.functional import softplus
 
 from skinvl.model.attention import Span, Spans, Step
 
+# What has kernels for a GPU: the package that transformers imports, and the name that it is installed by.
+KERNELS = {"fla": "flash-linear-attention", "causal_conv1d": "causal-conv1d"}
 CHUNK = 64  # positions that transformers' rule, and that of flash-linear-attention, reads at once
 
 
@@ -58,6 +61,18 @@ def use(model: nn.Module, kind: type[nn.Module]) -> None:
     for module in model.modules():
         if isinstance(module, kind):
             module.forward = MethodType(forward, module)
+
+
+def sentence(model: nn.Module, device: torch.device) -> str:
+    """What a GPU lacks to run the layers of a model that carry a state by kernels; empty where it lacks nothing."""
+    carries = any(getattr(module.forward, "__func__", None) is forward for module in model.modules())
+    missing = [name for module, name in KERNELS.items() if importlib.util.find_spec(module) is None]
+    if device.type != "cuda" or not carries or not missing:
+        return ""
+    return (
+        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: the layers that carry a state "
+        "run in plain PyTorch, with the same numbers and slower; pip install 'skinvl[linear]'"
+    )
 
 
 def forward(

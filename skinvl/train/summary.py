@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from skinvl.model import lora
+from skinvl.model import lora, recurrence
 from skinvl.model.adapter import Trained
 from skinvl.recipe.printing import entry
 from skinvl.recipe.provenance import Provenance
@@ -49,6 +50,12 @@ def adapted_layers(say: Console, model: nn.Module) -> None:
     """Prints by which forward the LoRA layers of a model run, if it has some."""
     if line := lora.sentence(model):
         say.print(line, highlight=False)
+
+
+def slow_layers(say: Console, model: nn.Module, device: torch.device) -> None:
+    """Prints which kernels are missing on a GPU for the layers of a model that carry a state, if it has some."""
+    if line := recurrence.sentence(model, device):
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _parts(say: Console, title: str, specs: Parts | Towers, rate: float, parts: Mapping[str, Trained]) -> None:

@@ -164,3 +164,17 @@ def test_a_cache_then_holds_the_state_of_every_conversation() -> None:
 def test_spans_of_other_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 300\) positions with spans of \(1, 300\); a packed batch must reach"):
         layer()(hidden(), spans=Spans((), (1, 300)))
+
+
+def test_on_a_gpu_without_kernels_one_line_says_which_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, there = torch.device("cuda"), set(recurrence.KERNELS)
+    monkeypatch.setattr(recurrence.importlib.util, "find_spec", lambda name: name if name in there else None)
+    assert recurrence.sentence(layer(), gpu) == ""
+    there.remove("fla")
+    line = recurrence.sentence(layer(), gpu)
+    assert line.startswith("flash-linear-attention is not installed: the layers that carry a state run in plain")
+    assert "skinvl[linear]" in line
+    there.clear()
+    assert recurrence.sentence(layer(), gpu).startswith("flash-linear-attention and causal-conv1d are not installed")
+    assert recurrence.sentence(layer(), torch.device("cpu")) == ""
+    assert recurrence.sentence(torch.nn.Linear(1, 1), gpu) == ""
