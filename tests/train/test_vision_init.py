@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from helpers import runs, tiny, two_towers
 from skinvl.model import adapter, tower_init
@@ -20,7 +21,7 @@ from skinvl.model.loaded import load_model
 from skinvl.recipe import run
 from skinvl.recipe.recipe import Recipe
 from skinvl.recipe.strict import RecipeError
-from skinvl.release import record
+from skinvl.release import merge, record
 from skinvl.train import pretrain, sft
 from skinvl.train.checkpoint import CheckpointError
 
@@ -122,6 +123,16 @@ def test_a_run_saves_it_and_is_asked_with_it(tmp_path: Path, capsys: pytest.Capt
     published = load_base(tiny.base("llava"), read_config(tiny.base("llava"))[1], one).state_dict()
     assert 0 < (own - trained).abs().max() < 1e-3
     assert (own - published[f"model.vision_tower.{name}"]).abs().max() > 0.01
+
+    # So has the merged model, in which no adapter is left.
+    assert merge.main(["runs/vlm"]) == 0
+    (merged,) = (
+        weight.float()
+        for file in Path("runs/vlm/merged").glob("*.safetensors")
+        for key, weight in load_file(file).items()
+        if "vision_tower." in key and key.endswith(name)
+    )
+    assert torch.equal(merged, own.to(torch.bfloat16).float())
 
     # What the pair was trained on counts, and its base; a run goes on with the tower that it began with alone.
     known = record.read(Path("runs/vlm"), {"towers": "MIT"})
