@@ -252,10 +252,10 @@ def judge(ours: Own, served: ServedAnswer, chat: Chat, ends: Sequence[int]) -> P
     Another answer is the same model's if, where the two part, what the server took was among what rounding may prefer
     to our token. Another prompt is never excused.
     """
-    mine = _images_once(ours.prompt, chat.image_id)
+    mine = _images_once(ours.prompt, chat)
     if served.tokens != len(ours.prompt):
         return ParityVerdict("prompt", f"it read {served.tokens} tokens; trained are {len(ours.prompt)}")
-    if served.ids is not None and _images_once(served.ids, chat.image_id) != mine:
+    if served.ids is not None and _images_once(served.ids, chat) != mine:
         return ParityVerdict(
             "prompt", f"it read {chat.tokenizer.decode(served.ids)!r}; trained is {chat.tokenizer.decode(mine)!r}"
         )
@@ -266,9 +266,10 @@ def judge(ours: Own, served: ServedAnswer, chat: Chat, ends: Sequence[int]) -> P
     return ParityVerdict("rounding" if _turned(ours, text, chat, ends) else "answer", both)
 
 
-def _images_once(ids: Sequence[int], image: int) -> list[int]:
+def _images_once(ids: Sequence[int], chat: Chat) -> list[int]:
     """The ids, of each image one: /tokenize has them as the template wrote them, or as the model reads them."""
-    return [id_ for token, same in groupby(ids) for id_ in ([token] if token == image else same)]
+    runs = groupby(ids, lambda id_: id_ in chat.image_ids)
+    return [id_ for image, run in runs for id_ in ([chat.image_id] if image else run)]
 
 
 def _turned(ours: Own, text: str, chat: Chat, ends: Sequence[int]) -> bool:

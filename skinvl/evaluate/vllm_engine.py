@@ -126,7 +126,7 @@ def unexpanded(chat: Chat, encoded: Encoded) -> list[int]:
     pictures = iter(encoded.pictures)
     left = 0  # further tokens of the image under way
     for token in encoded.ids:
-        if token == chat.image_id and left:
+        if left:
             left -= 1
             continue
         if token == chat.image_id:

@@ -47,8 +47,16 @@ def read_config(path: Path) -> tuple[PretrainedConfig, Family]:
 
     Raises:
         ValueError: the family has no file.
+        ModelError: the weights are in FP8.
     """
     config = AutoConfig.from_pretrained(path)
+    quantised = getattr(config, "quantization_config", None) or {}
+    if dict(quantised).get("quant_method") == "fp8":
+        raise ModelError(
+            f"{path}: its weights are in FP8, which are neither trained on nor merged into; expected those in BF16, "
+            "which Ministral 3 has in a repository of their own (mistralai/Ministral-3-3B-Instruct-2512-BF16, -8B-, "
+            "-14B-; base=ministral3-3b, ministral3-8b, ministral3-14b)"
+        )
     return config, families.load(config.model_type)
 
 

@@ -89,6 +89,8 @@ class Chat:
         processor.chat_template = self.tokenizer.chat_template = self.template
         self.image_arguments = family.image_arguments(processor, image_tokens)
         self.image_id: int = self.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)
+        # With it what else stands among an image's positions.
+        self.image_ids = frozenset({self.image_id, *self.tokenizer.convert_tokens_to_ids(list(family.breaks))})
         close: int = self.tokenizer.convert_tokens_to_ids(family.turn_close)
         # The ids at which a thought begins and ends, and whether what a model says begins within one.
         marks = self.tokenizer.convert_tokens_to_ids(list(family.thoughts.marks)) if family.thoughts else (None, None)
@@ -242,7 +244,7 @@ class Chat:
         painted = Text()
         triples = list(zip(encoded.ids, encoded.labels, self._within(encoded.ids), strict=True))
         for (image, trained, within), run in groupby(
-            triples, lambda triple: (triple[0] == self.image_id, triple[1] != UNTRAINED, triple[2])
+            triples, lambda triple: (triple[0] in self.image_ids, triple[1] != UNTRAINED, triple[2])
         ):
             ids = [id_ for id_, *_ in run]
             if image:
@@ -351,7 +353,7 @@ class Chat:
         return ids
 
     def _expand(self, token: int, rest: Iterator[Picture]) -> list[int]:
-        return [token] * next(rest).text_tokens if token == self.image_id else [token]
+        return self.family.expanded(self.processor, next(rest)) if token == self.image_id else [token]
 
 
 def _template(processor: ProcessorMixin) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+import torch
+
 from skinvl.model import adapter, precompute
 from skinvl.model.base import base_dtype, blank_model, count_parameters
 from skinvl.model.loaded import OpenBase
@@ -42,7 +44,7 @@ class Requirements:
     real: MetaStep  # the model as it is loaded
     stage: MetaStep  # the model as its step runs on the meta device: of a frozen tower only what comes out of it
     batch: Batch  # the largest
-    image_id: int
+    image_ids: frozenset[int]
     trace: Trace  # of the largest batch
     double: Trace  # of twice as much
     rates: gpus.Rates
@@ -82,7 +84,7 @@ class Requirements:
     def halved(self) -> float:
         """The share of the largest batch's positions that are left with half as many for each image."""
         ids = self.batch.ids
-        images = int((ids == self.image_id).sum())
+        images = int(torch.isin(ids, torch.tensor(sorted(self.image_ids))).sum())
         return float(1 - images / 2 / ids.numel())
 
 
@@ -158,7 +160,7 @@ def estimate(base: OpenBase, ranks: int, guess: Assumed, *, cuda: bool = True) -
         real,
         stage,
         largest,
-        chat.image_id,
+        chat.image_ids,
         trace,
         double,
         gpus.rates(trace, load, each),

@@ -157,7 +157,7 @@ def assumed(recipe: Recipe, chat: Chat, guess: Assumed, ranks: int, share: bool)
     size = batch_size(recipe)
     picture = chat.picture(SQUARE)
     text = [chat.pad_id] * guess.question
-    ids = [chat.pad_id] * guess.around + [chat.image_id] * picture.text_tokens + text
+    ids = [chat.pad_id] * guess.around + chat.family.expanded(chat.processor, picture) + text
     conversation = Encoded(
         [*ids, *[chat.pad_id] * guess.answer],
         [UNTRAINED] * len(ids) + [chat.pad_id] * guess.answer,

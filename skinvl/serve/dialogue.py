@@ -245,7 +245,7 @@ class Dialogue:
             return 0
         limit = min(len(ids) - 1, len(kept))
         common = next((i for i in range(limit) if ids[i] != kept[i]), limit)
-        return 0 if chat.image_id in ids[common:] else common
+        return common if chat.image_ids.isdisjoint(ids[common:]) else 0
 
     def _step(self, token: int) -> torch.Tensor:
         """The logits of what follows one more token, float32[1, V]."""

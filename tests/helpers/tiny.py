@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from skinvl.model import families
 from skinvl.model.tiny import build
 
-FAMILIES = ("gemma3", "llava", "mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl")
+FAMILIES = ("gemma3", "internvl", "llava", "mistral3", "mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl")
 FEW = ("mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 # Where a test trains, or takes its time, the other families wait for the slow ones.
 SOME = [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
@@ -39,6 +39,8 @@ TEMPLATES = {
     "qwen3_5": str(TRL / "qwen3_5_think.jinja"),
     "gemma3": str(TRL / "gemma3.jinja"),
     "llava": str(TRL / "llava_next.jinja"),
+    "mistral3": "ministral3/mistralai-Ministral-3-14B-Reasoning-2512.jinja",
+    "internvl": str(Path(__file__).parents[1] / "data" / "internvl.jinja"),  # from its description: see there
 }
 TOKENIZERS = {
     "qwen2_vl": "qwen2-vl",
@@ -51,8 +53,10 @@ TOKENIZERS = {
 UNSEEN = frozenset({"llava-med-7b", "qwen3-vl-32b"}) | {
     f"{family}-{size}"
     for family, sizes in {
+        "internvl3.5": ("1b", "2b", "4b", "8b", "14b"),
         "lingshu": ("7b", "32b"),
         "medgemma": ("4b", "1.5-4b", "27b"),
+        "ministral3": ("3b", "8b", "14b"),
         "qwen3.5": ("0.8b", "2b", "4b", "9b", "27b"),
         "qwen3.6": ("27b",),
         "qwen3.8": ("27b",),

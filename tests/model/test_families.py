@@ -37,7 +37,7 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl")
 
 def real_image_processor(family: str, tile: int = 560) -> Any:
     """A stand-in processor whose image processor has the settings of the published bases."""
-    if family in ("gemma3", "llava"):
+    if family in ("gemma3", "internvl", "llava", "mistral3"):
         return tiny.processor(family)
     kind = families.load(family)
     made: Any = kind.tiny.processor(tiny.processor(family).tokenizer, "x").image_processor
@@ -136,6 +136,12 @@ def test_a_picture_is_what_the_image_processor_makes(family: str, size: tuple[in
     elif family in ("gemma3", "llava"):
         assert picture.text_tokens == 16  # whatever the budget
         assert made["pixel_values"].shape == (1, 3, picture.grid[0] * 14, picture.grid[1] * 14)
+    elif family == "mistral3":
+        assert made["pixel_values"].shape == (1, 3, picture.grid[0] * 14, picture.grid[1] * 14)
+        assert picture.text_tokens <= max(budget, 2)
+    elif family == "internvl":
+        assert picture.text_tokens == 4 * len(made["pixel_values"]) <= max(budget, 4)
+        assert picture.vision_tokens == 17 * len(made["pixel_values"])
     else:
         assert list(picture.grid) == made["image_grid_thw"][0].tolist()
         assert picture.vision_tokens == len(made["pixel_values"])
@@ -225,11 +231,10 @@ def rows(family: str, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, li
     tokens = []
     for row, images_of_row in enumerate(images):
         ids = processor.tokenizer(kind.spelled(conversation(kind, len(images_of_row))) + " more" * row)["input_ids"]
-        grids = iter(
-            [kind.picture(processor, (image.height, image.width), arguments).text_tokens for image in images_of_row]
-        )
+        shapes = [kind.picture(processor, (image.height, image.width), arguments) for image in images_of_row]
+        expanded = (kind.expanded(processor, shape) for shape in shapes)
         image_id = processor.tokenizer.convert_tokens_to_ids(kind.soft_token or kind.image_token)
-        tokens.append([t for token in ids for t in ([token] * next(grids) if token == image_id else [token])])
+        tokens.append([t for token in ids for t in (next(expanded) if token == image_id else [token])])
     length = max(map(len, tokens))
     pad = processor.tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in tokens])

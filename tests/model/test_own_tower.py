@@ -88,11 +88,10 @@ def arriving(model: Any, opened: OpenGenerative, paths: list[Path]) -> list[torc
     family, format = opened.family, opened.pixels
     images = [upright(path) for path in paths]
     processor: Any = format.processor
-    token = processor.tokenizer.convert_tokens_to_ids(family.soft_token or family.image_token)
     shapes = [format.picture((image.height, image.width)) for image in images]
     ids = torch.full((len(images), max(shape.text_tokens for shape in shapes) + 2), 5)
     for row, shape in enumerate(shapes):
-        ids[row, : shape.text_tokens] = token
+        ids[row, : shape.text_tokens] = torch.tensor(family.expanded(processor, shape))
     inputs = family.batch(processor, ids, [[image] for image in images], format.arguments)
     if opened.whole.model_type == "mllama":
         ids = ids.clamp(max=opened.whole.text_config.vocab_size - 1)
@@ -102,12 +101,18 @@ def arriving(model: Any, opened: OpenGenerative, paths: list[Path]) -> list[torc
     tower = model.get_submodule(place)
     projectors = family.within(tower) or [model.get_submodule(name) for name in family.parts["projector"]]
     hooks = [each.register_forward_pre_hook(lambda _, given: seen.append(given[0])) for each in projectors]
+    if opened.whole.model_type == "internvl":  # whose projector is given squares of positions side by side
+        hooks[0].remove()
+        hooks[0] = tower.register_forward_hook(lambda _, given, made: seen.append(made.last_hidden_state[:, 1:]))
     model(input_ids=ids, **inputs)
     for hook in hooks:
         hook.remove()
     whole = torch.cat(seen, -1)
     if whole.dim() == 2:  # Qwen's, one image after another
         return list(torch.split(whole, [shape.vision_tokens for shape in shapes]))
+    if opened.whole.model_type == "internvl":
+        tiles = [shape.vision_tokens // 17 for shape in shapes]
+        return [each.flatten(0, 1) for each in torch.split(whole, tiles)]
     if opened.whole.model_type == "gemma3":  # whose projector begins with a mean over squares of patches
         side = shapes[0].grid[0]
         squares = whole.mT.reshape(len(paths), -1, side, side)

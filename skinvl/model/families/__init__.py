@@ -30,7 +30,8 @@ class ShapeError(ValueError):
 class Picture:
     """What an image of a known size becomes: nothing here needs its pixels.
 
-    `grid` is the family's own: (t, h, w) in patches for the Qwen families, (rows, columns) of tiles for mllama.
+    `grid` is the family's own: (t, h, w) in patches for the Qwen families, (rows, columns) of patches for mistral3, of
+    tiles for mllama and internvl.
     """
 
     grid: tuple[int, ...]
@@ -83,6 +84,7 @@ class Family(ABC):
     model_type: str
     image_token: str  # what the chat template writes for one image
     soft_token: str | None = None  # what stands in a row at each of its positions, where that is another token
+    breaks: tuple[str, ...] = ()  # what stands among these at positions that show nothing of it: the ends of its rows
     turn_open: str  # what the chat template writes before an assistant's answer
     turn_close: str  # the end-of-turn token after it, trained with the answer
     first_turn: str | None = None  # what a conversation without a system turn begins with; None: a template may add one
@@ -115,6 +117,11 @@ class Family(ABC):
     def spelled(self, text: str) -> str:
         """The text that the processor tokenises, with one token for each image, made of what the template writes."""
         return text
+
+    def expanded(self, processor: ProcessorMixin, picture: Picture) -> list[int]:
+        """The ids that stand for an image in a row, one for each of its `text_tokens`."""
+        tokenizer: Any = processor.tokenizer
+        return [tokenizer.convert_tokens_to_ids(self.soft_token or self.image_token)] * picture.text_tokens
 
     @abstractmethod
     def image_arguments(self, processor: ProcessorMixin, image_tokens: int) -> dict[str, Any]:

@@ -49,8 +49,8 @@ INSTRUCTIONS = """\
 """
 
 
-class OneSize(Family):
-    """What families share whose tower reads images of one size: each takes as many tokens, whatever the budget is."""
+class InRow(Family):
+    """What families share whose images stand in the language row and count there as its text does, one by one."""
 
     one_row = True
     parts: ClassVar = {
@@ -58,6 +58,28 @@ class OneSize(Family):
         "projector": ("model.multi_modal_projector",),
         "vision": ("model.vision_tower",),
     }
+
+    def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
+        return torch.arange(len(ids))
+
+    def require_images(self, processor: ProcessorMixin, ids: torch.Tensor, expected: Sequence[int]) -> None:
+        """Refuses rows that have not so many image tokens each.
+
+        Raises:
+            ValueError: another count.
+        """
+        token = processor.tokenizer.convert_tokens_to_ids(self.soft_token or self.image_token)
+        if (counts := (ids == token).sum(-1).tolist()) != list(expected):
+            raise ValueError(f"image tokens per row: {counts}; expected {list(expected)} for the rows' images")
+
+    def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
+        config = copy.deepcopy(config)
+        config.vision_config.num_hidden_layers = 0
+        return config
+
+
+class OneSize(InRow):
+    """What families share whose tower reads images of one size: each takes as many tokens, whatever the budget is."""
 
     @abstractmethod
     def tokens_of(self, processor: ProcessorMixin) -> int:
@@ -72,9 +94,6 @@ class OneSize(Family):
             )
         return {}
 
-    def positions(self, processor: ProcessorMixin, ids: Sequence[int], pictures: Sequence[Picture]) -> torch.Tensor:
-        return torch.arange(len(ids))
-
     def pixels(self, processor: ProcessorMixin, image: Any, image_arguments: dict[str, Any]) -> torch.Tensor:
         image_processor: Any = processor.image_processor
         pixels: torch.Tensor = image_processor(images=[image], return_tensors="pt", **image_arguments)["pixel_values"]
@@ -87,18 +106,9 @@ class OneSize(Family):
         pictures: Sequence[Sequence[Picture]],
         tensors: Sequence[Sequence[torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
-        image_positions = ids == processor.tokenizer.convert_tokens_to_ids(self.soft_token or self.image_token)
-        counts = image_positions.sum(-1).tolist()
-        expected = [sum(picture.text_tokens for picture in row) for row in pictures]
-        if counts != expected:
-            raise ValueError(f"image tokens per row: {counts}; expected {expected} for the rows' images")
+        self.require_images(processor, ids, [sum(picture.text_tokens for picture in row) for row in pictures])
         flat = [tensor for row in tensors for tensor in row]
         return {"pixel_values": torch.stack(flat)} if flat else {}
-
-    def without_tower(self, config: PretrainedConfig) -> PretrainedConfig:
-        config = copy.deepcopy(config)
-        config.vision_config.num_hidden_layers = 0
-        return config
 
 
 class Llava(OneSize):
