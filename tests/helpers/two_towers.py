@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,23 @@ def recipe(tmp_path: Path, family: str = "clip", **changes: Any) -> PretrainReci
     return towers.load(str(file))
 
 
-@torch.no_grad()
 def image_alone(loaded: LoadedTowers, path: Path) -> torch.Tensor:
     """float64[D], the embedding of one image, its pixels made by hand."""
-    square = loaded.pixels.square(upright(path))
-    bytes_ = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).reshape(1, square.height, square.width, 3)
-    pixels = (bytes_.float() / 255 - torch.tensor(loaded.pixels.mean)) / torch.tensor(loaded.pixels.std)
+    return images_by_hand(loaded, [path])[0]
+
+
+@torch.no_grad()
+def images_by_hand(loaded: LoadedTowers, paths: Sequence[Path]) -> torch.Tensor:
+    """float64[N, D], the embeddings of images in one pass, their pixels made by hand."""
+    made = []
+    for path in paths:
+        square = loaded.pixels.square(upright(path))
+        bytes_ = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+        pixels = bytes_.reshape(square.height, square.width, 3).float() / 255
+        made.append((pixels - torch.tensor(loaded.pixels.mean)) / torch.tensor(loaded.pixels.std))
     model: Any = loaded.model
-    embedding: torch.Tensor = model.encode_images(pixels.permute(0, 3, 1, 2)).embeddings[0].double()
-    return embedding
+    embeddings: torch.Tensor = model.encode_images(torch.stack(made).permute(0, 3, 1, 2)).embeddings.double()
+    return embeddings
 
 
 @torch.no_grad()

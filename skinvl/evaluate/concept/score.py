@@ -9,7 +9,7 @@ else the one that tells the concept best on another split of the source, in grou
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from skinvl.evaluate import embed, prompts
 from skinvl.evaluate.concept import rows as concept_rows
 from skinvl.evaluate.concept import terms
 from skinvl.evaluate.concept.choose import Chosen, best, named
-from skinvl.evaluate.concept.rows import ConceptError, StatedSplit
+from skinvl.evaluate.concept.rows import ConceptError
+from skinvl.evaluate.concept.score_table import show
 from skinvl.evaluate.distributed import ranks
 from skinvl.model import dictionary
 from skinvl.model.towers_loaded import LoadedTowers, load_towers
 from skinvl.recipe import run
 from skinvl.recipe.files import write_json
-from skinvl.recipe.printing import narrow, right
 from skinvl.recipe.towers import PretrainRecipe
 from skinvl.score import concepts
 from skinvl.score.concepts import FEWEST, MISSING, ConceptArea
@@ -143,7 +143,7 @@ def score_source(recipe: PretrainRecipe, out: Path, source: str) -> Path:
         "units": _mean([one.units for one in areas if one.units is not None], draws),
     }
     write_json(path, {"settings": settings, "macro": means, "concepts": table}, allow_nan=False)
-    _print(say, path, table, means, scored, leaking, units is None)
+    show(say, path, table, means, len(scored.samples), leaking, units is None)
     return path
 
 
@@ -221,38 +221,3 @@ def _mean(areas: Sequence[ConceptArea], draws: Bootstrap) -> dict[str, Any]:
 
 def _number(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else estimate.number()
-
-
-def _print(
-    say: Console,
-    path: Path,
-    table: Sequence[Mapping[str, Any]],
-    means: Mapping[str, Mapping[str, Any]],
-    scored: StatedSplit,
-    leaking: int,
-    lacks_units: bool,
-) -> None:
-    """Prints a row for each concept, and the means, within 80 columns."""
-    shown = narrow("concept", right("seen"), right("not"), right("by prompts"), right("by unit"), "unit")
-    for row in table:
-        unit = row["unit"]
-        by = "" if unit is None else f"{unit['unit']} by {unit['by']}"
-        area_by = (short_number(row["prompts"]), short_number(row["units"]))
-        shown.add_row(row["concept"][:22], f"{row['positives']:,}", f"{row['negatives']:,}", *area_by, by)
-    of = [f"{mean['concepts']} of {mean['of']}" for mean in means.values()]
-    shown.add_row("mean over concepts", "", "", *(short_number(mean["auroc"]) for mean in means.values()), "")
-    shown.add_row("  with a number", "", "", *of, "")
-    say.print(shown)
-    left_out = f"; {leaking:,} trained on" if leaking else ""
-    say.print(f"{path}: AUROC of {len(table)} concepts in {len(scored.samples):,} samples{left_out}", soft_wrap=True)
-    if lacks_units:
-        say.print("No dictionary, so that there are no units: skinvl concepts fit", soft_wrap=True)
-
-
-def short_number(number: Mapping[str, Any] | None) -> str:
-    """A number with its interval, in few characters; a dash for none."""
-    if number is None or number["value"] is None:
-        return "–"
-    if number["low"] is None:
-        return f"{number['value']:.2f}"
-    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}]"
