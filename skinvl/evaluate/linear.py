@@ -105,15 +105,16 @@ def fit(features: Float, samples: Sequence[Sample], classes: Sequence[str], seed
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed) if folds > 1 else None
         for inside, held_out in splitter.split(features, labels, groups) if splitter else ():
             for strength in losses:
-                part = _regression(features[inside], labels[inside], classes, strength)
+                part = fit_at(features[inside], labels[inside], classes, strength)
                 columns = [classes.index(label) for label in labels[held_out]]
                 losses[strength] -= float(part.scores(features[held_out])[np.arange(len(held_out)), columns].sum())
         best = min(losses, key=lambda strength: (losses[strength], strength))  # of equal ones the stronger regularised
-        whole = _regression(features, labels, classes, best)
+        whole = fit_at(features, labels, classes, best)
     return Fitted(classes, whole.pipeline, "", best, folds, whole.converged)
 
 
-def _regression(features: Float, labels: NDArray[np.str_], classes: Sequence[str], strength: float) -> Fitted:
+def fit_at(features: Float, labels: NDArray[np.str_], classes: Sequence[str], strength: float) -> Fitted:
+    """The classifier of rows float64[N, W] with these labels, by a C that is given."""
     if len({*labels}) == 1:
         return Fitted(classes, None, str(labels[0]), strength, 0, True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=STEPS))

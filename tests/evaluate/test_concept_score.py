@@ -16,8 +16,8 @@ from helpers import sources, two_towers
 from helpers.tiny import picture
 from skinvl.data import example
 from skinvl.data.example import Example, Facts, text
-from skinvl.evaluate import concepts, embed
-from skinvl.evaluate.concept import score, terms
+from skinvl.evaluate import benchmarks, concepts, embed, linear
+from skinvl.evaluate.concept import classified, rows, score, terms
 from skinvl.evaluate.concept.rows import ConceptError, shown, stated
 from skinvl.model import dictionary as dictionaries
 from skinvl.model.dictionary import Dictionary, DictionaryError
@@ -112,7 +112,7 @@ def test_by_prompts_it_is_the_mean_over_templates_of_a_softmax_over_two_cosines(
     scale = float(model.scale.value().detach())
     split = stated(Path("lesions"), "test")
     cosines = []
-    images = torch.stack([two_towers.image_alone(towers, one.root / one.example.images[0]) for one in split.samples])
+    images = two_towers.images_by_hand(towers, [one.root / one.example.images[0] for one in split.samples])
     for template in terms.TEMPLATES:
         own = [two_towers.text_alone(towers, template.replace("{c}", word)) for word in ("hair", "hairs")]
         reference = two_towers.text_alone(towers, template.replace("{c}", "skin"))
@@ -206,16 +206,39 @@ def test_a_suppressed_unit_brings_accuracy_back(
     assert seen["before"]["accuracy"]["value"] < 0.6  # nearly all are called brown
     assert seen["after"]["accuracy"]["value"] == clean["after"]["accuracy"]["value"] == 1
     assert record["skin_type"]["change"]["values"]["V"]["value"] > 0.15
-    assert record["probe"]["after"]["accuracy"]["value"] >= record["probe"]["before"]["accuracy"]["value"]
+    probe = record["probe"]
+    before, after = (probe["parts"]["all"][side]["accuracy"]["value"] for side in ("before", "after"))
+    assert (probe["train_rows"], after) == (IMAGES, 1)
+    assert before < 1
+    assert probe["parts"]["with"]["random"]["balanced_accuracy"]["mean"] < 1
+    assert probe["brought_back"]["units"] is None  # no drop of which one could be sure
     assert record["brought_back"]["beyond_random"]["low"] > 0.5
     assert [*record["retrieval"]["lesions"]] == ["image to text", "text to image"]
     tests = {(one["what"], one.get("part"), one["metric"], one["test"]): one for one in record["tests"]}
     assert tests["classes", "with", "accuracy", "McNemar"]["p"] < 0.001
-    assert ("probe", "all", "accuracy", "McNemar") in tests
+    assert all(("probe", part, "accuracy", "McNemar") in tests for part in ("all", "with", "without"))
     assert all("p_holm" in one for one in record["tests"])
     printed = capsys.readouterr().out.splitlines()
     assert "hair: units 2 (1.00) by labels of train, AUROC" in printed
     assert max(len(line) for line in printed if "balanced" in line and "costs" not in line) <= 80
+
+
+def test_a_probe_is_fitted_to_each_side_at_the_strength_of_the_first(recipe: PretrainRecipe) -> None:
+    (spec,) = recipe.evaluate.classify
+    task, train = benchmarks.load(spec), benchmarks.load(spec, "train").samples
+    paths = [one.root / one.example.images[0] for one in (*task.samples, *train)]
+    whole = {path: planted(path.name) for path in paths}
+    only_hair = {path: vector * (np.arange(WIDTH) == 2) for path, vector in whole.items()}
+    unread = {**whole, paths[0]: np.full(WIDTH, np.nan)}
+    settings = {"set": "lesions-colour", "classes": list(task.classes)}
+    strength, sides = classified.by_probe(task, train, [whole, whole, only_hair, unread], settings)
+    assert strength == linear.fit(rows.of_samples(train, whole), train, task.classes).strength
+    assert sides[0].rows == sides[1].rows
+    found = [np.array([row.scores for row in side.rows[1:]]).argmax(1) == side.true[1:] for side in sides]
+    assert found[0].mean() > 0.8
+    assert 0.4 < found[2].mean() < 0.6  # hair says nothing of the colour in the test split
+    assert (sides[3].rows[0].scores, sides[3].rows[0].detail) == (None, "unreadable-image")
+    assert found[3].tolist() == found[0].tolist()
 
 
 def test_what_cannot_be_suppressed_says_what_to_do(recipe: PretrainRecipe, axes: None) -> None:

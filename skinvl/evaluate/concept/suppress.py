@@ -22,7 +22,7 @@ from skinvl.data.mixture import Row
 from skinvl.data.source import source_folder
 from skinvl.evaluate import benchmarks, contamination, embed, prompts
 from skinvl.evaluate.benchmarks import Sample, Task
-from skinvl.evaluate.concept import retrieved
+from skinvl.evaluate.concept import classified, retrieved
 from skinvl.evaluate.concept import rows as concept_rows
 from skinvl.evaluate.concept.choose import WORTH, Chosen, named, telling
 from skinvl.evaluate.concept.random_units import TOLERANCE, drawn
@@ -30,7 +30,6 @@ from skinvl.evaluate.concept.rows import ConceptError
 from skinvl.evaluate.concept.suppress_tables import show
 from skinvl.evaluate.distributed import ranks
 from skinvl.evaluate.embed import Vectors
-from skinvl.evaluate.linear import fit
 from skinvl.model import dictionary as dictionaries
 from skinvl.model.dictionary import Dictionary
 from skinvl.model.towers_loaded import LoadedTowers, load_towers
@@ -38,12 +37,12 @@ from skinvl.recipe import run
 from skinvl.recipe.files import write_json
 from skinvl.recipe.recipe import ClassSpec
 from skinvl.recipe.towers import PretrainRecipe
-from skinvl.score import classification, compare, suppression
+from skinvl.score import compare, suppression
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.compare import Resampling
-from skinvl.score.concepts import PRESENT
+from skinvl.score.concepts import PRESENT, Labels
 from skinvl.score.probabilities import PROMPTS
-from skinvl.score.stats import LEVEL, RESAMPLES, Float, Mask
+from skinvl.score.stats import LEVEL, RESAMPLES, Mask
 from skinvl.score.suppression import Suppressed
 
 SEED = 0  # of the resamples, and of the draws of random units
@@ -129,21 +128,23 @@ def suppress(recipe: PretrainRecipe, out: Path, names: Sequence[str], name: str,
         **{"resamples": RESAMPLES, "seed": SEED, "level": LEVEL},
         **loaded.facts,
     }
-    sides = [_suppressed(dictionary, vectors, numbers) for numbers in (units, *(one.units for one in random))]
-    embedded = [concept_rows.of_samples(task.samples, side) for side in (vectors, *sides)]
-    classes = prompts.embeddings(asked, texts).whole
-    before, after, *beside = (_by_prompts(task, scale * side @ classes.T, settings) for side in embedded)
+    removed = [units, *(one.units for one in random)]
+    sides = [vectors, *(_suppressed(dictionary, vectors, numbers) for numbers in removed)]
     resampling = Resampling(RESAMPLES, SEED)
-    numbers = suppression.block(set_name, Suppressed(before, after, beside, artefact), resampling)
-    probed, probe_tests = _probed(task, others, [vectors, sides[0]], settings, resampling)
-    ranked, rank_tests = retrieved.change(loaded, pools, dictionary, units, [one.units for one in random], resampling)
-    part_tests = [test for part in numbers["parts"].values() for test in part.pop("tests")]
+    prompted = classified.by_prompts(task, sides, scale * prompts.embeddings(asked, texts).whole, settings)
+    numbers, tests = _change(set_name, prompted, artefact, resampling, "classes")
+    probe, probe_tests = None, list[dict[str, Any]]()
+    if split == TRAIN:
+        strength, probed = classified.by_probe(task, others, sides, settings)
+        probe, probe_tests = _change(set_name, probed, artefact, resampling, "probe")
+        probe = {"train_rows": len(others), "strength": strength, **probe}
+    ranked, rank_tests = retrieved.change(loaded, pools, dictionary, units, removed[1:], resampling)
     record = {
         "settings": settings,
         **numbers,
-        "probe": probed,
+        "probe": probe,
         "retrieval": ranked,
-        "tests": compare.family([*part_tests, *probe_tests, *rank_tests]),
+        "tests": compare.family([*tests, *probe_tests, *rank_tests]),
     }
     path = out / dictionaries.FOLDER / "suppress" / f"{'-'.join(names)}--{set_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,47 +217,14 @@ def _suppressed(dictionary: Dictionary, vectors: Mapping[Path, Vectors], units: 
     return dict(zip(vectors, made, strict=True))
 
 
-def _by_prompts(task: Task, scores: Float, settings: Mapping[str, Any]) -> ClassifiedSet:
-    rows = []
-    for sample, own in zip(task.samples, scores, strict=True):
-        unread = "" if np.isfinite(own).all() else "unreadable-image"
-        usable = sample.label is not None and not unread
-        rows.append(sample.record(own.tolist() if usable else None, sample.detail or unread))
-    return suppression.classified(rows, settings, str(settings["set"]))
-
-
-def _probed(
-    task: Task,
-    others: Sequence[Sample],
-    sides: Sequence[Mapping[Path, Vectors]],
-    settings: Mapping[str, Any],
-    resampling: Resampling,
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """A probe of all labels of the train split, before and after, fitted anew on what is left; and the tests."""
-    if settings["chosen_on"] != TRAIN:
-        return None, []
-    made = []
-    for vectors in sides:
-        features = concept_rows.of_samples(others, vectors)
-        usable: Mask = np.asarray(np.isfinite(features).all(axis=1))
-        learned = [sample for sample, counts in zip(others, usable.tolist(), strict=True) if counts]
-        test = concept_rows.of_samples(task.samples, vectors)
-        scores = np.full((len(test), len(task.classes)), np.nan)
-        readable = np.isfinite(test).all(axis=1)
-        scores[readable] = fit(features[usable], learned, task.classes).scores(test[readable])
-        made.append(_by_prompts(task, scores, settings))
-    before, after = made
-    draws = classification.bootstrap(before.rows, resampling.resamples, resampling.seed)
-    every = np.ones(len(before.rows), np.bool_)
-    numbers = {
-        name: {
-            metric: estimate.number()
-            for metric, estimate in classification.estimates(side, PROMPTS, draws, every).items()
-        }
-        for name, side in (("before", before), ("after", after))
-    }
-    tests = compare.classes(str(settings["set"]), after, before, resampling)
-    return {"train_rows": len(others), **numbers}, [{**test, "what": "probe", "part": "all"} for test in tests]
+def _change(
+    name: str, sides: Sequence[ClassifiedSet], artefact: Labels, resampling: Resampling, what: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The numbers of a set as it is classified before, after and by random units; and the tests."""
+    before, after, *beside = sides
+    numbers = suppression.block(name, Suppressed(before, after, beside, artefact), resampling)
+    tests = [{**test, "what": what} for part in numbers["parts"].values() for test in part.pop("tests")]
+    return numbers, tests
 
 
 def _scale(loaded: LoadedTowers) -> float:

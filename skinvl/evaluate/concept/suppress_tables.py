@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from skinvl.recipe.printing import narrow, right
 from skinvl.score.classification import BALANCED
 
 SHOWN = (BALANCED, "sensitivity", "specificity")
-ROWS = {"all": "all rows", "with": "with the artefact", "without": "without it"}
+ROWS = {"all": "all rows", "with": "with artefact", "without": "without it"}
 
 
 def show(say: Console, path: Path, record: Mapping[str, Any]) -> None:
@@ -23,23 +24,14 @@ def show(say: Console, path: Path, record: Mapping[str, Any]) -> None:
         what = "its name, margin" if units[0]["by"] == "name" else f"labels of {settings['chosen_on']}, AUROC"
         say.print(f"{concept}: units {listed} by {what}", soft_wrap=True)
     table = narrow("rows", "number", right("before"), right("after"), right("random"), right("p"), right("n"))
-    tests = {(test["part"], test["metric"]): test for test in record["tests"] if test.get("part")}
-    for part, block in record["parts"].items():
-        spread = block["random"][BALANCED]
-        for metric in SHOWN:
-            if metric in block["before"]:
-                test = tests.get((part, metric))
-                random = f"{spread['mean']:.3f}" if metric == BALANCED and spread and spread["mean"] is not None else ""
-                beside = (short(block[side][metric]) for side in ("before", "after"))
-                p = "" if test is None or test["p_holm"] is None else f"{test['p_holm']:.3f}"
-                table.add_row(ROWS[part], metric, *beside, random, p, f"{block['rows']:,}")
-    for name, value in ((f"type {name}", name) for name in record["skin_type"]["before"]["values"]):
-        sides = [record["skin_type"][side]["values"][value] for side in ("before", "after")]
-        if all(sides) and value != "unknown":
-            table.add_row(name, BALANCED, *(short(side) for side in sides), "", "", f"{sides[0]['n']:,}")
+    _add_parts(table, record["parts"], [test for test in record["tests"] if test["what"] == "classes"], "", SHOWN)
+    for name in record["skin_type"]["before"]["values"]:
+        sides = [record["skin_type"][side]["values"][name] for side in ("before", "after")]
+        if all(sides) and name != "unknown":
+            table.add_row(f"type {name}", BALANCED, *(short(side) for side in sides), "", "", f"{sides[0]['n']:,}")
     if record["probe"] is not None:
-        sides = [record["probe"][side][BALANCED] for side in ("before", "after")]
-        table.add_row("probe, all rows", BALANCED, *(short(side) for side in sides), "", "", f"{sides[0]['n']:,}")
+        tests = [test for test in record["tests"] if test["what"] == "probe"]
+        _add_parts(table, record["probe"]["parts"], tests, "probe, ", (BALANCED,))
     for name, directions in record["retrieval"].items():
         for direction, one in directions.items():
             random = "" if one["random"] is None else f"{one['random']['mean']:.3f}"
@@ -51,22 +43,43 @@ def show(say: Console, path: Path, record: Mapping[str, Any]) -> None:
     say.print(str(path), soft_wrap=True)
 
 
+def _add_parts(
+    table: Table, parts: Mapping[str, Any], tests: Sequence[Mapping[str, Any]], prefix: str, metrics: Sequence[str]
+) -> None:
+    """Adds the numbers of each part."""
+    found = {(test["part"], test["metric"]): test["p_holm"] for test in tests}
+    for part, block in parts.items():
+        spread = block["random"][BALANCED]
+        for metric in metrics:
+            if metric in block["before"]:
+                value = found.get((part, metric))
+                random = f"{spread['mean']:.3f}" if metric == BALANCED and spread and spread["mean"] is not None else ""
+                beside = (short(block[side][metric]) for side in ("before", "after"))
+                p = "" if value is None else f"{value:.3f}"
+                table.add_row(prefix + ROWS[part], metric, *beside, random, p, f"{block['rows']:,}")
+
+
 def sentences(record: Mapping[str, Any]) -> list[str]:
-    """What the artefact cost, and what came back of it."""
-    back, mass = record["brought_back"], record["settings"]["mass"]
+    """What the artefact cost by prompts and by the probe, and what came back of it."""
+    mass = record["settings"]["mass"]
     said = [
         f"p is Holm's over all tests of the file. random: mean of {len(record['settings']['random'])} draws of units "
         f"of the same mass ({mass['units']:.3f} of {mass['of']:.3f}), matched on {mass['matched_on']}."
     ]
-    if back["drop"] is None:
+    if record["brought_back"]["drop"] is None:
         return [*said, "Nobody says of the rows both that they show the artefact and that they do not."]
+    read_by = {"By prompts": record, "By the probe": record["probe"]}
+    return said + [_cost(who, block["brought_back"]) for who, block in read_by.items() if block is not None]
+
+
+def _cost(who: str, back: Mapping[str, Any]) -> str:
+    costs = f"{who}, the artefact costs {span(back['drop'])} of {BALANCED}"
     if back["units"] is None:
-        return [*said, f"The artefact costs {span(back['drop'])} of {BALANCED}: no drop that could be brought back."]
-    return [
-        *said,
-        f"The artefact costs {span(back['drop'])} of {BALANCED}; of this the units bring back {span(back['units'])}, "
-        f"random ones {span(back['random'])}, a difference of {span(back['beyond_random'])}.",
-    ]
+        return f"{costs}: no drop that could be brought back."
+    return (
+        f"{costs}; of this the units bring back {span(back['units'])}, random ones {span(back['random'])}, "
+        f"a difference of {span(back['beyond_random'])}."
+    )
 
 
 def short(number: Mapping[str, Any]) -> str:
