@@ -1,8 +1,9 @@
 """Drawn skin lesions with questions whose answers are in the pixels alone: a toy to learn from in a minute on a CPU.
 
-The part `artefact` has other drawings, with hair, ink or a ruler over three quarters of those to train on and half of
-those to test on. In training the artefact goes by the lesions' colour (TIED), in the test split by chance: who has
-learned it for the colour errs there. Images without one say nothing of the colour.
+The parts `artefact` and `untied` have other drawings, three quarters of those to train on and half of those to test on
+with hair, ink or a ruler, which the descriptions name. In training the artefact of `artefact` goes by the lesions'
+border (TIED), in its test split and in all of `untied` by chance: who has learned it for the border errs there. Images
+without one say nothing of the border.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CARD = Card(
     citation="none needed",
     obtain="nothing to get: a new or empty RAW is filled with drawings.",
     splits=("train", "test"),
-    parts=("all", "artefact"),
+    parts=("all", "artefact", "untied"),
     released="sound",
     alike=False,
     drawn=True,
@@ -38,7 +39,7 @@ CARD = Card(
 )
 
 IMAGES = 480
-TEST_PAIRS = 48  # of IMAGES / 2
+SIZES = {"all": (IMAGES, 48), "artefact": (960, 240), "untied": (960, 96)}  # drawings, pairs of them to test on
 KINDS_PER_IMAGE = 5
 SIDE = 112  # pixels: 4 × 4 image tokens of 28 pixels
 
@@ -71,11 +72,10 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 KINDS = tuple(kind for kind in QUESTIONS if kind != "comparison")
 
-# Of the part `artefact`.
-TIED = {"blue": "hair", "brown": "ink", "red": "ruler"}  # in training: colour → what lies over the skin
-ARTEFACTS = tuple(TIED.values())
+# Of the parts `artefact` and `untied`.
+ARTEFACTS = ("hair", "ink", "ruler")
+TIED = {"irregular": ("hair", "ink"), "smooth": ("ruler",)}  # in training: border → what lies over the skin
 NOTHING = "nothing"
-OVER_PAIRS = 120  # that are tested on
 OVER_QUESTIONS = ("What lies over the skin: {options}?", "Is hair, ink, a ruler or nothing in front of the skin?")
 VIOLET, BONE = (90, 20, 130), (235, 235, 225)  # of ink and of rulers
 
@@ -92,7 +92,7 @@ class Drawing:
     border: str
     symmetry: str
     site: str
-    artefact: str | None = None  # of the part `artefact`: what lies over the skin, or NOTHING
+    artefact: str | None = None  # of parts with artefacts: what lies over the skin, or NOTHING
 
 
 def rows(raw: Path, part: str) -> int:
@@ -130,19 +130,20 @@ def convert(raw: Path, part: str, shard: Shard | None = None) -> Iterator[Exampl
 def _example(drawings: tuple[Drawing, ...], kind: str, answer: str, split: str) -> Example:
     over = drawings[0].artefact
     stems = [Path(drawing.file).stem for drawing in drawings]
-    name = "-".join([*(["artefact"] if over else []), *stems, kind])
-    question = seeded("demo", name).choice(OVER_QUESTIONS if kind == "artefact" else QUESTIONS[kind])
+    prefix = f"{Path(drawings[0].file).parts[0]}-" if over else ""
+    name = "-".join([*stems, kind])
+    question = seeded("demo", f"{prefix}{name}").choice(OVER_QUESTIONS if kind == "artefact" else QUESTIONS[kind])
     options = (*ARTEFACTS, NOTHING) if kind == "artefact" else OPTIONS.get(kind, ("", ""))
     known = ARTEFACTS if over and len(drawings) == 1 else ()
     return Example(
-        id=name,
+        id=f"{prefix}{name}",
         source="demo",
         images=tuple(drawing.file for drawing in drawings),
         messages=(
             text("user", question.format(options=choices(options)), images=len(drawings)),
             text("assistant", answer),
         ),
-        group=f"{'artefact-' if over else ''}pair-{drawings[0].pair:03}",
+        group=f"{prefix}pair-{drawings[0].pair:03}",
         split=split,
         licence=CARD.licence,
         facts=Facts(
@@ -158,8 +159,10 @@ def _answer(drawing: Drawing, kind: str) -> str:
         return str(getattr(drawing, kind))
     noun = "lesion" if drawing.count == "one" else "lesions"
     article = "an" if drawing.border == "irregular" else "a"
+    over = "" if drawing.artefact in (None, NOTHING) else f", under {drawing.artefact}"
     return (
-        f"{drawing.count.capitalize()} {drawing.size} {drawing.colour} {noun} with {article} {drawing.border} border."
+        f"{drawing.count.capitalize()} {drawing.size} {drawing.colour} {noun} with {article} {drawing.border} "
+        f"border{over}."
     )
 
 
@@ -206,42 +209,44 @@ def _fill(folder: Path, drawings: list[Drawing]) -> None:
 def _test(part: str) -> set[int]:
     """The numbers of the pairs that are tested on."""
     key = ("demo", "split") if part == "all" else ("demo", "split", part)
-    return set(seeded(*key).sample(range(IMAGES // 2), TEST_PAIRS if part == "all" else OVER_PAIRS))
+    images, pairs = SIZES[part]
+    return set(seeded(*key).sample(range(images // 2), pairs))
 
 
 def _plan(part: str) -> list[Drawing]:
     """Drawings in which every option of a feature is as frequent as the others, and each pair has both sizes."""
     key, folder = (("demo", "plan"), "") if part == "all" else (("demo", "plan", part), f"{part}/")
+    images = SIZES[part][0]
     features: dict[str, list[str]] = {}
     for kind, options in OPTIONS.items():
-        features[kind] = [options[number % len(options)] for number in range(IMAGES)]
+        features[kind] = [options[number % len(options)] for number in range(images)]
         seeded(*key, kind).shuffle(features[kind])
-    orders = [("small", "large"), ("large", "small")] * (IMAGES // 4)
+    orders = [("small", "large"), ("large", "small")] * (images // 4)
     seeded(*key, "pairs").shuffle(orders)
     features["size"] = [size for order in orders for size in order]
     if part != "all":
-        features["artefact"] = _over(features["colour"])
+        features["artefact"] = _over(part, features["border"])
     return [
         Drawing(
             f"{folder}images/{number:03}.png",
             number // 2,
             **{kind: values[number] for kind, values in features.items()},
         )
-        for number in range(IMAGES)
+        for number in range(images)
     ]
 
 
-def _over(colours: list[str]) -> list[str]:
-    """What lies over the skin in each drawing; of each colour as many have nothing."""
-    test, over = _test("artefact"), [NOTHING] * IMAGES
-    for colour in INKS:
+def _over(part: str, borders: list[str]) -> list[str]:
+    """What lies over the skin in each drawing; of each border as many have nothing."""
+    test, over = _test(part), [NOTHING] * len(borders)
+    for border, tied in TIED.items():
         for tested in (False, True):
-            numbers = [n for n in range(IMAGES) if colours[n] == colour and (n // 2 in test) == tested]
-            chance = seeded("demo", "plan", "artefact", "over", colour, str(tested))
+            numbers = [n for n, own in enumerate(borders) if own == border and (n // 2 in test) == tested]
+            chance = seeded("demo", "plan", part, "over", border, str(tested))
             size = len(numbers) // 2 if tested else len(numbers) * 3 // 4
+            drawn = tied if part == "artefact" and not tested else ARTEFACTS
             for place, number in enumerate(chance.sample(numbers, size)):
-                drawn = ARTEFACTS[place % len(ARTEFACTS)]
-                over[number] = drawn if tested else TIED.get(colour, drawn)
+                over[number] = drawn[place % len(drawn)]
     return over
 
 
