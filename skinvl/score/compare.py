@@ -21,6 +21,9 @@ from skinvl.score.retrieval import RetrievedSet
 from skinvl.score.stats import Estimate, Mask
 
 RIGHT_OR_WRONG = ("closed_accuracy", "exact_match", "multiple_choice")
+LOWER = {"ece", "brier", "aurc", ranking.MEDIAN}  # metrics of which less is better
+# What a difference comes to within a margin, from the least that is sure to the most.
+VERDICTS = ("inferior", "not shown", "non-inferior", "equivalent")
 
 
 class CompareError(ValueError):
@@ -161,6 +164,32 @@ def family(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The tests with Holm's correction over all of them."""
     corrected = stats.holm([test["p"] for test in tests])
     return [{**test, "p_holm": value} for test, value in zip(tests, corrected, strict=True)]
+
+
+def judged(tests: Sequence[Mapping[str, Any]], margin: float) -> list[dict[str, Any]]:
+    """The tests, those by bootstrap with a `verdict` within a margin that was given beforehand; None for the others."""
+    of_bootstrap = (test["test"] == "paired bootstrap" and test["metric"] != ranking.MEDIAN for test in tests)
+    return [
+        {**test, "verdict": verdict(test["metric"], test["difference"], margin) if own else None}
+        for test, own in zip(tests, of_bootstrap, strict=True)
+    ]
+
+
+def verdict(metric: str, difference: Mapping[str, Any], margin: float) -> str | None:
+    """What the interval of a difference, ours minus theirs, says of ours; None where it has none.
+
+    Non-inferior: no end is worse by the margin or more, so that at 95 % this is a one-sided test of 2.5 %. Equivalent:
+    nor is one better by as much. Inferior: even the better end is worse by more. (Piaggio et al. 2012, JAMA 308(24))
+    """
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return None
+    worst, best = (-high, -low) if metric in LOWER else (low, high)
+    if best < -margin:
+        return "inferior"
+    if worst <= -margin:
+        return "not shown"
+    return "equivalent" if best < margin else "non-inferior"
 
 
 def _tests(

@@ -17,7 +17,7 @@ from rich.console import Console
 from skinvl.data import pages, table1
 from skinvl.data.pages import short
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
-from skinvl.score import charts, retrieval_page, samples, tables, untrained
+from skinvl.score import charts, compare, retrieval_page, samples, tables, untrained
 
 HEADLINE = {
     "answers": ("closed_accuracy", "option_credit", "json_fields", "json_valid", "exact_match", "token_f1"),
@@ -28,7 +28,6 @@ MALIGNANT = {"sensitivity", "specificity"}
 WRITTEN = {"bleu": "BLEU", "rouge": "ROUGE", "meteor": "METEOR", "bertscore": "BERTScore", "auroc": "AUROC",
            "auprc": "AUPRC", "aurc": "AURC", "ece": "ECE", "brier": "Brier", "f1": "F1", "json": "JSON",
            "l": "L"}  # fmt: skip
-LOWER = {"ece", "brier", "aurc", *untrained.LOWER}  # metrics of which less is better
 OUTCOMES = {"right": "✓", "partly right": "◐", "wrong": "✗", "no answer": "∅", "not scored": "?"}
 NO_SCORES = {  # of what an evaluation logs
     *("eval_runtime", "eval_tokens", "eval_samples_per_second", "eval_steps_per_second"),
@@ -143,7 +142,7 @@ def digits(value: float | None) -> str:
 def label(metric: str) -> str:
     """The name of a metric, a slice or a fact in words."""
     name = re.sub("[a-z0-9]+", lambda word: WRITTEN.get(word[0], word[0]), metric.replace("_", " "))
-    return name + " (lower is better)" * (metric in LOWER) + " (malignant)" * (metric in MALIGNANT)
+    return name + " (lower is better)" * (metric in compare.LOWER) + " (malignant)" * (metric in MALIGNANT)
 
 
 def _headline(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], list[dict[str, Any]]]]:

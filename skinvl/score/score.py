@@ -104,8 +104,11 @@ def main(words: Sequence[str]) -> int:
         theirs = load(options.against, chosen, options.workers)
         scores["comparison"] = {
             "against": options.against.resolve().name,
+            "margin": options.margin,
             "tests": _compare(runs[0], ours, options.against, theirs, resampling),
         }
+        if options.margin is not None:
+            scores["comparison"]["tests"] = compare.judged(scores["comparison"]["tests"], options.margin)
 
     # Whether two towers are better than the base that they started from, where that was evaluated.
     if (base := untrained.folder(runs[0])) and base.resolve() != runs[0].resolve():
@@ -189,6 +192,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="folder of a run; of several, all replicates, the first gets the numbers")  # fmt: skip
     parser.add_argument("--against", type=Path, metavar="RUN", help="a run to test the first one against")
+    parser.add_argument("--margin", type=float, metavar="M",
+                        help="with --against: how much worse may count as no worse, such as 0.02")  # fmt: skip
     parser.add_argument("--metrics", metavar="NAME,…", help="of the answers (default: the recipe's evaluate.metrics)")
     parser.add_argument("--submission", nargs=2, metavar=("CHALLENGE", "FILE"),
                         help=f"write what a challenge takes: {', '.join(submissions.names())}")  # fmt: skip
@@ -200,6 +205,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(words)
     if options.resamples < 100:
         parser.error(f"--resamples {options.resamples}: expected at least 100, for the ends of a 95 % interval")
+    if options.margin is not None and not (options.against and 0 < options.margin < 1):
+        parser.error(f"--margin {options.margin}: expected a number between 0 and 1, with --against RUN")
     if options.submission and (len(options.runs) > 1 or options.against):
         parser.error("--submission takes one RUN, or the file of one set's predictions")
     if options.seed < 0 or options.workers < 1:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
-from skinvl.score import untrained
+from skinvl.score import compare, untrained
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
 PERMUTED, MAJORITY = "images permuted", "majority"
@@ -80,6 +80,8 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
     letters = ", ".join(f"{letter}: {test}" for test, letter in LETTERS.items())
     console.print(f"p by {letters}; Holm: p corrected for all of these tests", soft_wrap=True)
     console.print(f"every difference with its interval by {METHODS[EXPANDED]}", soft_wrap=True)
+    for line in _verdicts(comparison):
+        console.print(textwrap.fill(line, WIDTH, **UNBROKEN), soft_wrap=True)
 
 
 def markdown(scores: Mapping[str, Any]) -> str:
@@ -88,6 +90,7 @@ def markdown(scores: Mapping[str, Any]) -> str:
     for title, head, rows in [*_sets(scores), *_replicates(scores), *_comparison(scores)]:
         lines = [f"{escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
         parts.append("\n".join([*lines, *(_line([escaped(cell) for cell in row]) for row in rows)]))
+    parts += [escaped(line) for comparison in _compared(scores) for line in _verdicts(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,6 +136,15 @@ def _replicates(scores: Mapping[str, Any]) -> Iterator[Titled]:
 def _comparison(scores: Mapping[str, Any]) -> Iterator[Titled]:
     for comparison in _compared(scores):
         yield f"{scores['run']} against {comparison['against']}", TESTS, [_test(test) for test in comparison["tests"]]
+
+
+def _verdicts(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each verdict within the margin that was given, and what it holds for."""
+    margin = comparison.get("margin")
+    for verdict in compare.VERDICTS if margin is not None else ():
+        of = [f"{test['set']} {test['metric']}" for test in comparison["tests"] if test["verdict"] == verdict]
+        if of:
+            yield f"within {margin:g} of {comparison['against']}, {verdict}: {', '.join(of)}"
 
 
 def _free(blocks: Mapping[str, Any]) -> list[list[str]]:

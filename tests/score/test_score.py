@@ -18,7 +18,7 @@ import pytest
 from helpers import printed
 from skinvl.data.example import Facts
 from skinvl.recipe.strict import RecipeError
-from skinvl.score import compare, score, tables
+from skinvl.score import compare, report, score, tables
 from skinvl.score.compare import CompareError
 from skinvl.score.metrics import MetricError
 from skinvl.score.predictions import Answer, Classified, PredictionError
@@ -303,6 +303,48 @@ def test_two_runs_are_tested_row_by_row(tmp_path: Path) -> None:
         min(1, len(known) * min(one["p"] for one in known))
     )
     assert all(one["p_holm"] >= one["p"] for one in known)
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "expected"),
+    [
+        ("accuracy", -0.019, 0.05, "non-inferior"),
+        ("accuracy", -0.02, 0.05, "not shown"),
+        ("accuracy", -0.019, 0.019, "equivalent"),
+        ("accuracy", -0.019, 0.02, "non-inferior"),
+        ("accuracy", 0.03, 0.05, "non-inferior"),
+        ("accuracy", -0.2, -0.021, "inferior"),
+        ("accuracy", -0.2, -0.02, "not shown"),
+        ("ece", -0.05, 0.019, "non-inferior"),
+        ("ece", -0.019, 0.05, "not shown"),
+        ("ece", 0.021, 0.05, "inferior"),
+        ("accuracy", None, None, None),
+    ],
+)
+def test_a_difference_is_judged_by_the_end_that_is_worse(
+    metric: str, low: float | None, high: float | None, expected: str | None
+) -> None:
+    assert compare.verdict(metric, {"value": 0.0, "low": low, "high": high}, 0.02) == expected
+
+
+def test_a_margin_judges_each_difference_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = run(tmp_path / "ours", answers(), classified())
+    theirs = run(tmp_path / "theirs", answers(60, lambda place: place % 5 == 0), classified())
+    found = scored(ours, "--against", str(theirs), "--margin", "0.2")["comparison"]
+    assert found["margin"] == 0.2
+    verdicts = {(one["metric"], one["test"]): one["verdict"] for one in found["tests"]}
+    assert verdicts["closed_accuracy", "McNemar"] is None
+    assert verdicts["closed_accuracy", "paired bootstrap"] == "non-inferior"
+    assert "within 0.2 of theirs, non-inferior: " in " ".join(capsys.readouterr().out.split())
+    assert "within 0.2 of theirs, non-inferior: s-test" in (ours / "scores.md").read_text().replace("\\", "")
+    turned = scored(theirs, "--against", str(ours), "--margin", "0.05")["comparison"]["tests"]
+    assert {one["verdict"] for one in turned if one["metric"] == "closed_accuracy"} == {None, "inferior"}
+    report.main([str(theirs)])
+    assert "inferior within 0.05" in (theirs / "report.html").read_text()
+    assert "verdict" not in scored(ours, "--against", str(theirs))["comparison"]["tests"][0]
+    for words in (["--margin", "0.02"], ["--against", str(theirs), "--margin", "0"]):
+        with pytest.raises(SystemExit):
+            score.main([str(ours), *words])
 
 
 def test_a_pair_of_which_one_failed_is_left_out_and_counted(tmp_path: Path) -> None:
