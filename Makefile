@@ -135,7 +135,7 @@ test-slow: $(VENV)/.ready-dev browser  ## the rest: distributed runs, whole trai
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not alone and not gpu" $(TESTS) || test $$? = 5
 	$(BIN)/python -m pytest -m "slow and alone and not gpu" $(TESTS) || test $$? = 5
 
-gpu: $(VENV)/.ready-dev  ## on a machine with a CUDA device: the gpu tests, then a table of speed and memory, 9 minutes
+gpu: $(VENV)/.ready-dev  ## the gpu tests, then a table of speed and memory, 9 minutes
 	$(BIN)/python -m pytest -m gpu $(TESTS)
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 

@@ -97,7 +97,9 @@ def said_by(chat: Any, ids: list[int]) -> tuple[str | None, str]:
 def verdict(answer: list[int], rivals: dict[int, list[int]], said: str, **told: Any) -> str:
     """How what was said stands to an answer of these ids, with rivals at some places."""
     tokenizer: Any = Words()
-    chat: Any = type("Chat", (), {"tokenizer": tokenizer, "image_id": 99, "thought_and_answer": said_by})()
+    chat: Any = type(
+        "Chat", (), {"tokenizer": tokenizer, "image_id": 99, "image_ids": {99}, "thought_and_answer": said_by}
+    )()
     prompt = [7, 99, 99, 99, 8, 8]
     beside = [rivals.get(n, []) for n in range(len(answer) + 1)]
     own = Own(None, prompt, tokenizer.decode(answer), answer, beside)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from skinvl.data.mixture import Row
 from skinvl.evaluate import benchmarks, classify, engine
 from skinvl.evaluate.engine import Transformers
 from skinvl.model import infer
+from skinvl.model.attention import Span
 from skinvl.model.chat import UNTRAINED
 from skinvl.model.infer import Generated
 from skinvl.model.loaded import LoadedModel, load_model
@@ -45,13 +46,20 @@ def ids(thinking: LoadedModel, said: str) -> list[int]:
     return encoded
 
 
+def whole_of(chat: Any, batch: Any, place: Span) -> str:
+    """The text of a conversation of a batch, with the prefix that it shares."""
+    row = batch.ids[place.row]
+    text: str = chat.tokenizer.decode(torch.cat([row[slice(*place.prefix)], row[place.start : place.end]]))
+    return text
+
+
 def saying(thinking: LoadedModel, monkeypatch: pytest.MonkeyPatch, said: str) -> list[str]:
     """Has the model say something; the prompts that it is then asked, as text."""
     prompts: list[str] = []
 
     def generate(model: Any, chat: Any, batch: Any, *settings: Any) -> list[Generated]:
         for place in batch.places:
-            prompts.append(chat.tokenizer.decode(batch.ids[place.row, place.start : place.end]))
+            prompts.append(whole_of(chat, batch, place))
         return [Generated(ids(thinking, said), "stop", 9) for _ in batch.places]
 
     monkeypatch.setattr(infer, "generate", generate)
@@ -88,7 +96,7 @@ def test_classes_are_named_and_asked_for_without_a_thought(
     for place, name in zip(batch.classes.places, task.classes, strict=True):
         targets = batch.classes.targets[place.row, place.start : place.end]
         assert chat.tokenizer.decode(targets[targets != UNTRAINED]) == f"{name}<|im_end|>"
-        shown = chat.tokenizer.decode(batch.classes.ids[place.row, place.start : place.end])
+        shown = whole_of(chat, batch.classes, place)
         assert f"<|im_start|>assistant\n<think>\n\n</think>\n\n{name}<|im_end|>" in shown
         assert THOUGHT not in shown
     prompts = saying(thinking, monkeypatch, "Brown.")

@@ -116,9 +116,8 @@ def test_a_frozen_tower_runs_without_grad_and_its_projector_with(tmp_path: Path,
     seen: dict[str, bool] = {}
     kind = runs.family_of(recipe)
     tower = peft_model.get_base_model().get_submodule(kind.parts["vision"][0])
-    block = next(
-        m for n, m in tower.named_modules() if n.endswith(("blocks.1", "transformer.layers.1", "encoder.layers.1"))
-    )
+    second = ("blocks.1", "transformer.layers.1", "encoder.layers.1", "encoder.layer.1")
+    block = next(module for name, module in tower.named_modules() if name.endswith(second))
     block.register_forward_hook(lambda m, i, o: seen.update(tower=torch.is_grad_enabled()))
     rows = mixture.load(recipe.data).train
     inputs = runs.batch(recipe, rows[:4])
