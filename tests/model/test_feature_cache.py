@@ -87,9 +87,15 @@ def test_features_give_what_pixels_give(tmp_path: Path, family: str) -> None:
     kept = result(one)
     assert json.loads(Path("runs/features/env.json").read_text())["features"]["computed"] == 11
     assert json.loads(Path("runs/pixels/env.json").read_text())["features"] is None
-    assert kept[0] == computed[0]
     assert kept[1].keys() == computed[1].keys()
-    assert all(torch.equal(weight, computed[1][name]) for name, weight in kept[1].items())
+    if family == "mistral3":  # its tower reads the images of a batch as one sequence, and sums in another order
+        for ours, theirs in zip(kept[0], computed[0], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        moved = sum(float((weight - computed[1][name]).norm() ** 2) for name, weight in kept[1].items()) ** 0.5
+        assert moved < 1e-3 * sum(float(weight.norm() ** 2) for weight in computed[1].values()) ** 0.5
+    else:
+        assert kept[0] == computed[0]
+        assert all(torch.equal(weight, computed[1][name]) for name, weight in kept[1].items())
     # The twin: every image under the features of another of its size.
     found, _ = once(one)
     assert found is not None
