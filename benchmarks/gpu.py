@@ -107,6 +107,7 @@ def base(cell: Cell, folder: Path, dry: bool) -> Path:
     given["text_config"].pop("layer_types", None)
     given["text_config"].pop("head_dim", None)
     sections = language.pop("mrope_section", None)
+    given["tie_word_embeddings"] = given["text_config"]["tie_word_embeddings"] = cell.size == "qwen2-vl-2b"
     given["text_config"] |= language
     given["vision_config"] |= vision
     if sections:
