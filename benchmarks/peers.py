@@ -99,11 +99,12 @@ if __name__ == "__main__":
     trainer.save_model()
     trainer.save_state()
 """
-# ms-swift knows the image token of Qwen2-VL only by its number in the published vocabulary, and saves an adapter only
+# ms-swift knows the image token of a family only by its number in the published vocabulary: by another it expands none,
+# and trains on rows without images. And it saves an adapter only
 # with a checkpoint; on_train_end comes after train_runtime was taken.
 PLUGIN = """\
 from swift.callbacks import TrainerCallback, callbacks_map
-from swift.template.templates.qwen import Qwen2VLTemplate
+from swift.template.templates.qwen import Qwen2VLTemplate, Qwen3_5Template
 
 
 class Save(TrainerCallback):
@@ -112,7 +113,7 @@ class Save(TrainerCallback):
 
 
 callbacks_map["save"] = Save
-Qwen2VLTemplate.image_token_id = {}
+Qwen2VLTemplate.image_token_id = Qwen3_5Template.image_token_id = {}
 """
 SWIFT = f"""--system= --split_dataset_ratio 0 --tuner_type lora
 --target_modules all-linear --lora_rank {RANK} --lora_alpha {ALPHA} --lora_dropout 0 --lora_dtype float32
@@ -329,6 +330,9 @@ def ms_swift(case: Case, work: Path) -> Measured:
     words = [f"--{key}={value}" for key, value in {**case.train, **own}.items()]
     command = [str(python.with_name("swift")), "sft", *SWIFT.split(), *words]
     peak = follow(command, work, ROOT_IMAGE_DIR=str(case.raw))
+    first = re.search(r"\[INPUT_IDS\] \[(.*)\]", (work / "log").read_text(errors="replace"))
+    if first is None or (shown := first[1].split(", ").count(str(image))) != IMAGE_TOKENS:
+        raise PeerError(f"its first row shows {first and shown} image tokens; expected {IMAGE_TOKENS}: no comparison")
     log = [json.loads(line) for line in (work / "out" / "logging.jsonl").read_text().splitlines()]
     return Measured(pinned("ms-swift"), log, adapter(work / "out"), 1, None, peak)
 

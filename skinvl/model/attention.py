@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -62,6 +62,13 @@ class Spans:
             self.kept[key] = seen if window is None else seen & ones.triu(before - window + 1)
         mask: torch.Tensor = self.kept[key]
         return mask
+
+    def looking_back(self) -> Spans:
+        """The same where every position sees earlier ones alone."""
+        if "looking back" not in self.kept:
+            self.kept["looking back"] = Spans(tuple(replace(span, whole=()) for span in self.spans), self.shape)
+        spans: Spans = self.kept["looking back"]
+        return spans
 
     def varlen(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Queries int64[Q] and keys int64[K], places in the flattened rows, and what flash-attention's kernels take.
@@ -183,6 +190,8 @@ def attend(
             f"attention over spans: {rows} x {length} queries with spans of {spans and spans.shape}; "
             "a packed batch must reach every layer with its own spans"
         )
+    if not getattr(module, "looks_ahead", True):  # of a family in which some layers do
+        spans = spans.looking_back()
     if kernel in ("sdpa", "eager"):
         attention = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout)
         with sdpa_kernel(SDPBackend.MATH) if kernel == "eager" else nullcontext():

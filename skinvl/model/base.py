@@ -133,7 +133,7 @@ def load_base(
     kernel = attention_kernel(recipe.attention, family)
     settings: dict[str, Any] = {
         "quantization_config": quantization(recipe, family),
-        "attn_implementation": kernel,
+        "attn_implementation": family.kernels(kernel),
         "device_map": device_map,
         "config": config,
     }

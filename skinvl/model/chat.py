@@ -310,7 +310,7 @@ class Chat:
         # Cut where inference cuts: a prompt ends just before its answer, so its ids cannot depend on the answer.
         # Data holds no control token, hence whatever opens a turn in the text was written by the template.
         known = self.thinking
-        opening, closing = (known or self.family).turn_open, self.family.turn_close
+        opening, closing = known.turn_open if known else self.family.opens(self.template), self.family.turn_close
         space = " " if self.family.prefix_space else ""  # before an answer: its first token has it, whoever wrote it
         turns = text.count(opening)
         if turns != (wanted := len(answers) + generation):

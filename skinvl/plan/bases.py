@@ -250,7 +250,7 @@ def _side(requirements: Requirements, base: OpenBase) -> Iterator[tuple[str, str
             yield f"{part}: modules", "\n".join([*modules, *hits[part].full]).replace("\\", "")
 
     # How a conversation reads, and what one costs.
-    yield "an answer begins", repr(family.turn_open)
+    yield "an answer begins", repr(family.opens(chat.template))
     yield "and ends", repr(family.turn_close)
     yield "a prompt", chat.render(ASKED, generation=True)
     yield f"image of {SIDE} px: tokens", _image(chat)

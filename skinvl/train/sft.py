@@ -109,6 +109,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
         made = provenance(trainer, base, sets, rows, features, data, tower)
         summary.parts(say, recipe, args.learning_rate, counts, made)
         summary.adapted_layers(say, peft_model)
+        summary.bare_layers(say, base.family, recipe, base.config)
         summary.slow_layers(say, peft_model, args.device)
         write_text(path / run.RECIPE, dump(recipe))
         made.write(path)

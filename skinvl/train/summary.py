@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import PretrainedConfig
 
 from skinvl.model import lora, recurrence
 from skinvl.model.adapter import Trained
+from skinvl.model.families import Family
 from skinvl.recipe.printing import entry
 from skinvl.recipe.provenance import Provenance
 from skinvl.recipe.recipe import Parts, Recipe
@@ -50,6 +52,12 @@ def adapted_layers(say: Console, model: nn.Module) -> None:
     """Prints by which forward the LoRA layers of a model run, if it has some."""
     if line := lora.sentence(model):
         say.print(line, highlight=False)
+
+
+def bare_layers(say: Console, family: Family, recipe: Recipe, config: PretrainedConfig) -> None:
+    """Prints which layers of the language model have nothing that LoRA could adapt, if some have not."""
+    if recipe.parts.language.train == "lora" and (line := family.left_out(config)):
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def slow_layers(say: Console, model: nn.Module, device: torch.device) -> None:

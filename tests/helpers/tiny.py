@@ -18,7 +18,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from skinvl.model import families
 from skinvl.model.tiny import build
 
-FAMILIES = ("gemma3", "internvl", "llava", "mistral3", "mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl")
+FAMILIES = (
+    "gemma3",
+    "gemma4",
+    "internvl",
+    "llava",
+    "mistral3",
+    "mllama",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_5",
+    "qwen3_vl",
+)
 FEW = ("mllama", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 # Where a test trains, or takes its time, the other families wait for the slow ones.
 SOME = [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
@@ -38,6 +49,7 @@ TEMPLATES = {
     "mllama": "llama3.2-vision/v2_current.jinja",
     "qwen3_5": str(TRL / "qwen3_5_think.jinja"),
     "gemma3": str(TRL / "gemma3.jinja"),
+    "gemma4": "gemma4/google-gemma-4-31B-it.jinja",
     "llava": str(TRL / "llava_next.jinja"),
     "mistral3": "ministral3/mistralai-Ministral-3-14B-Reasoning-2512.jinja",
     "internvl": str(Path(__file__).parents[1] / "data" / "internvl.jinja"),  # from its description: see there
@@ -53,6 +65,7 @@ TOKENIZERS = {
 UNSEEN = frozenset({"llava-med-7b", "qwen3-vl-32b"}) | {
     f"{family}-{size}"
     for family, sizes in {
+        "gemma4": ("e2b", "e4b", "31b"),
         "internvl3.5": ("1b", "2b", "4b", "8b", "14b"),
         "lingshu": ("7b", "32b"),
         "medgemma": ("4b", "1.5-4b", "27b"),

@@ -100,7 +100,11 @@ def arriving(model: Any, opened: OpenGenerative, paths: list[Path]) -> list[torc
     (place,) = family.parts["vision"]
     tower = model.get_submodule(place)
     projectors = family.within(tower) or [model.get_submodule(name) for name in family.parts["projector"]]
-    hooks = [each.register_forward_pre_hook(lambda _, given: seen.append(given[0])) for each in projectors]
+
+    def see(_: Any, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        seen.append(given[0] if given else named["inputs_embeds"])
+
+    hooks = [each.register_forward_pre_hook(see, with_kwargs=True) for each in projectors]
     if opened.whole.model_type == "internvl":  # whose projector is given squares of positions side by side
         hooks[0].remove()
         hooks[0] = tower.register_forward_hook(lambda _, given, made: seen.append(made.last_hidden_state[:, 1:]))
@@ -108,6 +112,8 @@ def arriving(model: Any, opened: OpenGenerative, paths: list[Path]) -> list[torc
     for hook in hooks:
         hook.remove()
     whole = torch.cat(seen, -1)
+    if opened.whole.model_type == "gemma4":  # whose tower ends with a mean over squares of patches
+        return list(torch.split(whole, [shape.text_tokens for shape in shapes]))
     if whole.dim() == 2:  # Qwen's, one image after another
         return list(torch.split(whole, [shape.vision_tokens for shape in shapes]))
     if opened.whole.model_type == "internvl":

@@ -16,8 +16,7 @@ from helpers import tiny
 from skinvl.data.example import Example, text, words
 from skinvl.model import families
 from skinvl.model.chat import UNTRAINED, Chat, ChatError, Encoded
-from skinvl.model.families import Family, Thoughts
-from skinvl.model.families.gemma3 import Gemma3
+from skinvl.model.families import Family
 
 SIZE = (112, 112)
 TURNS = (
@@ -31,55 +30,6 @@ THOUGHTS = ("It is brown.\n\nWith a rim.", "The border casts no shadow.")
 
 def conversation(turns: int = 2, thoughts: tuple[str | None, ...] = THOUGHTS) -> Example:
     return Example("1", "s", ("a.png",), TURNS[: 2 * turns], "g", "train", "CC0-1.0", thoughts=thoughts[:turns])
-
-
-# Families that are not there yet, by what their published templates write: the hook has to fit them.
-
-
-class Gemma4(Gemma3):
-    """Gemma 4's turns: the model itself begins a thought, where the system turn lets it."""
-
-    image_token = soft_token = "<|image|>"
-    turn_open = "<|turn>model\n<|channel>thought\n<channel|>"
-    turn_close = "<turn|>"
-    trims = True
-    thoughts = Thoughts(
-        "<|turn>model\n", "<|channel>thought\n", "\n<channel|>", marks=("<|channel>", "<channel|>"), parser="gemma4"
-    )
-
-    def template(self, published: str, thinking: bool = False) -> str:
-        # Published, a thought stands before the call of a tool alone.
-        condition = "{%- if thinking_text and loop.index0 > ns_turn.last_user_idx and message.get('tool_calls') -%}"
-        assert condition in published
-        return f"{{%- set enable_thinking = {str(thinking).lower()} -%}}\n" + published.replace(
-            condition, "{%- if thinking_text -%}"
-        )
-
-    def spelled(self, text: str) -> str:
-        return text
-
-
-@dataclass(frozen=True, slots=True)
-class ThinkingParts(Thoughts):
-    """A thought is a part of the turn's content."""
-
-    def with_thought(self, turn: dict[str, Any], thought: str) -> dict[str, Any]:
-        return {**turn, "content": [{"type": "thinking", "thinking": thought}, *turn["content"]]}
-
-
-class Ministral3(Gemma3):
-    """Ministral 3's turns."""
-
-    image_token = soft_token = "[IMG]"
-    turn_open = "[/INST]"
-    turn_close = "</s>"
-    thoughts = ThinkingParts("[/INST]", "[THINK]", "[/THINK]", marks=("[THINK]", "[/THINK]"), parser="mistral")
-
-    def template(self, published: str, thinking: bool = False) -> str:
-        return published
-
-    def spelled(self, text: str) -> str:
-        return text
 
 
 @dataclass(frozen=True)
@@ -118,19 +68,15 @@ class Published:
         return written
 
 
-QWEN = families.load("qwen3_5")
+QWEN, GEMMA = families.load("qwen3_5"), families.load("gemma4")
 TABLE = {
     "qwen3.5": Published(QWEN, "qwen3_5", "qwen3_5/Qwen3.5-4B.jinja", {"enable_thinking": True}),
     "qwen3.6": Published(QWEN, "qwen3_5", str(tiny.TRL / "qwen3_6.jinja"), {"preserve_thinking": True}),
     "qwen3.5, trained": Published(QWEN, "qwen3_5", str(tiny.TRL / "qwen3_5_think_training.jinja"), {}),
-    "gemma 4": Published(
-        Gemma4(families.load("gemma3").tiny), "gemma3", "gemma4/google-gemma-4-31B-it.jinja", {"enable_thinking": True}
-    ),
+    "gemma 4": Published(GEMMA, "gemma4", "gemma4/google-gemma-4-31B-it.jinja", {"enable_thinking": True}),
+    "gemma 4 E2B": Published(GEMMA, "gemma4", str(tiny.TRL / "gemma4_v5.jinja"), {"enable_thinking": True}),
     "ministral 3": Published(
-        Ministral3(families.load("gemma3").tiny),
-        "gemma3",
-        "ministral3/mistralai-Ministral-3-14B-Reasoning-2512.jinja",
-        {},
+        families.load("mistral3"), "mistral3", "ministral3/mistralai-Ministral-3-14B-Reasoning-2512.jinja", {}
     ),
 }
 
@@ -205,16 +151,13 @@ def test_labels_are_on_answers_and_where_asked_on_their_thoughts(shared: Path, n
     example = conversation(2, (THOUGHTS[0], None))
     answers = [words(turn) + family.turn_close for turn in TURNS if turn["role"] == "assistant"]
     chats = {thoughts: published.chat(shared, thoughts) for thoughts in ("dropped", "shown", "trained")}
-    if name == "gemma 4":  # its history has no empty thought: the template of a family to come will write it
-        del chats["dropped"]
     encoded = {thoughts: chat.encode(example, [SIZE]) for thoughts, chat in chats.items()}
     before = known.opening + THOUGHTS[0] + known.closing
     assert runs(chats["trained"], encoded["trained"]) == [before + answers[0], answers[1]]
     assert runs(chats["shown"], encoded["shown"]) == answers
     assert encoded["shown"].ids == encoded["trained"].ids  # which is asked later is the same
-    if "dropped" in chats:
-        assert runs(chats["dropped"], encoded["dropped"]) == answers
-        assert encoded["dropped"] == chats["dropped"].encode(conversation(2, ()), [SIZE])
+    assert runs(chats["dropped"], encoded["dropped"]) == answers
+    assert encoded["dropped"] == chats["dropped"].encode(conversation(2, ()), [SIZE])
     with pytest.raises(AssertionError):
         assert runs(chats["shown"], replace(encoded["shown"], labels=encoded["trained"].labels)) == answers
 
@@ -272,7 +215,7 @@ def test_a_chat_that_drops_thoughts_says_what_it_said(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("thoughts", ["shown", "trained"])
-@pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if name != "qwen3_5"])
+@pytest.mark.parametrize("family", [name for name in tiny.FAMILIES if families.load(name).thoughts is None])
 def test_a_template_without_a_place_for_thoughts_is_refused(family: str, thoughts: Any) -> None:
     with pytest.raises(ValueError, match=f"data.thoughts: found {thoughts}, .* template of {family} has no place"):
         Chat(tiny.processor(family), families.load(family), 16, 512, thoughts=thoughts)

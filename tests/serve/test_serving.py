@@ -65,9 +65,22 @@ def as_trained(given: ServedModel, processor: Any) -> bool:
         if told["input_ids"].tolist() != [ids]:
             return False
         ours = fresh.family.batch(fresh.processor, told["input_ids"], [[picture]], fresh.image_arguments)
-        if not all(torch.equal(told[name], tensor) for name, tensor in ours.items()):
+        if not all(serving.same_but_padding(told[name], tensor) for name, tensor in ours.items()):
             return False
     return True
+
+
+def test_padding_behind_is_no_difference_and_anything_else_is() -> None:
+    ours = torch.arange(6).reshape(1, 3, 2)
+    padded = torch.nn.functional.pad(ours, (0, 0, 0, 2), value=-1)
+    assert serving.same_but_padding(ours, ours)
+    assert serving.same_but_padding(padded, ours)
+    assert not serving.same_but_padding(ours, padded)
+    assert not serving.same_but_padding(padded.roll(1, 1), ours)
+    mixed = padded.clone()
+    mixed[0, 3, 0] = 7
+    assert not serving.same_but_padding(mixed, ours)
+    assert not serving.same_but_padding(ours + 1, ours)
 
 
 @pytest.mark.parametrize(("family", "image_tokens"), [*((one, 16) for one in tiny.FAMILIES), ("mllama", 4)])

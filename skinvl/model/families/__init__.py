@@ -111,6 +111,10 @@ class Family(ABC):
         """
         return published
 
+    def opens(self, template: str) -> str:
+        """What a chat template, as `template` gives it, writes before an assistant's answer without a thought."""
+        return self.turn_open
+
     def prepare_processor(self, processor: ProcessorMixin) -> None:  # noqa: B027 - most families need nothing
         """Sets what a published processor leaves out, or would do to images otherwise than in the base's training."""
 
@@ -226,6 +230,14 @@ class Family(ABC):
         Called once, right after loading. It adds no parameter, and a single row runs as in the bare model.
         """
 
+    def kernels(self, kernel: str) -> str | dict[str, str]:
+        """What transformers is given as `attn_implementation` to load the architecture with a kernel."""
+        return kernel
+
+    def left_out(self, config: PretrainedConfig) -> str:
+        """Which layers of the language model have nothing to adapt where others have; empty where all are alike."""
+        return ""
+
     def within(self, tower: torch.nn.Module) -> list[torch.nn.Module]:
         """The modules of the projector that lie within the vision tower, those of a list one by one."""
         (vision,) = self.parts["vision"]
@@ -242,7 +254,7 @@ class Family(ABC):
 
         They are named in full: a bare suffix would leave some of their layers quantised.
         """
-        return [*self.parts["vision"], *self.parts["projector"], "lm_head"]
+        return [name for part, names in self.parts.items() if part != "language" for name in names] + ["lm_head"]
 
     def quantises(self, name: str) -> bool:
         """Whether a linear layer of this name becomes one of 4 bits, where the base is loaded so."""

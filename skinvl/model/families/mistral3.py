@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,12 +20,21 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
-from skinvl.model.families import Picture, ShapeError, Size, TinyTwin
+from skinvl.model.families import Picture, ShapeError, Size, Thoughts, TinyTwin
 from skinvl.model.families.llava import InRow
 
 LAYER = -1  # the hidden states of the tower that its projector reads
 # Where the published templates put in a system turn of their own.
 OWN_SYSTEM_TURN = "if default_system_message != ''"
+NO_SYSTEM_TURN = OWN_SYSTEM_TURN.replace("if ", "if false and ")
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingParts(Thoughts):
+    """A thought is a part of the turn's content."""
+
+    def with_thought(self, turn: dict[str, Any], thought: str) -> dict[str, Any]:
+        return {**turn, "content": [{"type": "thinking", "thinking": thought}, *turn["content"]]}
 
 
 class Mistral3(InRow):
@@ -36,10 +46,16 @@ class Mistral3(InRow):
     turn_open = "[/INST]"
     turn_close = "</s>"
     flash_attention = True
+    # The templates of those that reason have a place for them; the others refuse such a part.
+    thoughts = ThinkingParts("[/INST]", "[THINK]", "[/THINK]", marks=("[THINK]", "[/THINK]"), parser="mistral")
 
     def template(self, published: str, thinking: bool = False) -> str:
         # The system turn that is put in where none is given asks for thoughts, or names today's date.
-        return published.replace(OWN_SYSTEM_TURN, "if false")
+        return (
+            published.replace(NO_SYSTEM_TURN, OWN_SYSTEM_TURN)
+            if thinking
+            else published.replace(OWN_SYSTEM_TURN, NO_SYSTEM_TURN)
+        )
 
     def expanded(self, processor: ProcessorMixin, picture: Picture) -> list[int]:
         tokenizer: Any = processor.tokenizer
@@ -150,7 +166,11 @@ INSTRUCTIONS = """\
 {{- message.content -}}
 {%- else -%}
 {%- for part in message.content -%}
+{%- if part.type == 'thinking' -%}
+{{- '[THINK]' + part.thinking + '[/THINK]' -}}
+{%- else -%}
 {{- '[IMG]' if part.type == 'image' else part.text -}}
+{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endset -%}
@@ -180,6 +200,8 @@ class TinyMistral3(TinyTwin):
         "[IMG]",
         "[IMG_BREAK]",
         "[IMG_END]",
+        "[THINK]",
+        "[/THINK]",
     )
     roles: ClassVar = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
     template = INSTRUCTIONS
