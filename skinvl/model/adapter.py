@@ -332,7 +332,9 @@ def patterns(names: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
 
 def _embeddings(model: nn.Module) -> list[nn.Module]:
     assert isinstance(model, PreTrainedModel)
-    return [model.get_input_embeddings(), model.get_output_embeddings()]
+    # Some models have more embeddings, of a token for each layer.
+    more = [module for name, module in model.named_modules() if name.endswith("embed_tokens_per_layer")]
+    return [model.get_input_embeddings(), model.get_output_embeddings(), *more]
 
 
 def whole_modules(model: nn.Module, family: Family, part: str) -> list[str]:

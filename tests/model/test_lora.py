@@ -448,5 +448,7 @@ def test_every_family_trains_as_by_peft(tmp_path: Path, calls: list[int], family
     together = [module.siblings for module in model.modules() if isinstance(module, lora.Adapted) and module.siblings]
     assert not any(siblings.outputs for siblings in together)
     give_back(model)
-    assert distance(ours, trained()) < 3e-6  # rounding of a whole model in fp32; the blocks above are within 1e-6
+    # Rounding of a whole model in fp32; the blocks above are within 1e-6. Weights of gemma4 that are moved by half of
+    # their last bit, whatever its forward, move its gradients by 2e-5, those of gemma3 by 1e-6.
+    assert distance(ours, trained()) < (3e-5 if family == "gemma4" else 3e-6)
     assert sum(calls) == layers

@@ -223,7 +223,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Chat, Any
     """The chat and the attached base of each family."""
     made = {}
     for family in tiny.FAMILIES:
-        one = runs.make(tmp_path_factory.mktemp(family), family)
+        one = runs.make(tmp_path_factory.mktemp(family), family, data__max_tokens=512)
         made[family] = runs.chat(one), trainable(one)
     return made
 

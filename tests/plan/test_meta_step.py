@@ -65,7 +65,7 @@ def test_the_meta_step_keeps_and_computes_what_the_real_one_does(
     trace = stage(one, checkpointing=checkpointing).step(given, whole=True)
     # Gemma's attention with a mask of its own keeps that too. Of the towers of Pixtral and InternVL a tenth of a
     # megabyte too much is counted, never too little, and these tiny models keep few.
-    over = {"gemma3": 0.08, "internvl": 0.06, "mistral3": 0.09}.get(family, 0.02)
+    over = {"gemma3": 0.08, "internvl": 0.06, "mistral3": 0.09, "gemma4": 0.03}.get(family, 0.02)
     assert 1 - (0.08 if family == "gemma3" else 0.02) <= trace.peak / max(counted.peaks) <= 1 + over
     attended = trace.flops["pairs"] / sum(trace.flops.values())
     assert sum(trace.flops.values()) == pytest.approx(sum(counted.flops), rel=0.02 + attended)
