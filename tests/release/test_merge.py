@@ -55,7 +55,7 @@ def same_logits(path: Path, one: Recipe) -> None:
             found, expected = model(**inputs).logits, whole(**inputs).logits
             with whole.disable_adapter():
                 bare = whole(**inputs).logits
-            assert (found - expected).abs().mean() < 0.02
+            assert (found - expected).abs().mean() < 0.03
             assert (bare - expected).abs().mean() > 0.2  # the adapter does something
 
 
