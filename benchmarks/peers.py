@@ -1,7 +1,7 @@
 """How fast four trainers train the same adapter: `python benchmarks/peers.py [--only skinvl,trl] [--questions 2.45]`.
 
-A random Qwen2-VL, or by `--family qwen3_5` a Qwen3.5, of 36 million parameters, drawn images, questions and answers of
-real length; each trainer in its own process, one after another, on the CPU. ms-swift and LLaMA-Factory get
+A random Qwen2-VL, or by `--family` a Qwen2.5-VL or Qwen3.5, of 36 million parameters, drawn images, questions and
+answers of real length; each trainer in its own process, one after another, on the CPU. ms-swift and LLaMA-Factory get
 environments of their own, made on the first use.
 Times are the trainer's own `train_runtime`, so that imports, loading and preparing do not count; skinvl's hold the time
 in which it computed the vision features, all of them, before it trained.
@@ -35,9 +35,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLConfig, Qwen3_5Config
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3_5Config
 
 from skinvl.model import tiny
+from skinvl.model.families.qwen2_5_vl import TinyQwen25VL
 from skinvl.model.families.qwen2_vl import TinyQwen2VL, TinyQwenVL
 from skinvl.model.families.qwen3_5 import TinyQwen35
 from skinvl.sources.prepare.steps import prepare
@@ -151,6 +152,13 @@ MODELS = {
         {**LANGUAGE, "rope_parameters": {**TURNS, "mrope_section": [8, 12, 12]}},
         {**TOWER, "embed_dim": 256, "hidden_size": 512, "mlp_ratio": 4, "patch_size": 14},
         28, ATTENTION + INNER, ("skinvl", "trl", "ms-swift", "llama-factory"),
+    ),
+    "qwen2_5_vl": Model(
+        "Qwen2.5-VL", TinyQwen25VL(), Qwen2_5_VLConfig,
+        {**LANGUAGE, "rope_parameters": {**TURNS, "mrope_section": [8, 12, 12]}},
+        {**TOWER, "hidden_size": 256, "out_hidden_size": 512, "intermediate_size": 1024, "patch_size": 14,
+         "window_size": 112, "fullatt_block_indexes": [3]},
+        28, ATTENTION + INNER, ("skinvl", "trl", "ms-swift"),
     ),
     "qwen3_5": Model(  # three layers of four carry a state, as in the published ones
         "Qwen3.5", TinyQwen35(), Qwen3_5Config,
