@@ -1,8 +1,9 @@
 """How often intervals hold the truth, and how wide they are: `python benchmarks/coverage.py [--draws 4000]`.
 
 Prints docs/evaluation.md's table. Shares by Wilson's interval, in six settings in which it must hold at least 93 % less
-two standard errors of the simulation, then where no method is known to hold; every other number by its expanded
-percentiles, as skinvl score has them from 1,000 resamples. Exits 1 where one of the six does not hold.
+two standard errors of the simulation, then where no method is known to hold; means of readers by Obuchowski and
+Rockette, every other number by its expanded percentiles, as skinvl score has them from 1,000 resamples. Exits 1 where
+one of the six does not hold.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from scipy.stats import norm
 
 from skinvl.score import curves, stats
 from skinvl.score.metrics import bleu
+from skinvl.score.readers import kappa, multireader
+from skinvl.score.readers.multireader import ReaderMean
 from skinvl.score.stats import Bootstrap, Estimate, Float, Int, Mask, defined_mean, ratio
 
 LEAST = 0.93
@@ -120,7 +123,7 @@ def share(setting: Setting, groups: int, draws: int, seed: int = 0) -> Cell:
     return Cell(float(np.mean((low <= truth) & (truth <= high))), float(np.median(high - low)), 0.0)
 
 
-Sample = Callable[[np.random.Generator, int, Callable[[Int], Bootstrap]], tuple[Estimate, float]]
+Sample = Callable[[np.random.Generator, int, Callable[[Int], Bootstrap]], tuple[Estimate | ReaderMean, float]]
 
 
 def other(sample: Sample, groups: int, draws: int, resamples: int) -> Cell:
@@ -258,6 +261,62 @@ def _paired(
     return draws.share(ours, _everything(of)).minus(draws.share(theirs, _everything(of))), 0.1
 
 
+def _readings(generator: np.random.Generator, groups: int, readers: int) -> tuple[Int, Int]:
+    """The groups, and int[N, J]: what each reader says of rows in three classes; a group is of one, and as hard."""
+    of = _of(groups)
+    true = generator.choice(3, groups, p=(0.6, 0.3, 0.1))[of]
+    seen = generator.random((len(of), readers)) < generator.beta(4, 2, groups)[of][:, None]
+    return of, np.where(seen, true[:, None], generator.integers(0, 3, seen.shape))
+
+
+def _kappa(readers: int, number: Callable[[Int, Bootstrap], Estimate]) -> Sample:
+    """κ of so many readers; its truth is that of very many groups."""
+
+    @cache
+    def truth() -> float:
+        of, readings = _readings(np.random.default_rng(2), LARGE, readers)
+        return number(readings, Bootstrap(of.tolist(), 0)).value
+
+    def sample(
+        generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap]
+    ) -> tuple[Estimate, float]:
+        of, readings = _readings(generator, groups, readers)
+        return number(readings, bootstrap(of)), truth()
+
+    return sample
+
+
+def _readers(
+    generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], readers: int, beside: bool
+) -> tuple[ReaderMean, float]:
+    """Readers whose skill varies by .5, on groups as hard for all by 1; alone, or with a model that is better."""
+    of = _of(groups)
+    hard, skill = generator.normal(size=groups)[of], generator.normal(0, 0.5, readers)
+    right = generator.normal(size=(len(of), readers)) + hard[:, None] + skill > -0.7
+    mean = float(norm.cdf(0.7 / 1.5))
+    if not beside:
+        return multireader.readers_alone(right, _everything(of), of), mean
+    model = generator.normal(size=len(of)) + hard > -1
+    difference = float(norm.cdf(1 / np.sqrt(2))) - mean
+    return multireader.against_model(right, model, _everything(of), of), difference
+
+
+def _findings(
+    generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], chance: tuple[float, float]
+) -> tuple[Estimate, float]:
+    """Answers that state up to four findings, of which a chance of the group's is denied."""
+    of = _of(groups)
+    stated = generator.binomial(4, 0.5, len(of))
+    denied = generator.binomial(stated, generator.beta(*chance, groups)[of])
+    draws = bootstrap(of)
+    sums = draws.sums(np.stack([denied, stated], axis=1).astype(np.float64))
+    return draws.estimate(ratio(sums[:, 0], sums[:, 1]), stated > 0), chance[0] / sum(chance)
+
+
+def _cohen(readings: Int, draws: Bootstrap) -> Estimate:
+    return kappa.cohen(readings[:, 0], readings[:, 1], draws)
+
+
 NUMBERS: dict[str, Sample] = {
     "macro F1, 3 classes": _of_sums(_confusion, _macro_f1),
     "balanced accuracy, 3 classes": _of_sums(_confusion, _balanced),
@@ -268,6 +327,13 @@ NUMBERS: dict[str, Sample] = {
     "gap of two slices, so many groups in each": partial(_gap, times=1),
     "gap of two slices, 4 times as many in the better": partial(_gap, times=4),
     "paired difference of two runs": _paired,
+    "Cohen's κ, 3 classes": _kappa(2, _cohen),
+    "Fleiss' κ of 3 readers, 3 classes": _kappa(3, kappa.fleiss),
+    "mean of 5 readers (R)": partial(_readers, readers=5, beside=False),
+    "model − 5 readers (R)": partial(_readers, readers=5, beside=True),
+    "model − 3 readers (R)": partial(_readers, readers=3, beside=True),
+    "findings that labels deny, .2": partial(_findings, chance=(1, 4)),
+    "findings that labels deny, .05": partial(_findings, chance=(0.5, 9.5)),
 }
 
 

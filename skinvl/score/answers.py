@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from skinvl.data.workers import Workers, advance
-from skinvl.score import slices
+from skinvl.score import slices, unsupported
 from skinvl.score.metrics import (
     Metric,
     has_reference,
@@ -149,6 +149,7 @@ def block(measured: Measured, settings: Mapping[str, Any], draws: Bootstrap) -> 
         "slices": _slices(measured, headline, draws) if headline else {},
         "options": _options(measured, draws),
         "fields": _fields(measured, draws),
+        "unsupported": unsupported.block(rows, draws),
         "settings": dict(settings),
     }
 

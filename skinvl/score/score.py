@@ -34,6 +34,7 @@ from skinvl.score import (
 from skinvl.score.compare import CompareError, Resampling
 from skinvl.score.metrics import Metric
 from skinvl.score.predictions import FOLDERS, Answer, PredictionError, read
+from skinvl.score.readers import results, study
 from skinvl.score.retrieval import RetrievedSet
 from skinvl.score.stats import LEVEL, RESAMPLES, spread
 
@@ -62,8 +63,8 @@ def main(words: Sequence[str]) -> int:
     """0, once scores.json and scores.md lie in the first run and are printed, or a challenge's file is written.
 
     Raises:
-        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, RecipeError: what a user
-            can mend.
+        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, StudyError, RecipeError:
+            what a user can mend.
     """
     options = _arguments(words)
     runs: list[Path] = options.runs
@@ -71,6 +72,14 @@ def main(words: Sequence[str]) -> int:
     if options.submission:
         challenge, out = options.submission
         console.print(submissions.write(challenge, runs[0], Path(out)), soft_wrap=True)
+        return 0
+    if options.study:
+        folder, names = options.study
+        said = study.write(runs[0], Path(folder), names.split(","), options.cases, options.seed)
+        console.print(said, soft_wrap=True)
+        return 0
+    if options.readings:
+        tables.show_page(console, *results.write(runs[0], options.readings, options.resamples, options.seed))
         return 0
     metric_names = options.metrics.split(",") if options.metrics else _metrics_of(runs[0])
     chosen = [metrics.load(name) for name in dict.fromkeys(metric_names)]
@@ -197,6 +206,11 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--metrics", metavar="NAME,…", help="of the answers (default: the recipe's evaluate.metrics)")
     parser.add_argument("--submission", nargs=2, metavar=("CHALLENGE", "FILE"),
                         help=f"write what a challenge takes: {', '.join(submissions.names())}")  # fmt: skip
+    parser.add_argument("--study", nargs=2, metavar=("DIR", "NAME,…"),
+                        help="write a blinded reader study for these readers")  # fmt: skip
+    parser.add_argument("--cases", type=int, metavar="N", help="with --study: how many are drawn (default: all)")
+    parser.add_argument("--readings", type=Path, metavar="DIR",
+                        help="score what the readers of a study filled in, beside the model")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N",
                         help=f"resamples of an interval (default {RESAMPLES:,})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")
@@ -209,6 +223,12 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--margin {options.margin}: expected a number between 0 and 1, with --against RUN")
     if options.submission and (len(options.runs) > 1 or options.against):
         parser.error("--submission takes one RUN, or the file of one set's predictions")
+    if sum(map(bool, (options.submission, options.study, options.readings))) > 1:
+        parser.error("--submission, --study and --readings are one at a time")
+    if (options.study or options.readings) and (len(options.runs) > 1 or options.against):
+        parser.error("--study and --readings take one RUN, or the file of one set's predictions")
+    if options.cases is not None and not (options.study and options.cases > 0):
+        parser.error(f"--cases {options.cases}: expected at least 1, with --study DIR NAME,…")
     if options.seed < 0 or options.workers < 1:
         parser.error("--seed starts at 0 and --workers at 1")
     return options

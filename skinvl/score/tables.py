@@ -12,17 +12,19 @@ from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
 from skinvl.score import compare, untrained
+from skinvl.score.readers import multireader
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
 PERMUTED, MAJORITY = "images permuted", "majority"
 HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
 GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.json has all
 REVERSED = ("metric", "value", "images reversed", "difference", "n", "groups")
+FOUND = ("stated", "labels deny it", PERMUTED, "labels show it", "n", "groups")
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
 LETTERS = {"paired bootstrap": "B", "McNemar": "M"}
-METHODS = {WILSON: "W", EXPANDED: "E"}  # behind each interval
+METHODS = {WILSON: "W", EXPANDED: "E", multireader.METHOD: "R"}  # behind each interval
 COUNTS = ("n", "groups", "unscored")
 TEXTS = ("metric", "set", "what")
 Titled = tuple[str, Sequence[str], list[list[str]]]  # title, head and rows of a table
@@ -35,12 +37,18 @@ BRIEFLY = {NOT_KNOWN: "malignant classes not known"}  # where 80 columns have no
 
 def show(console: Console, scores: Mapping[str, Any]) -> None:
     """Prints the tables of `scores`, the content of a scores.json, so that they fit into 80 columns."""
-    for line in [*_worse(scores), about(scores)]:
-        console.print(textwrap.fill(line, WIDTH, **UNBROKEN), soft_wrap=True)
-    for title, head, rows in [*_sets(scores), *_replicates(scores)]:
-        _print(console, title, *_stacked(head, rows))
+    titled = [(title, *_stacked(head, rows)) for title, head, rows in [*_sets(scores), *_replicates(scores)]]
+    show_page(console, [*_worse(scores), about(scores)], titled)
     for comparison in _compared(scores):
         _print_tests(console, f"{scores['run']} against {comparison['against']}", comparison)
+
+
+def show_page(console: Console, lines: Iterable[str], titled: Iterable[Titled]) -> None:
+    """Prints lines and tables."""
+    for line in lines:
+        console.print(textwrap.fill(line, WIDTH, **UNBROKEN), soft_wrap=True)
+    for title, head, rows in titled:
+        _print(console, title, head, rows)
 
 
 def _print(console: Console, title: str, head: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 2) -> None:
@@ -86,11 +94,18 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
 
 def markdown(scores: Mapping[str, Any]) -> str:
     """The same numbers in Markdown, all of a table side by side, with what came from data escaped."""
-    parts = [escaped(line) for line in [*_worse(scores), about(scores)]]
-    for title, head, rows in [*_sets(scores), *_replicates(scores), *_comparison(scores)]:
-        lines = [f"{escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
-        parts.append("\n".join([*lines, *(_line([escaped(cell) for cell in row]) for row in rows)]))
-    parts += [escaped(line) for comparison in _compared(scores) for line in _verdicts(comparison)]
+    titled = [*_sets(scores), *_replicates(scores), *_comparison(scores)]
+    verdicts = [line for comparison in _compared(scores) for line in _verdicts(comparison)]
+    return page([*_worse(scores), about(scores)], titled, verdicts)
+
+
+def page(lines: Iterable[str], titled: Iterable[Titled], after: Iterable[str] = ()) -> str:
+    """Lines, tables and lines as Markdown, with what came from data escaped."""
+    parts = [escaped(line) for line in lines]
+    for title, head, rows in titled:
+        above = [f"{escaped(title)}:", "", *(_line(row) for row in (head, ["---"] * len(head)))]
+        parts.append("\n".join([*above, *(_line([escaped(cell) for cell in row]) for row in rows)]))
+    parts += [escaped(line) for line in after]
     return "\n\n".join(parts) + "\n"
 
 
@@ -121,6 +136,8 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
         for what, rows in (("", _free(blocks)), *((f", {what}", rows) for what, rows in _classes(blocks))):
             if rows:
                 yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
+        if (found := blocks.get("answers", {}).get("unsupported")) is not None:
+            yield f"{scores['run']}: {name}, findings that labels deny", FOUND, _unsupported(blocks, found)
         if "reversed" in blocks:
             yield f"{scores['run']}: {name}, images reversed", REVERSED, _reversed(blocks["reversed"])
         for direction, block in blocks.get("retrieval", {"directions": {}})["directions"].items():
@@ -158,6 +175,19 @@ def _free(blocks: Mapping[str, Any]) -> list[list[str]]:
         if shown["n"] or shown["unscored"]:  # else no row is such a question
             rows.append(_row(metric, numbers.get(metric), controls.get(metric), majority))
     return rows if own or control else []
+
+
+def _unsupported(blocks: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:
+    """A row for the share of answers, one for that of findings, and one for each concept that is stated."""
+    control = (blocks.get("permuted") or {}).get("unsupported") or {"by_concept": {}}
+    whole = (("in an answer", "answers"), ("of all findings", "findings"))
+    lines = [(title, own[name], control.get(name), None) for title, name in whole]
+    for name, of in own["by_concept"].items():
+        lines.append((name, of["denied"], control["by_concept"].get(name, {}).get("denied"), of["shown"]))
+    return [
+        [name, number(denied), number(other), number(shown), f"{denied['n']:,}", f"{denied['groups']:,}"]
+        for name, denied, other, shown in lines
+    ]
 
 
 def _reversed(block: Mapping[str, Any]) -> list[list[str]]:
@@ -242,7 +272,7 @@ def _test(test: Mapping[str, Any]) -> list[str]:
         *(test[key] for key in ("set", "what", "metric")),
         *(_plain(test[key]) for key in ("ours", "theirs")),
         number(test["difference"]),
-        *(_p(test[key]) for key in ("p", "p_holm")),
+        *(p_value(test[key]) for key in ("p", "p_holm")),
         test["test"],
         f"{test['n']:,}",
         f"{test['groups']:,}",
@@ -253,7 +283,8 @@ def _plain(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
+    """A p-value as text."""
     return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

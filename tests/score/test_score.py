@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 NUMBER = {"value", "low", "high", "method", "n", "groups", "unscored"}
 BLOCK = {
     *("rows", "unscored", "reasons", "valid", "metrics", "majority", "by", "slices", "options", "fields", "settings"),
+    "unsupported",
 }
 CLASSES = {
     *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "spread", "valid", "outcomes"),

@@ -205,7 +205,7 @@ def test_percentiles_of_few_groups_are_covered_too_rarely() -> None:
     assert np.mean(found) < 0.8
 
 
-@pytest.mark.parametrize("name", coverage.NUMBERS)
+@pytest.mark.parametrize("name", [name for name in coverage.NUMBERS if "(R)" not in name])
 def test_every_other_number_of_the_simulation_has_its_truth(name: str) -> None:
     """Many groups come near it, so that what the table says of few is no mistake of the simulation."""
     generator = np.random.default_rng(3)

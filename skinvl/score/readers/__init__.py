@@ -1,0 +1,1 @@
+"""Several readers of the cases that a model read: a blinded study to hand out, and what their readings come to."""
