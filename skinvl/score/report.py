@@ -17,7 +17,7 @@ from rich.console import Console
 from skinvl.data import pages, table1
 from skinvl.data.pages import short
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
-from skinvl.score import charts, compare, retrieval_page, samples, tables, untrained
+from skinvl.score import charts, checklists, compare, retrieval_page, samples, tables, untrained
 
 HEADLINE = {
     "answers": ("closed_accuracy", "option_credit", "json_fields", "json_valid", "exact_match", "token_f1"),
@@ -40,19 +40,27 @@ class ReportError(ValueError):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0, once RUN/report.html is written.
+    """0, once RUN/report.html, or a checklist, is written.
 
     Raises:
         ReportError: there are no scores, or they cannot be read.
         PredictionError: the predictions cannot be read.
+        ChecklistError: there is no such checklist.
     """
     parser = argparse.ArgumentParser(prog="skinvl report", description="Write RUN/report.html from a scored run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that skinvl score has scored")
-    run: Path = parser.parse_args(list(arguments)).run
+    parser.add_argument("--checklist", metavar="NAME",
+                        help=f"write RUN/NAME.md instead, filled from the run: {', '.join(checklists.names())}")  # fmt: skip
+    options = parser.parse_args(list(arguments))
+    run: Path = options.run
+    console = Console(highlight=False, markup=False)
+    if options.checklist:
+        console.print(checklists.write(options.checklist, run, _scores(run)), soft_wrap=True)
+        return 0
     data = page(run).encode("utf-8", "replace")
     path = run / "report.html"
     write_bytes(path, data)
-    Console(highlight=False, markup=False).print(f"{path}: {len(data) / 2**20:,.1f} MiB, one file", soft_wrap=True)
+    console.print(f"{path}: {len(data) / 2**20:,.1f} MiB, one file", soft_wrap=True)
     return 0
 
 
