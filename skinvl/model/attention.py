@@ -251,20 +251,33 @@ def over_spans(
         attention: of one span to its prefix and itself; called as torch's `scaled_dot_product_attention` is.
     """
     repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    queries, keys, values = (_cut(part, spans) for part in (query, repeat_kv(key, repeats), repeat_kv(value, repeats)))
     outputs: list[list[torch.Tensor]] = [[] for _ in range(spans.shape[0])]  # of the spans of each row
     for span in spans.spans:
-        own, before = slice(span.start, span.end), slice(*span.prefix)
-        q, k, v = (part[span.row : span.row + 1, :, own] for part in (query, key, value))
+        own, before = (span.row, span.start, span.end), (span.row, *span.prefix)
+        q, k, v = queries[own], keys[own], values[own]
         mask = spans.mask(span, window, query.device)
         if span.prefix[1] > span.prefix[0]:
-            k = torch.cat([key[span.row : span.row + 1, :, before], k], 2)
-            v = torch.cat([value[span.row : span.row + 1, :, before], v], 2)
+            k, v = torch.cat([keys[before], k], 2), torch.cat([values[before], v], 2)
         outputs[span.row].append(attention(q, k, v, attn_mask=mask, is_causal=mask is None))
 
-    # The spans of a row follow one another; what stands before and after them is padding.
+    # What stands in a row before and after its spans is padding.
     begin = {span.row: span.start for span in reversed(spans.spans)}
     rows = [torch.cat(parts, 2) for parts in outputs]
     after = [spans.shape[1] - begin[number] - row.shape[2] for number, row in enumerate(rows)]
     padded = [torch.nn.functional.pad(row, (0, 0, begin[number], after[number])) for number, row in enumerate(rows)]
     return torch.cat(padded).transpose(1, 2)
+
+
+def _cut(states: torch.Tensor, spans: Spans) -> dict[tuple[int, int, int], torch.Tensor]:
+    """[1, H, T', D] of [R, H, T, D] by row, start and end of each span; those of a row follow one another.
+
+    Cut at once: of a slice by itself the backward is a whole tensor of zeros.
+    """
+    pieces = {}
+    for number, row in enumerate(states.split(1)):
+        own = [span for span in spans.spans if span.row == number]
+        lengths = [own[0].start, *(span.end - span.start for span in own), row.shape[2] - own[-1].end]
+        for span, piece in zip(own, row.split(lengths, 2)[1:], strict=False):
+            pieces[number, span.start, span.end] = piece
+    return pieces
