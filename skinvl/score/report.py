@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="skinvl report", description="Write RUN/report.html from a scored run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that skinvl score has scored")
     parser.add_argument("--checklist", metavar="NAME",
-                        help=f"write RUN/NAME.md instead, filled from the run: {', '.join(checklists.names())}")  # fmt: skip
+                        help=f"write RUN/NAME.md instead, of {', '.join(checklists.names())}")  # fmt: skip
     options = parser.parse_args(list(arguments))
     run: Path = options.run
     console = Console(highlight=False, markup=False)

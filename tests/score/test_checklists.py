@@ -12,7 +12,7 @@ import pytest
 
 from skinvl.data.example import Facts
 from skinvl.score import checklists, report, score
-from skinvl.score.checklists import EMPTY, ChecklistError, claim, facts, tripod
+from skinvl.score.checklists import EMPTY, ChecklistError, claim, fact, tripod
 from skinvl.score.predictions import Classified
 
 CLASSES = ["nevus", "melanoma"]
@@ -72,7 +72,7 @@ def test_every_item_stands_once_and_asks_what_there_is(
 ) -> None:
     listed = module.ITEMS  # type: ignore[attr-defined]
     assert len({number for number, _, _, _ in listed}) == len(listed) == count
-    assert all(hasattr(facts, fact) for _, _, _, of in listed for fact in of)
+    assert all(callable(fact(one)) for _, _, _, of in listed for one in of)
     path = run(tmp_path / "one")
     assert report.main([str(path), "--checklist", name]) == 0
     found = items(path / f"{name}.md")

@@ -1,13 +1,13 @@
 """Reporting checklists, each a module of this folder: items in our own words, with what a run's folder knows of them.
 
 A module has `TITLE`, `CITATION` and `ITEMS`: for each item its number, its section, what it asks, and the names of the
-functions of `facts` whose texts answer it, none where no run can know.
+functions of `trained` or `evaluated` whose texts answer it, none where no run can know.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from skinvl.data.pages import short
 from skinvl.recipe.files import write_text
 from skinvl.score import tables
-from skinvl.score.checklists import facts
+from skinvl.score.checklists import evaluated, known, trained
+from skinvl.score.checklists.known import Known
 
 Item = tuple[str, str, str, tuple[str, ...]]
 EMPTY = "☐"
@@ -27,7 +28,14 @@ class ChecklistError(ValueError):
 
 def names() -> list[str]:
     """The names of the checklists."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "facts"))
+    own = {"__init__", "known", "trained", "evaluated"}
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in own)
+
+
+def fact(name: str) -> Callable[[Known], str | None]:
+    """The function of this name, which says what a run knows of one thing."""
+    found: Callable[[Known], str | None] = getattr(trained, name, None) or getattr(evaluated, name)
+    return found
 
 
 def write(name: str, run: Path, scores: Mapping[str, Any]) -> str:
@@ -42,8 +50,8 @@ def write(name: str, run: Path, scores: Mapping[str, Any]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names())}"
         raise ChecklistError(f"--checklist {name}: no such checklist; {hint}")
     module = importlib.import_module(f"{__name__}.{name}")
-    known = facts.read(run, scores)
-    answers = [[getattr(facts, fact)(known) for fact in of] for _, _, _, of in module.ITEMS]
+    files = known.read(run, scores)
+    answers = [[fact(one)(files) for one in of] for _, _, _, of in module.ITEMS]
     filled = [" ".join(text for text in texts if text) for texts in answers]
 
     count = sum(map(bool, filled))
