@@ -121,6 +121,26 @@ def curves(lines: Curves, title: str, names: tuple[str, str]) -> Markup:
     return plot.svg(title, names, parts)
 
 
+def decision(points: Sequence[Mapping[str, Any]]) -> Curves:
+    """The lines of a decision curve up to even odds: the model, the ends of its intervals, treating all and none.
+
+    That of treating all ends where it is no longer worth a look.
+    """
+    shown = [point for point in points if point["threshold"] <= 0.5 and point["model"]["value"] is not None]
+    known = [point for point in shown if point["model"]["low"] is not None]
+    least = min([0.0, *(point["model"]["low"] for point in known)]) - 0.02
+    return {
+        "model": [(point["threshold"], point["model"]["value"]) for point in shown],
+        **{
+            f"model, {name} end": [(point["threshold"], point["model"][end]) for point in known]
+            for name, end in (("lower", "low"), ("upper", "high"))
+            if known
+        },
+        "treat all": [(point["threshold"], point["treat_all"]) for point in shown if point["treat_all"] >= least],
+        "treat none": [(point["threshold"], 0.0) for point in shown],
+    }
+
+
 def swatch(number: int) -> Markup:
     """The piece of line and the shape by which a legend names the line of this number."""
     return Markup(

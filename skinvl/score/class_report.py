@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skinvl.score import classification, curves, slices
+from skinvl.score import classification, curves, decision, operating, slices
 from skinvl.score.classification import BALANCED, ClassifiedSet
 from skinvl.score.predictions import Classified, rule
 from skinvl.score.probabilities import PROMPTS
@@ -17,8 +17,12 @@ from skinvl.score.stats import Bootstrap, Estimate, Float, Mask, defined_mean, r
 OUTCOMES = ("matched", "none", "ambiguous")
 
 
-def block(classified: ClassifiedSet, draws: Bootstrap) -> dict[str, Any]:
-    """The ClassBlock of scores.json for one set."""
+def block(classified: ClassifiedSet, draws: Bootstrap, prevalences: Sequence[float] = ()) -> dict[str, Any]:
+    """The ClassBlock of scores.json for one set.
+
+    Args:
+        prevalences: of malignancy, for which predictive values are given.
+    """
     every = np.ones(len(classified.rows), np.bool_)
     headline = next(iter(classified.variants), None)
 
@@ -58,6 +62,8 @@ def block(classified: ClassifiedSet, draws: Bootstrap) -> dict[str, Any]:
         "confusion": {name: _confusion(classified, name) for name in classified.variants},
         "reliability": {name: bins for name, bins in reliability.items() if bins},
         **_selective(classified),
+        "operating": operating.block(classified, draws, prevalences),
+        "decision": _decision(classified, draws),
         "per_class": _per_class(classified, headline, draws, areas[headline]) if headline else {},
         "slices": _slices(classified, headline, draws) if headline else {},
         "settings": dict(classified.settings),
@@ -168,6 +174,15 @@ def _selective(classified: ClassifiedSet) -> dict[str, Any]:
         risk = float(wrong[answered].mean()) if answered.any() else None
         fitted = {"value": classified.threshold, "coverage": float(answered.mean()), "risk": risk}
     return {"risk_coverage": curves.risk_coverage(confidence, wrong), "threshold": fitted}
+
+
+def _decision(classified: ClassifiedSet, draws: Bootstrap) -> dict[str, Any] | None:
+    """The decision curve by the best calibrated probabilities that there are; None where malignancy is not known."""
+    name = next((name for name in ("calibrated", "sum", PROMPTS) if name in classified.variants), "")
+    test = operating.of_rows(classified, name)
+    if test is None or not test.rows.any():
+        return None
+    return {"variant": name, "points": decision.curve(test, draws)}
 
 
 def _reason(row: Classified) -> str:

@@ -31,6 +31,7 @@ class ClassifiedSet:
         true: int[N]; C where a row has no label.
         malignant: bool[C], or None where that is not known of every class.
         threshold: the confidence from which on to answer, fitted on the validation rows.
+        validation: of the validation rows that have both, `calibrated` probabilities float[V, C] and classes int[V].
     """
 
     rows: Sequence[Classified]
@@ -39,6 +40,7 @@ class ClassifiedSet:
     variants: Mapping[str, Variant]
     malignant: Mask | None
     threshold: float | None
+    validation: tuple[Float, Int] | None = None
 
     @property
     def classes(self) -> Sequence[str]:
@@ -69,14 +71,15 @@ def classified_set(path: Path) -> ClassifiedSet:
             )
         validation = validation_rows, probabilities.truth(validation_rows, classes, str(beside))
     variants = probabilities.read(rows, true, settings, validation)
-    threshold = None
+    threshold = fitted = None
     if validation is not None and "calibrated" in variants:
         temperature = variants["calibrated"].temperature or 1.0
-        threshold = curves.threshold(probabilities.confidence(*validation, len(classes), temperature))
+        fitted = probabilities.fitted(*validation, len(classes), temperature)
+        threshold = curves.threshold(fitted[0].max(axis=1))
 
     grades = settings.get("malignant")
     malignant = None if grades is None or None in grades else np.array(grades, np.bool_)
-    return ClassifiedSet(rows, settings, true, variants, malignant, threshold)
+    return ClassifiedSet(rows, settings, true, variants, malignant, threshold, fitted)
 
 
 def bootstrap(rows: Sequence[Classified], resamples: int, seed: int) -> Bootstrap:

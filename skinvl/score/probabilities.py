@@ -121,11 +121,14 @@ def read(
     return variants
 
 
-def confidence(rows: Sequence[Classified], true: Int, classes: int, temperature: float) -> Float:
-    """float[V]: the confidence of the validation rows that have a true class and scores, at the fitted temperature."""
+def fitted(rows: Sequence[Classified], true: Int, classes: int, temperature: float) -> tuple[Float, Int]:
+    """The probabilities float[V, C], at the fitted temperature, of validation rows that have scores and a true class.
+
+    And int[V], that class.
+    """
     scores, has_scores = _scores(rows, classes)
-    chances: Float = softmax(scores[has_scores & (true < classes)] / temperature, axis=1).max(axis=1)
-    return chances
+    usable = has_scores & (true < classes)
+    return softmax(scores[usable] / temperature, axis=1), true[usable]
 
 
 def _log_odds(readings: Float) -> Float:

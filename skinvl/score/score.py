@@ -89,10 +89,11 @@ def main(words: Sequence[str]) -> int:
     ours = load(runs[0], chosen, options.workers)
     scores: dict[str, Any] = {
         "run": runs[0].resolve().name,
+        "prevalence": options.prevalence,
         "resamples": options.resamples,
         "seed": options.seed,
         "level": LEVEL,
-        "sets": blocks(ours, resampling),
+        "sets": blocks(ours, resampling, options.prevalence),
         "seeds": None,
         "replicates": None,
         "comparison": None,
@@ -163,8 +164,11 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
     return scored
 
 
-def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
+def blocks(scored: Scored, resampling: Resampling, prevalences: Sequence[float] = ()) -> dict[str, dict[str, Any]]:
     """The `sets` of scores.json.
+
+    Args:
+        prevalences: of malignancy, for which predictive values are given.
 
     Raises:
         ScoreError: answers to reversed images have nothing to be held against.
@@ -187,7 +191,7 @@ def blocks(scored: Scored, resampling: Resampling) -> dict[str, dict[str, Any]]:
             progress.advance(1)
         for name, classified in scored.classes.items():
             draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)
-            blocks_by_set.setdefault(name, {})["classes"] = class_report.block(classified, draws)
+            blocks_by_set.setdefault(name, {})["classes"] = class_report.block(classified, draws, prevalences)
             progress.advance(1)
         for name, ranked in scored.retrieval.items():
             block = retrieval.block(ranked, resampling.resamples, resampling.seed)
@@ -203,6 +207,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against", type=Path, metavar="RUN", help="a run to test the first one against")
     parser.add_argument("--margin", type=float, metavar="M",
                         help="with --against: how much worse may count as no worse, such as 0.02")  # fmt: skip
+    parser.add_argument("--prevalence", metavar="P,…", default=[], type=_shares,
+                        help="of malignancy where it would be used, for predictive values, such as 0.02")  # fmt: skip
     parser.add_argument("--metrics", metavar="NAME,…", help="of the answers (default: the recipe's evaluate.metrics)")
     parser.add_argument("--submission", nargs=2, metavar=("CHALLENGE", "FILE"),
                         help=f"write what a challenge takes: {', '.join(submissions.names())}")  # fmt: skip
@@ -232,6 +238,21 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     if options.seed < 0 or options.workers < 1:
         parser.error("--seed starts at 0 and --workers at 1")
     return options
+
+
+def _shares(text: str) -> list[float]:
+    """Numbers between 0 and 1, parted by commas.
+
+    Raises:
+        ArgumentTypeError: something else.
+    """
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected numbers between 0 and 1, such as 0.02 or 0.02,0.1")
+    return list(dict.fromkeys(shares))
 
 
 def _metrics_of(run: Path) -> list[str]:

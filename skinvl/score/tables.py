@@ -20,6 +20,8 @@ HEAD = ("metric", "value", PERMUTED, MAJORITY, "n", "groups", "unscored")
 GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.json has all
 REVERSED = ("metric", "value", "images reversed", "difference", "n", "groups")
 FOUND = ("stated", "labels deny it", PERMUTED, "labels show it", "n", "groups")
+POINTS = ("fixed on validation", "from", "sensitivity", "specificity", "n", "groups")
+PREDICTED = ("prevalence", "fixed on validation", "PPV", "NPV", "biopsies for one")
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
@@ -136,6 +138,7 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
         for what, rows in (("", _free(blocks)), *((f", {what}", rows) for what, rows in _classes(blocks))):
             if rows:
                 yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
+        yield from _operating(f"{scores['run']}: {name}", blocks)
         if (found := blocks.get("answers", {}).get("unsupported")) is not None:
             yield f"{scores['run']}: {name}, findings that labels deny", FOUND, _unsupported(blocks, found)
         if "reversed" in blocks:
@@ -175,6 +178,24 @@ def _free(blocks: Mapping[str, Any]) -> list[list[str]]:
         if shown["n"] or shown["unscored"]:  # else no row is such a question
             rows.append(_row(metric, numbers.get(metric), controls.get(metric), majority))
     return rows if own or control else []
+
+
+def _operating(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
+    """What comes of thresholds that validation rows chose, and of what is called malignant at a prevalence."""
+    points = ((blocks.get("classes") or {}).get("operating") or {"points": []})["points"]
+    reached = [point for point in points if point["threshold"] is not None]
+    names = [f"{point['fixed']} {point['at']:g}" for point in reached]
+    rows, predicted = [], []
+    for name, point in zip(names, reached, strict=True):
+        sides = (point["sensitivity"], point["specificity"])
+        counts = [f"{sum(side[count] for side in sides):,}" for count in ("n", "groups")]
+        rows.append([name, _plain(point["threshold"]), *map(number, sides), *counts])
+        for of in point["at_prevalence"]:
+            predicted.append([f"{of['prevalence']:g}", name, *(number(of[key]) for key in ("ppv", "npv", "biopsies"))])
+    if rows:
+        yield f"{title}, malignant from a probability on", POINTS, rows
+    if predicted:
+        yield f"{title}, of those called malignant at a prevalence", PREDICTED, sorted(predicted)
 
 
 def _unsupported(blocks: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:
