@@ -24,6 +24,7 @@ from skinvl.score import (
     class_report,
     classification,
     compare,
+    exchange,
     metrics,
     order,
     retrieval,
@@ -63,8 +64,8 @@ def main(words: Sequence[str]) -> int:
     """0, once scores.json and scores.md lie in the first run and are printed, or a challenge's file is written.
 
     Raises:
-        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, StudyError, RecipeError:
-            what a user can mend.
+        ScoreError, PredictionError, MetricError, ClassError, CompareError, SubmissionError, StudyError, ExchangeError,
+            RecipeError: what a user can mend.
     """
     options = _arguments(words)
     runs: list[Path] = options.runs
@@ -77,6 +78,13 @@ def main(words: Sequence[str]) -> int:
         folder, names = options.study
         said = study.write(runs[0], Path(folder), names.split(","), options.cases, options.seed)
         console.print(said, soft_wrap=True)
+        return 0
+    if options.export:
+        console.print(exchange.export(options.export[0], runs[0], Path(options.export[1])), soft_wrap=True)
+        return 0
+    if options.take:
+        form, log, out = options.take
+        console.print(exchange.take(form, runs[0], Path(log), Path(out)), soft_wrap=True)
         return 0
     if options.readings:
         tables.show_page(console, *results.write(runs[0], options.readings, options.resamples, options.seed))
@@ -217,6 +225,10 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cases", type=int, metavar="N", help="with --study: how many are drawn (default: all)")
     parser.add_argument("--readings", type=Path, metavar="DIR",
                         help="score what the readers of a study filled in, beside the model")  # fmt: skip
+    parser.add_argument("--export", nargs=2, metavar=("FORM", "FILE"),
+                        help=f"write a set's answers as a log of {' or '.join(exchange.names())}")  # fmt: skip
+    parser.add_argument("--take", nargs=3, metavar=("FORM", "LOG", "DIR"),
+                        help="take a log's answers to the questions of RUN as a run of its own")  # fmt: skip
     parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N",
                         help=f"resamples of an interval (default {RESAMPLES:,})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default 0)")
@@ -227,12 +239,12 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--resamples {options.resamples}: expected at least 100, for the ends of a 95 % interval")
     if options.margin is not None and not (options.against and 0 < options.margin < 1):
         parser.error(f"--margin {options.margin}: expected a number between 0 and 1, with --against RUN")
-    if options.submission and (len(options.runs) > 1 or options.against):
-        parser.error("--submission takes one RUN, or the file of one set's predictions")
-    if sum(map(bool, (options.submission, options.study, options.readings))) > 1:
-        parser.error("--submission, --study and --readings are one at a time")
-    if (options.study or options.readings) and (len(options.runs) > 1 or options.against):
-        parser.error("--study and --readings take one RUN, or the file of one set's predictions")
+    others = ("submission", "study", "readings", "export", "take")  # what is done instead of scoring
+    asked = [f"--{name}" for name in others if getattr(options, name)]
+    if len(asked) > 1:
+        parser.error(f"{' and '.join(asked)}: expected one of them")
+    if asked and (len(options.runs) > 1 or options.against):
+        parser.error(f"{asked[0]} takes one RUN, or the file of one set's predictions")
     if options.cases is not None and not (options.study and options.cases > 0):
         parser.error(f"--cases {options.cases}: expected at least 1, with --study DIR NAME,…")
     if options.seed < 0 or options.workers < 1:
