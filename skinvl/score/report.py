@@ -14,10 +14,21 @@ from typing import Any, TypeGuard
 import jinja2
 from rich.console import Console
 
-from skinvl.data import pages, table1
+from skinvl.data import flow, pages, table1
 from skinvl.data.pages import short
 from skinvl.recipe.files import read_json, read_json_lines, write_bytes
-from skinvl.score import charts, checklists, compare, retrieval_page, samples, tables, untrained
+from skinvl.score import (
+    charts,
+    checklists,
+    compare,
+    evaluated_flow,
+    retrieval_page,
+    samples,
+    side_by_side,
+    tables,
+    untrained,
+)
+from skinvl.score.readers import results
 
 HEADLINE = {
     "answers": ("closed_accuracy", "option_credit", "json_fields", "json_valid", "exact_match", "token_f1"),
@@ -40,25 +51,33 @@ class ReportError(ValueError):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0, once RUN/report.html, or a checklist, is written.
+    """0, once RUN/report.html, a checklist or RUN/side_by_side.html is written.
 
     Raises:
         ReportError: there are no scores, or they cannot be read.
         PredictionError: the predictions cannot be read.
-        ChecklistError: there is no such checklist.
+        ChecklistError, SideBySideError: there is no such checklist, or no row that both runs have.
     """
     parser = argparse.ArgumentParser(prog="skinvl report", description="Write RUN/report.html from a scored run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that skinvl score has scored")
     parser.add_argument("--checklist", metavar="NAME",
                         help=f"write RUN/NAME.md instead, of {', '.join(checklists.names())}")  # fmt: skip
+    parser.add_argument("--against", type=Path, metavar="RUN",
+                        help="write RUN/side_by_side.html instead, with what another run said")  # fmt: skip
     options = parser.parse_args(list(arguments))
+    if options.against and options.checklist:
+        parser.error("--checklist and --against are one at a time")
     run: Path = options.run
     console = Console(highlight=False, markup=False)
     if options.checklist:
         console.print(checklists.write(options.checklist, run, _scores(run)), soft_wrap=True)
         return 0
-    data = page(run).encode("utf-8", "replace")
-    path = run / "report.html"
+    if options.against:
+        text = side_by_side.page(run, _scores(run), options.against, _scores(options.against))
+    else:
+        text = page(run)
+    data = text.encode("utf-8", "replace")
+    path = run / ("side_by_side.html" if options.against else "report.html")
     write_bytes(path, data)
     console.print(f"{path}: {len(data) / 2**20:,.1f} MiB, one file", soft_wrap=True)
     return 0
@@ -95,6 +114,8 @@ def page(run: Path) -> str:
             losses=_losses(log),
             during=_during(log),
             recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+            flow=None if (of_rows := evaluated_flow.flow(scores["run"], predicted)) is None else flow.svg(of_rows),
+            readers=_readers(run / "readers.json"),
             tables=_tables({each.name: each.rows for each in predicted}),
             cards=list(samples.sample(predicted, scores["seed"])),
             outcomes=OUTCOMES,
@@ -113,6 +134,12 @@ def _tables(sets: Mapping[str, Sequence[table1.Described]]) -> list[table1.Table
     """Table 1 of the evaluated rows, by each unit; none where no predictions are left."""
     columns = table1.columns(sets)
     return [table1.table(columns, unit) for unit in table1.UNITS] if len(columns.set) else []
+
+
+def _readers(path: Path) -> tuple[str, list[tables.Titled]] | None:
+    """What a reader study of the run came to; None where there was none."""
+    numbers = _json(path)
+    return (results.about(numbers), list(results.shown(numbers))) if numbers else None
 
 
 def _scores(run: Path) -> dict[str, Any]:

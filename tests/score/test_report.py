@@ -255,7 +255,7 @@ def test_the_page_can_be_read_by_ear_and_used_by_keyboard(tmp_path: Path) -> Non
     assert set(links) <= set(names)
     assert links[0] == "main"  # the first that the keyboard reaches
     pictures = [one for one in page.all("svg") if "aria-hidden" not in one]
-    assert len(pictures) == 4  # two of reliability, one of risk, one of loss
+    assert len(pictures) == 5  # the flow, two of reliability, one of risk, one of loss
     assert all(one["role"] == "img" for one in pictures)
     titles = page.within("title")
     assert "Reliability of ham10000, variant sum" in titles
