@@ -347,6 +347,23 @@ def test_the_comparison_is_obuchowski_and_rocketts_by_hand() -> None:
     assert (plain["p"] < 0.05) == (plain["low"] > 0 or plain["high"] < 0)
 
 
+def test_readers_who_are_alike_by_chance_have_no_interval_narrower_than_their_cases_allow() -> None:
+    right, _, of = simulated(2, readers=1)
+    alike = np.repeat(right, 3, axis=1)[:, :3].copy()
+    alike[:2] = [[True, False, False], [False, True, True]]
+    number = multireader.readers_alone(alike, np.ones(len(of), bool), of)
+    jack = np.array([alike[of != group].mean() for group in range(30)])
+    fixed = (29 / 30 * np.square(jack - jack.mean()).sum()) ** 0.5
+    assert number.error >= fixed * (1 - 1e-9)
+    # Theirs alone would be narrower where readers' figures are the same, and their errors apart.
+    draw = np.random.default_rng(5)
+    apart = np.stack([draw.permutation(np.repeat([True, False], [24, 6])) for _ in range(3)], axis=1)
+    narrow = multireader.readers_alone(apart, np.ones(30, bool), np.arange(30))
+    jack = np.array([apart[np.arange(30) != group].mean() for group in range(30)])
+    assert narrow.error == pytest.approx((29 / 30 * np.square(jack - jack.mean()).sum()) ** 0.5)
+    assert narrow.df == 29
+
+
 def test_one_reader_few_groups_and_readers_alike_have_no_interval() -> None:
     right, _, of = simulated(1)
     rows = np.ones(len(of), bool)
