@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from skinvl.score import curves, stats
+from skinvl.score import curves, operating, stats
 from skinvl.score.metrics import bleu
 from skinvl.score.readers import kappa, multireader
 from skinvl.score.readers.multireader import ReaderMean
@@ -236,6 +236,37 @@ def _auroc(
     return draws.estimate(areas, _everything(of)), float(norm.cdf(1 / 2))
 
 
+def _called(generator: np.random.Generator, groups: int) -> tuple[Int, Float]:
+    """The groups, and float[N, 5]: malignant and called so, malignant, benign and not called so, benign, the row.
+
+    A group is malignant or not, three of ten are; half of what tells rows apart is the group's.
+    """
+    of = _of(groups)
+    malignant = (generator.random(groups) < 0.3)[of]
+    called = malignant * 1.5 + generator.normal(size=groups)[of] + generator.normal(size=len(of)) > 1
+    columns = [malignant & called, malignant, ~malignant & ~called, ~malignant, np.ones(len(of), np.bool_)]
+    return of, np.stack(columns, axis=1).astype(np.float64)
+
+
+def _ppv(sums: Float) -> Float:
+    sensitivity, specificity = ratio(sums[:, 0], sums[:, 1]), ratio(sums[:, 2], sums[:, 3])
+    return operating.predictive(sensitivity, specificity, 0.05)[0]
+
+
+def _npv(sums: Float) -> Float:
+    sensitivity, specificity = ratio(sums[:, 0], sums[:, 1]), ratio(sums[:, 2], sums[:, 3])
+    return operating.predictive(sensitivity, specificity, 0.05)[1]
+
+
+def _net_benefit(sums: Float) -> Float:
+    return ratio(sums[:, 0] - (sums[:, 3] - sums[:, 2]) * 0.1 / 0.9, sums[:, 4])
+
+
+def _gain(sums: Float) -> Float:
+    treat_all = ratio(sums[:, 1] - sums[:, 3] * 0.1 / 0.9, sums[:, 4])
+    return _net_benefit(sums) - np.maximum(treat_all, 0.0)
+
+
 def _gap(
     generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], times: int
 ) -> tuple[Estimate, float]:
@@ -327,6 +358,11 @@ NUMBERS: dict[str, Sample] = {
     "gap of two slices, so many groups in each": partial(_gap, times=1),
     "gap of two slices, 4 times as many in the better": partial(_gap, times=4),
     "paired difference of two runs": _paired,
+    "PPV at a prevalence of .05": _of_sums(_called, _ppv),
+    "NPV at a prevalence of .05": _of_sums(_called, _npv),
+    "biopsies for one, at a prevalence of .05": _of_sums(_called, lambda sums: ratio(np.ones(len(sums)), _ppv(sums))),
+    "net benefit, acting from .1 on": _of_sums(_called, _net_benefit),
+    "gain over treating all or none, from .1 on": _of_sums(_called, _gain),
     "Cohen's κ, 3 classes": _kappa(2, _cohen),
     "Fleiss' κ of 3 readers, 3 classes": _kappa(3, kappa.fleiss),
     "mean of 5 readers (R)": partial(_readers, readers=5, beside=False),

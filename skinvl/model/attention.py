@@ -275,9 +275,9 @@ def _cut(states: torch.Tensor, spans: Spans) -> dict[tuple[int, int, int], torch
     Cut at once: of a slice by itself the backward is a whole tensor of zeros.
     """
     pieces = {}
-    for number, row in enumerate(states.split(1)):
+    for number, row in enumerate(torch.split(states, 1)):
         own = [span for span in spans.spans if span.row == number]
         lengths = [own[0].start, *(span.end - span.start for span in own), row.shape[2] - own[-1].end]
-        for span, piece in zip(own, row.split(lengths, 2)[1:], strict=False):
+        for span, piece in zip(own, torch.split(row, lengths, 2)[1:], strict=False):
             pieces[number, span.start, span.end] = piece
     return pieces

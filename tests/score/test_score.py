@@ -33,7 +33,8 @@ BLOCK = {
 }
 CLASSES = {
     *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "spread", "valid", "outcomes"),
-    *("majority", "confusion", "reliability", "risk_coverage", "threshold", "per_class", "slices", "settings"),
+    *("majority", "confusion", "reliability", "risk_coverage", "threshold", "operating", "decision", "per_class"),
+    *("slices", "settings"),
 }
 
 
