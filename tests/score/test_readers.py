@@ -151,6 +151,8 @@ def test_cases_are_drawn_and_what_cannot_be_read_is_counted(tmp_path: Path) -> N
     assert "4 cases" in study.write(tmp_path, tmp_path / "some", ["ann"], 4, 0)
     with pytest.raises(StudyError, match="is there already, and may hold readings"):
         study.write(tmp_path, tmp_path / "some", ["ann"], 4, 0)
+    with pytest.raises(StudyError, match="501 cases; expected at most 500, which --cases N draws"):
+        study.write(tmp_path, tmp_path / "new", ["ann"], 501, 0)
     for names in (["ann", "ann"], ["../ann"], [""]):
         with pytest.raises(StudyError, match="expected names of letters"):
             study.write(tmp_path, tmp_path / "new", names, None, 0)

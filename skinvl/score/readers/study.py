@@ -20,6 +20,7 @@ from skinvl.recipe.files import digest, read_json, whole_folder, write_json, wri
 from skinvl.score.readers.cases import Case, StudyError, cases, predictions
 
 SIDE, QUALITY = 1024, 90  # pixels of the longer side of an image, and of JPEG
+MOST = 500  # cases of a page, each of some 100 kB; nobody reads more at a time
 LETTERS = "23456789BCDFGHJKMNPQRSTVWXZ"  # of a case's name: none that is taken for another, and no vowel for a word
 LENGTH = 5
 NAME = re.compile(r"[\w-]{1,40}")
@@ -41,8 +42,10 @@ def write(where: Path, out: Path, readers: Sequence[str], most: int | None, seed
     _check(out, readers)
     path = predictions(where)
     found, left_out = cases(path)
+    if (count := most or len(found)) > MOST:
+        raise StudyError(f"{path}: {count:,} cases; expected at most {MOST}, which --cases N draws")
     generator = random.Random(f"{seed}-cases")
-    chosen = sorted(generator.sample(range(len(found)), min(most or len(found), len(found))))
+    chosen = sorted(generator.sample(range(len(found)), min(count, len(found))))
     names = _names(len(chosen), generator)
 
     # Each image once; a case of which one cannot be read is none.
