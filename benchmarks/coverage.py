@@ -344,6 +344,18 @@ def _findings(
     return draws.estimate(ratio(sums[:, 0], sums[:, 1]), stated > 0), chance[0] / sum(chance)
 
 
+def _without_image(
+    generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap]
+) -> tuple[Estimate, float]:
+    """Rows of which .7 are right with their image and .42 without, on groups that are as hard for both."""
+    of = _of(groups)
+    easy, luck = generator.beta(4.2, 1.8, groups)[of], generator.random(len(of))
+    plain, blank = luck < easy, luck < easy * 0.6
+    draws = bootstrap(of)
+    shares = [draws.share(right, _everything(of)).values for right in (blank, plain)]
+    return draws.estimate(ratio(shares[0], shares[1]), _everything(of)), 0.6
+
+
 def _cohen(readings: Int, draws: Bootstrap) -> Estimate:
     return kappa.cohen(readings[:, 0], readings[:, 1], draws)
 
@@ -363,6 +375,7 @@ NUMBERS: dict[str, Sample] = {
     "biopsies for one, at a prevalence of .05": _of_sums(_called, lambda sums: ratio(np.ones(len(sums)), _ppv(sums))),
     "net benefit, acting from .1 on": _of_sums(_called, _net_benefit),
     "gain over treating all or none, from .1 on": _of_sums(_called, _gain),
+    "share of a score left without an image": _without_image,
     "Cohen's κ, 3 classes": _kappa(2, _cohen),
     "Fleiss' κ of 3 readers, 3 classes": _kappa(3, kappa.fleiss),
     "mean of 5 readers (R)": partial(_readers, readers=5, beside=False),

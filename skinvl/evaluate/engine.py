@@ -18,7 +18,7 @@ from skinvl.model.chat import ChatError
 from skinvl.model.loaded import LoadedModel
 from skinvl.model.pack import Batch, Collator
 from skinvl.model.row import encode_prompt, read_images
-from skinvl.recipe.recipe import Generation
+from skinvl.recipe.recipe import Generation, ImageChange
 from skinvl.score.predictions import Answer
 
 Item = TypeVar("Item")
@@ -46,6 +46,9 @@ class Engine(Protocol):
 
     def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
         """The answers to each block of questions, which all show images or none."""
+
+    def seeing(self, change: ImageChange) -> Engine:
+        """The same model, to which every image is shown changed."""
 
 
 def questions(row: Row) -> Iterator[Question]:
@@ -124,6 +127,11 @@ class Transformers:
 
     def __init__(self, loaded: LoadedModel, generation: Generation, workers: int = 0) -> None:
         self.loaded, self.generation, self.workers, self.facts = loaded, generation, workers, loaded.facts
+
+    def seeing(self, change: ImageChange) -> Transformers:
+        """As Engine. It reads pixels: cached features are those of the images as they are."""
+        collator = replace(self.loaded.collator, chat=self.loaded.chat.seeing(change), cache=None)
+        return Transformers(replace(self.loaded, collator=collator), self.generation, self.workers)
 
     def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
         """As Engine."""

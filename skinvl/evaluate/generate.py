@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
@@ -19,6 +20,7 @@ from skinvl.data.mixture import digests
 from skinvl.evaluate import vllm_engine
 from skinvl.evaluate.distributed import predict, ranks
 from skinvl.evaluate.engine import Engine, Question, Transformers, blocks, questions
+from skinvl.evaluate.robustness import variants
 from skinvl.model.loaded import load_model
 from skinvl.recipe import run
 from skinvl.recipe.arguments import recipe_parser
@@ -50,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def generate_sets(recipe: Recipe, out: Path) -> None:
-    """Writes to `out/eval` the answer to each question of the eval sets, and to some with other images.
+    """Writes to `out/eval` the answer to each question of the eval sets, and to some with other images or words.
 
-    These are the images of another question, or its own in reverse order.
+    These are the images of another question, its own in reverse order, or what `evaluate.robustness` names.
     """
     state = ranks()
     say = Console(quiet=not state.is_main_process)
@@ -74,12 +76,16 @@ def generate_sets(recipe: Recipe, out: Path) -> None:
             subsets["reversed"], placed = reordered(asked)
             if placed:
                 say.print(f"{name}: {placed:,} questions name one of several images by its place; not asked reversed")
-        for folder, subset in subsets.items():
+        ways: list[tuple[str, list[Question], Engine, dict[str, Any]]]
+        ways = [(folder, subset, engine, {}) for folder, subset in subsets.items()]
+        for way in variants(recipe.evaluate):
+            ways.append((f"robustness/{way.name}", way.of(asked), way.engine(engine), {"variant": way.facts}))
+        for folder, subset, asks, more in ways:
             if subset:
-                settings = {"set": name, "rows": len(subset), "data": files, "engine": recipe.evaluate.engine}
+                settings = {"set": name, "rows": len(subset), "data": files, "engine": recipe.evaluate.engine, **more}
                 settings |= {"generation": recipe.evaluate.generation.model_dump(), **engine.facts}
                 journal = PredictionJournal(out / "eval" / folder / f"{name}.jsonl", settings, Answer)
-                write_answers(engine, subset, journal, recipe.evaluate.batch_size, state, say)
+                write_answers(asks, subset, journal, recipe.evaluate.batch_size, state, say)
 
 
 def write_answers(

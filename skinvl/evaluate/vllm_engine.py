@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from skinvl.model.decode import stop_tokens_in
 from skinvl.model.loaded import open_with_adapter
 from skinvl.model.row import encode_prompt
 from skinvl.model.ways_out import RANKS, not_in_vllm
-from skinvl.recipe.recipe import Recipe
+from skinvl.recipe.recipe import ImageChange, Recipe
 from skinvl.score.predictions import Answer
 
 
@@ -67,6 +68,12 @@ class Vllm:
             mm_processor_kwargs=base.chat.image_arguments,
             enable_prefix_caching=True,  # questions about one image follow one another
         )
+
+    def seeing(self, change: ImageChange) -> Vllm:
+        """As Engine."""
+        other = copy.copy(self)
+        other.chat = self.chat.seeing(change)
+        return other
 
     def answers(self, blocks: Sequence[Sequence[Question]]) -> Iterator[list[Answer]]:
         """As Engine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from PIL import Image
 from rich.text import Text
 from transformers import ProcessorMixin
 
-from skinvl.data import pixels
+from skinvl.data import changes, pixels
 from skinvl.data.example import Example, Message, words
 from skinvl.data.example import text as turn
 from skinvl.data.profiles import Profiles
 from skinvl.model.families import Family, Picture, ShapeError, Size
+from skinvl.recipe.recipe import ImageChange
 
 UNTRAINED = -100  # the label of a position that is not trained, as everywhere in PyTorch
 DATE = "26 Jul 2024"  # what the Llama templates themselves fall back to; the day of a run would change its prompts
@@ -82,6 +84,7 @@ class Chat:
             )
         family.prepare_processor(processor)
         self.processor, self.family, self.profiles = processor, family, profiles
+        self.change: ImageChange | None = None
         self.thoughts, self.thinking = thoughts, family.thoughts if thoughts != "dropped" else None
         self.max_tokens, self.too_long = max_tokens, too_long
         self.tokenizer: Any = processor.tokenizer
@@ -230,7 +233,14 @@ class Chat:
         Raises:
             ImageError: it cannot be read.
         """
-        return pixels.upright(path, self.profiles)
+        image = pixels.upright(path, self.profiles)
+        return image if self.change is None else changes.changed(image, self.change)
+
+    def seeing(self, change: ImageChange) -> Chat:
+        """The same chat with every image changed once it is decoded."""
+        other = copy.copy(self)
+        other.change = change
+        return other
 
     def pixels(self, image: Any) -> torch.Tensor:
         """What the base's vision tower reads of an RGB PIL image within the budget."""

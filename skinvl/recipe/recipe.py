@@ -37,6 +37,10 @@ Fact = Literal[
 ]
 
 
+ImageChange = Literal["blank", "rotate", "crop", "recompress", "darken"]  # see data.changes
+QUESTION = "{q}"  # where a question stands in a template of `evaluate.paraphrases`
+
+
 class SourceSpec(StrictModel):
     """One split of one prepared source."""
 
@@ -214,6 +218,10 @@ class Evaluate(StrictModel):
     """Most questions asked again with the images permuted among them, as a control; 0 asks none."""
     image_order: Literal["given", "reversed"] = "given"
     """Whether questions about several images are also asked with those of each turn in reverse order."""
+    robustness: list[ImageChange | Literal["paraphrase"]] = []
+    """Ways in which all questions are asked once more: with their images changed, or in other words; none if empty."""
+    paraphrases: dict[Name, Text] = {}
+    """Templates of robustness: paraphrase, each by a name, with {q} where the question stands."""
     classify: list[ClassSpec] = []
     """Sets to classify by likelihood."""
     prompted: bool = True
@@ -222,6 +230,20 @@ class Evaluate(StrictModel):
     """How skinvl probe fits a linear classifier to the features of the frozen vision tower."""
     during: int = Field(default=0, ge=0)
     """Questions of the eval sets, a fixed sample, answered and scored at every evaluation of a training; 0 is none."""
+
+    @model_validator(mode="after")
+    def _paraphrased(self) -> Self:
+        if len(set(self.robustness)) < len(self.robustness):
+            raise ValueError("robustness names a way twice, and each has answers in a folder of its name")
+        if ("paraphrase" in self.robustness) != bool(self.paraphrases):
+            raise ValueError(
+                "robustness: paraphrase and paraphrases go together; give both, such as paraphrases: "
+                '{polite: "Please tell me: {q}"}, or neither'
+            )
+        for name, template in self.paraphrases.items():
+            if template.count(QUESTION) != 1:
+                raise ValueError(f"paraphrases.{name}: {template!r}; expected {QUESTION} in it once, for the question")
+        return self
 
 
 class Recipe(StrictModel):

@@ -72,7 +72,7 @@ def same_rows(name: str, some: Measured, every: Measured) -> Measured:
     positions = {key(row): index for index, row in enumerate(every.rows)}
     if missing := [key(row) for row in some.rows if key(row) not in positions]:
         raise CompareError(
-            f"{name}: {len(missing):,} of {len(some.rows):,} questions were asked with the images in another order "
+            f"{name}: {len(missing):,} of {len(some.rows):,} questions were asked in another way "
             f"alone ({missing[0]}); the source was prepared anew in between: evaluate the run again"
         )
     return every.at(np.array([positions[key(row)] for row in some.rows], np.int64))

@@ -12,7 +12,9 @@ from skinvl.score.compare import Resampling, same_rows
 from skinvl.score.metrics import words
 
 
-def block(name: str, given: Measured, turned: Measured, resampling: Resampling) -> dict[str, Any]:
+def block(
+    name: str, given: Measured, turned: Measured, resampling: Resampling, what: str = "reversed"
+) -> dict[str, Any]:
     """The Block of scores.json for the questions of a set that were asked with the images in reverse order too.
 
     `same` is the share of these whose answer has the same words both times. Each metric has its number both times, over
@@ -20,6 +22,7 @@ def block(name: str, given: Measured, turned: Measured, resampling: Resampling) 
 
     Args:
         given: all of the set's answers, to the images in their own order.
+        what: how they were asked the other time, as the block calls it.
 
     Raises:
         CompareError: a question was not asked with the images in their own order.
@@ -37,7 +40,7 @@ def block(name: str, given: Measured, turned: Measured, resampling: Resampling) 
         "metrics": {
             metric: {
                 "given": before[metric].number(),
-                "reversed": after[metric].number(),
+                what: after[metric].number(),
                 "difference": after[metric].minus(before[metric]).number(),
             }
             for metric in after

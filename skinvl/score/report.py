@@ -23,6 +23,7 @@ from skinvl.score import (
     compare,
     evaluated_flow,
     retrieval_page,
+    robustness,
     samples,
     side_by_side,
     tables,
@@ -120,6 +121,8 @@ def page(run: Path) -> str:
             cards=list(samples.sample(predicted, scores["seed"])),
             outcomes=OUTCOMES,
             charts=charts,
+            robustness=robustness,
+            as_text=tables.number,
             worse=untrained.worse(scores),
             **retrieval_page.context(run, scores),
         )

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from skinvl.score import (
     metrics,
     order,
     retrieval,
+    robustness,
     submissions,
     tables,
     untrained,
@@ -58,6 +59,7 @@ class Scored:
     classes: dict[str, classification.ClassifiedSet]
     retrieval: dict[str, RetrievedSet]
     settings: dict[tuple[str, str], dict[str, Any]]
+    robustness: dict[str, dict[str, answers.Measured]] = field(default_factory=dict)  # of each set, by way of asking
 
 
 def main(words: Sequence[str]) -> int:
@@ -162,6 +164,14 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
             with Workers(workers if len(rows) > SMALL_ROWS else 1) as pool:
                 measured[path.stem] = answers.measure(rows, chosen, pool)
 
+    for folder in sorted(path.name for path in (run / "eval" / "robustness").glob("*/")):
+        for path in _files(run, f"robustness/{folder}"):
+            _, rows = read(path, Answer)
+            _refuse_empty(path, rows)
+            rows = robustness.plainly(rows, scored.free[path.stem].rows if path.stem in scored.free else ())
+            with Workers(workers if len(rows) > SMALL_ROWS else 1) as pool:
+                scored.robustness.setdefault(path.stem, {})[folder] = answers.measure(rows, chosen, pool)
+
     for path in files["classes"]:
         if not path.stem.endswith(".validation"):
             scored.classes[path.stem] = classification.classified_set(path)
@@ -183,6 +193,7 @@ def blocks(scored: Scored, resampling: Resampling, prevalences: Sequence[float] 
     """
     blocks_by_set: dict[str, dict[str, Any]] = {}
     count = len(scored.free) + len(scored.permuted) + len(scored.reversed) + len(scored.classes) + len(scored.retrieval)
+    count += len(scored.robustness)
     with Progress("intervals of sets", count) as progress:
         for what, sets in (("answers", scored.free), ("permuted", scored.permuted)):
             for name, measured in sets.items():
@@ -196,6 +207,16 @@ def blocks(scored: Scored, resampling: Resampling, prevalences: Sequence[float] 
                     "order to hold that against; make them with skinvl generate, or remove eval/reversed"
                 )
             blocks_by_set.setdefault(name, {})["reversed"] = order.block(name, scored.free[name], turned, resampling)
+            progress.advance(1)
+        for name, ways in scored.robustness.items():
+            if name not in scored.free:
+                raise ScoreError(
+                    f"{name}: was asked in other ways, and there are no plain answers to hold that against; make them "
+                    "with skinvl generate, or remove eval/robustness"
+                )
+            blocks_by_set.setdefault(name, {})["robustness"] = robustness.block(
+                name, scored.free[name], ways, resampling
+            )
             progress.advance(1)
         for name, classified in scored.classes.items():
             draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)
@@ -288,8 +309,8 @@ def _files(run: Path, folder: str) -> list[Path]:
     begun = sorted(path for path in where.glob(".*.rank*.jsonl"))
     if begun:
         raise ScoreError(
-            f"{begun[0]}: a set that was begun and not finished; go on with skinvl {MODE[folder]}, or with "
-            f"make eval RUN={run}"
+            f"{begun[0]}: a set that was begun and not finished; go on with skinvl {MODE.get(folder, 'generate')}, or "
+            f"with make eval RUN={run}"
         )
     return sorted(path for path in where.glob("*.jsonl") if not path.name.startswith("."))
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
-from skinvl.score import compare, untrained
+from skinvl.score import compare, robustness, untrained
 from skinvl.score.readers import multireader
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
@@ -143,6 +143,8 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
             yield f"{scores['run']}: {name}, findings that labels deny", FOUND, _unsupported(blocks, found)
         if "reversed" in blocks:
             yield f"{scores['run']}: {name}, images reversed", REVERSED, _reversed(blocks["reversed"])
+        if "robustness" in blocks:
+            yield f"{scores['run']}: {name}, asked in other ways", robustness.HEAD, _ways(blocks["robustness"])
         for direction, block in blocks.get("retrieval", {"directions": {}})["directions"].items():
             yield f"{scores['run']}: {name}, {direction}, pool of {block['pool']:,}", RANKED, _ranked(block)
 
@@ -220,6 +222,10 @@ def _reversed(block: Mapping[str, Any]) -> list[list[str]]:
             beside = (number(numbers[what]) for what in ("given", "reversed", "difference"))
             rows.append([metric, *beside, f"{own['n']:,}", f"{own['groups']:,}"])
     return rows
+
+
+def _ways(block: Mapping[str, Any]) -> list[list[str]]:
+    return robustness.table(block, number)
 
 
 def _classes(blocks: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:

@@ -74,7 +74,8 @@ def performance(known: Known) -> str | None:
 
 def robustness(known: Known) -> str | None:
     """What was asked beside the questions themselves."""
-    words = {"permuted": "with the images permuted", "reversed": "with the images in reverse order"}
+    words = {"permuted": "with the images permuted", "reversed": "with the images in reverse order",
+             "robustness": "in other ways"}  # fmt: skip
     found = [f"{name} {words[what]}" for name, of in known.scores["sets"].items() for what in words if of.get(what)]
     found += [f"{name} over variations of its prompts" for name, _, block in _blocks(known) if block.get("spread")]
     return f"Asked again: {', '.join(found)}." if found else None
