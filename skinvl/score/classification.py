@@ -21,6 +21,7 @@ from skinvl.score.stats import Bootstrap, Estimate, Float, Mask, defined_mean, r
 
 TOP = 3
 BALANCED = "balanced_accuracy"
+OF_MALIGNANCY = "auroc_malignant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,10 @@ def estimates(
         numbers["auroc"] = defined_mean(np.stack([roc for roc, _ in areas], axis=1))
         numbers["auprc"] = defined_mean(np.stack([precise for _, precise in areas], axis=1))
 
+        if classified.malignant is not None:
+            chances, is_malignant = malignancy(classified, variant)
+            numbers[OF_MALIGNANCY], _ = curves.areas(chances, is_malignant, draws, counted)
+
     # Shares with what each row has, and the rows that they are of; every other number is of all rows.
     shares: dict[str, tuple[Float | Mask, Mask]] = {"accuracy": (variant.predicted == classified.true, counted)}
     if classified.malignant is not None:
@@ -147,6 +152,19 @@ def estimates(
         else draws.estimate(values, counted, missed)
         for metric, values in numbers.items()
     }
+
+
+def malignancy(classified: ClassifiedSet, variant: Variant) -> tuple[Float, Mask]:
+    """float[N] and bool[N]: the probability that a lesion is malignant, summed over such classes, and whether it is.
+
+    Of a variant with probabilities, where malignancy is known.
+    """
+    assert classified.malignant is not None
+    assert variant.probabilities is not None
+    return (
+        variant.probabilities[:, classified.malignant].sum(axis=1),
+        np.append(classified.malignant, False)[classified.true],
+    )
 
 
 def balanced(classified: ClassifiedSet, headline: str, draws: Bootstrap, rows: Mask) -> Estimate:

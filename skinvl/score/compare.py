@@ -1,7 +1,8 @@
 """Whether two runs that answered the same rows differ: paired tests, corrected for how many there are.
 
 A number that is right or wrong for each row gets two tests: McNemar's, which takes rows for independent, and the paired
-bootstrap of whole groups, which does not. All tests of a comparison are one family for Holm's correction.
+bootstrap of whole groups, which does not; so does the area under the ROC curve of malignancy, DeLong's beside it. All
+tests of a comparison are one family for Holm's correction.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from skinvl.score import answers, classification, ranking, retrieval, stats
+from skinvl.score import answers, classification, delong, ranking, retrieval, stats
 from skinvl.score.answers import Measured
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.predictions import Answer, Identified, key
@@ -132,7 +133,13 @@ def classes(name: str, ours: ClassifiedSet, theirs: ClassifiedSet, resampling: R
     our_numbers, their_numbers = (classification.estimates(side, headline, draws, both) for side in (ours, theirs))
     right = {"accuracy": tuple((side.predicted == ours.true)[both] for side in (our_variant, in_our_order))}
     what = "classes" if headline == their_headline else f"classes, {headline} against {their_headline}"
-    return _tests(name, what, our_numbers, their_numbers, right, int((~both).sum()))
+    areas = {}
+    if classification.OF_MALIGNANCY in our_numbers and in_our_order.probabilities is not None:
+        (ours_of, malignant), (theirs_of, _) = (
+            classification.malignancy(side, side.variants[headline]) for side in (ours, theirs)
+        )
+        areas[classification.OF_MALIGNANCY] = delong.paired(ours_of[both], theirs_of[both], malignant[both])
+    return _tests(name, what, our_numbers, their_numbers, right, int((~both).sum()), areas)
 
 
 def retrieved(name: str, ours: RetrievedSet, theirs: RetrievedSet, resampling: Resampling) -> list[dict[str, Any]]:
@@ -199,11 +206,13 @@ def _tests(
     theirs: Mapping[str, Estimate],
     right: Mapping[str, tuple[Mask, ...]],
     unpaired: int,
+    areas: Mapping[str, float | None] | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each number and test of it.
 
     Args:
         right: of the numbers that are right or wrong, which rows each run has right.
+        areas: of those that are areas under one ROC curve, the p-value of DeLong's test.
     """
     tests = []
     for metric, estimate in ours.items():
@@ -221,6 +230,8 @@ def _tests(
         }
         if metric in right:
             tests.append({**common, "p": stats.mcnemar(*right[metric]), "test": "McNemar"})
+        if metric in (areas or {}):
+            tests.append({**common, "p": (areas or {})[metric], "test": "DeLong"})
         tests.append({**common, "p": stats.paired(difference), "test": "paired bootstrap"})
     return tests
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from skinvl.score import classification
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.stats import Bootstrap, Float, Mask, ratio
 
@@ -39,8 +40,7 @@ def of_rows(classified: ClassifiedSet, name: str) -> Malignancy | None:
     variant = classified.variants.get(name)
     if classified.malignant is None or variant is None or variant.probabilities is None:
         return None
-    probability = variant.probabilities[:, classified.malignant].sum(axis=1)
-    return Malignancy(probability, np.append(classified.malignant, False)[classified.true], variant.rows)
+    return Malignancy(*classification.malignancy(classified, variant), variant.rows)
 
 
 def of_validation(classified: ClassifiedSet) -> Malignancy | None:

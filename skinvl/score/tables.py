@@ -25,7 +25,7 @@ PREDICTED = ("prevalence", "fixed on validation", "PPV", "NPV", "biopsies for on
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
-LETTERS = {"paired bootstrap": "B", "McNemar": "M"}
+LETTERS = {"paired bootstrap": "B", "McNemar": "M", "DeLong": "D"}
 METHODS = {WILSON: "W", EXPANDED: "E", multireader.METHOD: "R"}  # behind each interval
 COUNTS = ("n", "groups", "unscored")
 TEXTS = ("metric", "set", "what")
@@ -87,8 +87,10 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
             rows.append([metric, ours, theirs, difference, p, holm, LETTERS[by], n])
         head = ("metric", "ours", "theirs", "difference", "p", "Holm", "by", "n")
         _print(console, f"{title}: {name}, {what}", head, rows, gap=1)
-    letters = ", ".join(f"{letter}: {test}" for test, letter in LETTERS.items())
-    console.print(f"p by {letters}; Holm: p corrected for all of these tests", soft_wrap=True)
+    used = {test["test"] for test in comparison["tests"]}
+    letters = ", ".join(f"{letter}: {test}" for test, letter in LETTERS.items() if test in used)
+    said = f"p by {letters}; Holm: p corrected for all of these tests"
+    console.print(textwrap.fill(said, WIDTH, **UNBROKEN), soft_wrap=True)
     console.print(f"every difference with its interval by {METHODS[EXPANDED]}", soft_wrap=True)
     for line in _verdicts(comparison):
         console.print(textwrap.fill(line, WIDTH, **UNBROKEN), soft_wrap=True)

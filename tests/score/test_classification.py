@@ -88,6 +88,7 @@ def test_numbers_are_those_of_scikit_learn(tmp_path: Path) -> None:
         "weighted_f1": sk.f1_score(true, said, labels=present, average="weighted"),
         "top_3": sk.top_k_accuracy_score(true, chances, k=3, labels=range(5)),
         "auroc": np.mean([sk.roc_auc_score(true == one, chances[:, one]) for one in present]),
+        "auroc_malignant": sk.roc_auc_score(np.isin(true, [1, 3]), chances[:, 1] + chances[:, 3]),
         "auprc": np.mean([sk.average_precision_score(true == one, chances[:, one]) for one in present]),
         "brier": np.mean([sum((chances[i, c] - (true[i] == c)) ** 2 for c in range(5)) for i in range(len(true))]),
         "sensitivity": np.mean([MALIGNANT[one] for one in said[np.isin(true, [1, 3])]]),

@@ -12,7 +12,7 @@ import pytest
 from sklearn import metrics as sk
 
 from skinvl.data.example import Facts
-from skinvl.score import class_report, classification, decision, operating, report, score
+from skinvl.score import class_report, classification, decision, delong, operating, report, score
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.operating import Malignancy
 from skinvl.score.predictions import Classified
@@ -204,6 +204,22 @@ def test_scores_tables_and_report_have_them(tmp_path: Path, capsys: pytest.Captu
     assert "at a prevalence of 0.02" in html
     assert "Decision curve" in html
     assert "treat all" in html
+
+
+def test_areas_of_malignancy_are_compared_by_delong_too(tmp_path: Path) -> None:
+    ours, theirs = drawn(200, 2), drawn(200, 2)
+    theirs = [replace(row, scores=tuple(score * 0.9 for score in row.scores[::-1])) for row in theirs if row.scores]
+    for name, rows in (("a", ours), ("b", theirs)):
+        written(tmp_path / name / "eval" / "classes", rows, [])
+    assert score.main([str(tmp_path / "a"), "--against", str(tmp_path / "b"), "--resamples", "100"]) == 0
+    tests = json.loads((tmp_path / "a" / "scores.json").read_text())["comparison"]["tests"]
+    found = {test["test"]: test for test in tests if test["metric"] == "auroc_malignant"}
+    assert found.keys() == {"DeLong", "paired bootstrap"}
+    sides = [classification.classified_set(tmp_path / name / "eval" / "classes" / "set.jsonl") for name in "ab"]
+    known = [classification.malignancy(side, side.variants["sum"]) for side in sides]
+    assert found["DeLong"]["p"] == pytest.approx(delong.paired(known[0][0], known[1][0], known[0][1]), abs=1e-6)
+    assert found["DeLong"]["ours"] == pytest.approx(sk.roc_auc_score(known[0][1], known[0][0]), abs=1e-5)
+    assert found["DeLong"]["p"] < 0.01
 
 
 @pytest.mark.parametrize("wrong", ["0", "1", "a", "0.1,", "-0.1"])
