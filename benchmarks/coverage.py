@@ -13,13 +13,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from skinvl.score import curves, operating, stats
+from skinvl.score import calibration, curves, operating, stats
 from skinvl.score.metrics import bleu
+from skinvl.score.operating import Malignancy
 from skinvl.score.readers import kappa, multireader
 from skinvl.score.readers.multireader import ReaderMean
 from skinvl.score.stats import Bootstrap, Estimate, Float, Int, Mask, defined_mean, ratio
@@ -123,7 +125,20 @@ def share(setting: Setting, groups: int, draws: int, seed: int = 0) -> Cell:
     return Cell(float(np.mean((low <= truth) & (truth <= high))), float(np.median(high - low)), 0.0)
 
 
-Sample = Callable[[np.random.Generator, int, Callable[[Int], Bootstrap]], tuple[Estimate | ReaderMean, float]]
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """A Number that has its interval already."""
+
+    known: dict[str, Any]
+
+    def number(self) -> dict[str, Any]:
+        """It."""
+        return self.known
+
+
+Sample = Callable[
+    [np.random.Generator, int, Callable[[Int], Bootstrap]], tuple[Estimate | ReaderMean | Foretold, float]
+]
 
 
 def other(sample: Sample, groups: int, draws: int, resamples: int) -> Cell:
@@ -267,6 +282,41 @@ def _gain(sums: Float) -> Float:
     return _net_benefit(sums) - np.maximum(treat_all, 0.0)
 
 
+def _slope(
+    generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], name: str
+) -> tuple[Foretold, float]:
+    """A model that is too sure of itself: logits of a slope of .7, and .3 too high; groups share two thirds of them."""
+    of = _of(groups)
+    odds = generator.normal(size=groups)[of] * 1.4 + generator.normal(size=len(of))
+    malignant = generator.random(len(of)) < expit(0.7 * odds - 0.3)
+    test = Malignancy(expit(odds), malignant, _everything(of))
+    return Foretold(calibration.numbers(test, _everything(of), bootstrap(of))[name]), _TRUE[name]()
+
+
+@cache
+def _intercept() -> float:
+    """The intercept beside a slope of 1, which is another than that beside a slope of .7."""
+    generator = np.random.default_rng(3)
+    odds = generator.normal(size=LARGE * 5) * np.sqrt(1.4**2 + 1)
+    found = calibration.fit(np.ones((len(odds), 1)), expit(0.7 * odds - 0.3), odds)
+    assert found is not None
+    return float(found[0])
+
+
+@cache
+def _observed_less_foretold() -> float:
+    generator = np.random.default_rng(3)
+    odds = generator.normal(size=LARGE * 5) * np.sqrt(1.4**2 + 1)
+    return float(np.mean(expit(0.7 * odds - 0.3) - expit(odds)))
+
+
+_TRUE: dict[str, Callable[[], float]] = {
+    "slope": lambda: 0.7,
+    "intercept": _intercept,
+    "observed_less_foretold": _observed_less_foretold,
+}
+
+
 def _gap(
     generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], times: int
 ) -> tuple[Estimate, float]:
@@ -376,6 +426,9 @@ NUMBERS: dict[str, Sample] = {
     "net benefit, acting from .1 on": _of_sums(_called, _net_benefit),
     "gain over treating all or none, from .1 on": _of_sums(_called, _gain),
     "share of a score left without an image": _without_image,
+    "observed less foretold share": partial(_slope, name="observed_less_foretold"),
+    "calibration intercept (S)": partial(_slope, name="intercept"),
+    "calibration slope (S)": partial(_slope, name="slope"),
     "Cohen's κ, 3 classes": _kappa(2, _cohen),
     "Fleiss' κ of 3 readers, 3 classes": _kappa(3, kappa.fleiss),
     "mean of 5 readers (R)": partial(_readers, readers=5, beside=False),

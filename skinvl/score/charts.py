@@ -141,6 +141,12 @@ def decision(points: Sequence[Mapping[str, Any]]) -> Curves:
     }
 
 
+def foretold(points: Sequence[Mapping[str, float]]) -> Curves:
+    """The lines of a smooth calibration curve, and of a model that is calibrated."""
+    line = [(point["foretold"], point["observed"]) for point in points]
+    return {"observed": line, "calibrated": [(line[0][0], line[0][0]), (line[-1][0], line[-1][0])]}
+
+
 def swatch(number: int) -> Markup:
     """The piece of line and the shape by which a legend names the line of this number."""
     return Markup(

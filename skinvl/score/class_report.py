@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skinvl.score import classification, curves, decision, operating, slices
+from skinvl.score import calibration, classification, curves, decision, operating, slices
 from skinvl.score.classification import BALANCED, ClassifiedSet
 from skinvl.score.predictions import Classified, rule
 from skinvl.score.probabilities import PROMPTS
@@ -63,7 +63,7 @@ def block(classified: ClassifiedSet, draws: Bootstrap, prevalences: Sequence[flo
         "reliability": {name: bins for name, bins in reliability.items() if bins},
         **_selective(classified),
         "operating": operating.block(classified, draws, prevalences),
-        "decision": _decision(classified, draws),
+        **_foretold(classified, draws),
         "per_class": _per_class(classified, headline, draws, areas[headline]) if headline else {},
         "slices": _slices(classified, headline, draws) if headline else {},
         "settings": dict(classified.settings),
@@ -176,13 +176,17 @@ def _selective(classified: ClassifiedSet) -> dict[str, Any]:
     return {"risk_coverage": curves.risk_coverage(confidence, wrong), "threshold": fitted}
 
 
-def _decision(classified: ClassifiedSet, draws: Bootstrap) -> dict[str, Any] | None:
-    """The decision curve by the best calibrated probabilities that there are; None where malignancy is not known."""
+def _foretold(classified: ClassifiedSet, draws: Bootstrap) -> dict[str, Any]:
+    """The decision curve and the calibration by the best calibrated probabilities of malignancy that there are."""
     name = next((name for name in ("calibrated", "sum", PROMPTS) if name in classified.variants), "")
     test = operating.of_rows(classified, name)
     if test is None or not test.rows.any():
-        return None
-    return {"variant": name, "points": decision.curve(test, draws)}
+        return {"decision": None, "calibration": None}
+    confidence = classified.variants[name].confidence
+    return {
+        "decision": {"variant": name, "points": decision.curve(test, draws)},
+        "calibration": {"variant": name, **calibration.block(test, classified.rows, confidence, draws)},
+    }
 
 
 def _reason(row: Classified) -> str:

@@ -62,8 +62,13 @@ def table(
     difference between the two values that are best and worst in the data; as these were chosen by it, it is no test. It
     takes groups enough on either side.
     """
+    return {field: _slice(values(rows, field), metric, estimate) for field in known(rows, fields)}
+
+
+def known(rows: Sequence[Sliced], fields: Sequence[str] = FIELDS) -> list[str]:
+    """The fields, and those of IF_KNOWN that any row knows."""
     more = [field for field in IF_KNOWN if field not in fields and any(getattr(row.facts, field) for row in rows)]
-    return {field: _slice(values(rows, field), metric, estimate) for field in (*fields, *more)}
+    return [*fields, *more]
 
 
 def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:

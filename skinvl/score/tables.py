@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
-from skinvl.score import compare, robustness, untrained
+from skinvl.score import calibration, compare, robustness, untrained
 from skinvl.score.readers import multireader
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
@@ -21,12 +21,13 @@ GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.jso
 REVERSED = ("metric", "value", "images reversed", "difference", "n", "groups")
 FOUND = ("stated", "labels deny it", PERMUTED, "labels show it", "n", "groups")
 POINTS = ("fixed on validation", "from", "sensitivity", "specificity", "n", "groups")
+CALIBRATED = ("rows", "observed − foretold", "intercept", "slope", "n")
 PREDICTED = ("prevalence", "fixed on validation", "PPV", "NPV", "biopsies for one")
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
 LETTERS = {"paired bootstrap": "B", "McNemar": "M", "DeLong": "D"}
-METHODS = {WILSON: "W", EXPANDED: "E", multireader.METHOD: "R"}  # behind each interval
+METHODS = {WILSON: "W", EXPANDED: "E", multireader.METHOD: "R", calibration.SANDWICH: "S"}  # behind each interval
 COUNTS = ("n", "groups", "unscored")
 TEXTS = ("metric", "set", "what")
 Titled = tuple[str, Sequence[str], list[list[str]]]  # title, head and rows of a table
@@ -141,6 +142,7 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
             if rows:
                 yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
         yield from _operating(f"{scores['run']}: {name}", blocks)
+        yield from _calibration(f"{scores['run']}: {name}", blocks)
         if (found := blocks.get("answers", {}).get("unsupported")) is not None:
             yield f"{scores['run']}: {name}, findings that labels deny", FOUND, _unsupported(blocks, found)
         if "reversed" in blocks:
@@ -200,6 +202,17 @@ def _operating(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
         yield f"{title}, malignant from a probability on", POINTS, rows
     if predicted:
         yield f"{title}, of those called malignant at a prevalence", PREDICTED, sorted(predicted)
+
+
+def _calibration(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
+    """How true the probabilities of malignancy are, of all rows and of each subgroup that is large enough."""
+    own = (blocks.get("classes") or {}).get("calibration")
+    if own is None:
+        return
+    rows = [("all", own), *((f"{field} {value}", of) for field, by in own["by"].items() for value, of in by.items())]
+    keys = ("observed_less_foretold", "intercept", "slope")
+    table = [[name, *(number(of[key]) for key in keys), f"{of['slope']['n']:,}"] for name, of in rows]
+    yield f"{title}, calibration of malignancy (S: sandwich over groups, t)", CALIBRATED, table
 
 
 def _unsupported(blocks: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:

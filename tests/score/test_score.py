@@ -33,7 +33,17 @@ BLOCK = {
 }
 CLASSES = {
     *("rows", "unscored", "reasons", "classes", "benchmark", "headline", "variants", "spread", "valid", "outcomes"),
-    *("majority", "confusion", "reliability", "risk_coverage", "threshold", "operating", "decision", "per_class"),
+    *(
+        "majority",
+        "confusion",
+        "reliability",
+        "risk_coverage",
+        "threshold",
+        "operating",
+        "decision",
+        "calibration",
+        "per_class",
+    ),
     *("slices", "settings"),
 }
 
@@ -126,7 +136,7 @@ def test_scores_have_their_layout_and_repeat_byte_for_byte(tmp_path: Path, capsy
     for number in numbers(found):
         if number["low"] is not None:
             assert number["low"] <= number["high"]
-            assert number["method"] in ("Wilson", "expanded percentile")
+            assert number["method"] in ("Wilson", "expanded percentile", "sandwich")
         elif number["value"] is not None:
             assert number["method"] in ("groups alike", f"too few groups ({number['groups']})")
     assert block["metrics"]["closed_accuracy"]["value"] == pytest.approx(20 / 30)
