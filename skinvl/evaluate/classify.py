@@ -11,22 +11,27 @@ the base's template has an answer without one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from accelerate import PartialState
+from peft import PeftModel
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from skinvl.data import mixture
-from skinvl.data.example import Example, text
+from skinvl.data.example import Example, text, words
 from skinvl.data.mixture import Row
-from skinvl.evaluate import benchmarks, contamination
+from skinvl.evaluate import benchmarks, contamination, text_sets
 from skinvl.evaluate.benchmarks import Sample, Task
 from skinvl.evaluate.distributed import predict, ranks
 from skinvl.evaluate.engine import packed
+from skinvl.evaluate.text_sets import Unread
 from skinvl.model import infer
 from skinvl.model.chat import UNTRAINED
 from skinvl.model.loaded import LoadedModel, load_model
@@ -34,9 +39,11 @@ from skinvl.model.pack import Batch, Collator
 from skinvl.model.row import EncodedRow, encode_last_answer, encode_prompt
 from skinvl.recipe import run
 from skinvl.recipe.arguments import recipe_parser
+from skinvl.recipe.files import write_text
 from skinvl.recipe.recipe import ClassSpec, Generation, Recipe
 from skinvl.score import predictions
 from skinvl.score.predictions import Classified, PredictionJournal, unscored
+from skinvl.score.text_sets import FOLDER
 
 PROMPTED = Generation(max_new_tokens=48)  # a class name, and a few words around it
 
@@ -54,8 +61,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def classify_sets(recipe: Recipe, out: Path) -> None:
-    """Writes the likelihoods of each set that the recipe classifies to `out/eval/classes`."""
-    if not recipe.evaluate.classify:
+    """Writes the likelihoods of each set that the recipe classifies to `out/eval/classes`, and of its text sets."""
+    texts = {name: text_sets.read(name, Path(path)) for name, path in recipe.evaluate.text_sets.items()}
+    if not (recipe.evaluate.classify or recipe.evaluate.text_sets):
         raise ClassifyError(benchmarks.lacking("classify"))
     state = ranks()
     say = Console(quiet=not state.is_main_process)
@@ -70,6 +78,37 @@ def classify_sets(recipe: Recipe, out: Path) -> None:
         classified(loaded, spec, spec.split, train, folder / f"{name}.jsonl", state, say)
         if spec.validation is not None:
             classified(loaded, spec, spec.validation, train, folder / f"{name}.validation.jsonl", state, say)
+    for name, (task, unread) in texts.items():
+        _ask_text(loaded, name, task, unread, out / "eval" / FOLDER, state, say)
+
+
+def _ask_text(
+    loaded: LoadedModel,
+    name: str,
+    task: Task,
+    unread: Sequence[Unread],
+    folder: Path,
+    state: PartialState,
+    say: Console,
+) -> None:
+    """Writes what the adapter, where there is one, and the base with the adapter off make of a set's letters."""
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in unread)
+        write_text(folder / f"{name}.ledger.jsonl", "".join(lines))
+    say.print(f"{name}: {len(task.samples):,} questions, {len(unread):,} rows that cannot be asked")
+    model = loaded.model
+    off = model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    said = "\n".join(words(turn) for sample in task.samples for turn in sample.example.messages)
+    digest = xxhash.xxh3_128_hexdigest(said.encode())
+    settings = {"set": name, "rows": len(task.samples), "digest": digest, "classes": list(task.classes)}
+    sides: dict[str, tuple[LoadedModel, AbstractContextManager[None]]]
+    sides = {"adapter": (loaded, nullcontext())} if isinstance(model, PeftModel) else {}
+    sides["base"] = (replace(loaded, facts={**loaded.facts, "adapter": None}), off)
+    for side, (asked, way) in sides.items():
+        with way:
+            collate = ClassCollator(asked.collator, task, False)
+            _write(asked, task, collate, {**settings, **asked.facts}, folder / side / f"{name}.jsonl", state, say)
 
 
 def classified(
@@ -98,6 +137,19 @@ def classified(
         "prior": prior,
         **loaded.facts,
     }
+    _write(loaded, task, collate, settings, path, state, say)
+
+
+def _write(
+    loaded: LoadedModel,
+    task: Task,
+    collate: ClassCollator,
+    settings: dict[str, Any],
+    path: Path,
+    state: PartialState,
+    say: Console,
+) -> None:
+    """Writes the predictions of a task to the path."""
     size = max(1, loaded.recipe.evaluate.batch_size // len(task.classes))
     workers = int(loaded.recipe.train.get("dataloader_num_workers", 0))
 

@@ -54,10 +54,11 @@ def main(words: Sequence[str]) -> int:
 
 def _model(recipe: Recipe, out: Path) -> tuple[list[str], Path]:
     """Asks a vision-language model; what `score` is told of metrics, and the folder of the results."""
-    _require_sets(recipe)
+    if not recipe.evaluate.text_sets:
+        _require_sets(recipe)
     if recipe.data.eval:
         generate_sets(recipe, out)
-    if recipe.evaluate.classify:
+    if recipe.evaluate.classify or recipe.evaluate.text_sets:
         classify_sets(recipe, out)
     return ["--metrics", ",".join(recipe.evaluate.metrics)], out
 

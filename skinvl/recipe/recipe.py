@@ -224,6 +224,8 @@ class Evaluate(StrictModel):
     """Templates of robustness: paraphrase, each by a name, with {q} where the question stands."""
     classify: list[ClassSpec] = []
     """Sets to classify by likelihood."""
+    text_sets: dict[Name, Text] = {}
+    """Files of multiple choice without images, by name, in MedQA's or MMLU's form; asked of adapter and base."""
     prompted: bool = True
     """Whether classification also asks with the classes listed and matches the free answer."""
     probe: Probe = Probe()

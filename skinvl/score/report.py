@@ -27,6 +27,7 @@ from skinvl.score import (
     samples,
     side_by_side,
     tables,
+    text_sets,
     untrained,
 )
 from skinvl.score.readers import results
@@ -123,6 +124,7 @@ def page(run: Path) -> str:
             charts=charts,
             robustness=robustness,
             as_text=tables.number,
+            text_sets=text_sets,
             worse=untrained.worse(scores),
             **retrieval_page.context(run, scores),
         )

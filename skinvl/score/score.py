@@ -31,6 +31,7 @@ from skinvl.score import (
     robustness,
     submissions,
     tables,
+    text_sets,
     untrained,
 )
 from skinvl.score.compare import CompareError, Resampling
@@ -60,6 +61,7 @@ class Scored:
     retrieval: dict[str, RetrievedSet]
     settings: dict[tuple[str, str], dict[str, Any]]
     robustness: dict[str, dict[str, answers.Measured]] = field(default_factory=dict)  # of each set, by way of asking
+    texts: dict[str, text_sets.TextSet] = field(default_factory=dict)
 
 
 def main(words: Sequence[str]) -> int:
@@ -152,7 +154,8 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
         ScoreError: it has answered nothing, or not all of a set.
     """
     files = {folder: _files(run, folder) for folder in FOLDERS}
-    if not any(files.values()):
+    texts = text_sets.read_all(run)
+    if not any(files.values()) and not texts:
         raise ScoreError(f"{run / 'eval'}: no predictions to score; make them with: make eval RUN={run}")
     scored = Scored({}, {}, {}, {}, {}, {})
     asked = {"answers": scored.free, "permuted": scored.permuted, "reversed": scored.reversed}
@@ -172,6 +175,7 @@ def load(run: Path, chosen: Sequence[Metric], workers: int) -> Scored:
             with Workers(workers if len(rows) > SMALL_ROWS else 1) as pool:
                 scored.robustness.setdefault(path.stem, {})[folder] = answers.measure(rows, chosen, pool)
 
+    scored.texts.update(texts)
     for path in files["classes"]:
         if not path.stem.endswith(".validation"):
             scored.classes[path.stem] = classification.classified_set(path)
@@ -193,7 +197,7 @@ def blocks(scored: Scored, resampling: Resampling, prevalences: Sequence[float] 
     """
     blocks_by_set: dict[str, dict[str, Any]] = {}
     count = len(scored.free) + len(scored.permuted) + len(scored.reversed) + len(scored.classes) + len(scored.retrieval)
-    count += len(scored.robustness)
+    count += len(scored.robustness) + len(scored.texts)
     with Progress("intervals of sets", count) as progress:
         for what, sets in (("answers", scored.free), ("permuted", scored.permuted)):
             for name, measured in sets.items():
@@ -217,6 +221,9 @@ def blocks(scored: Scored, resampling: Resampling, prevalences: Sequence[float] 
             blocks_by_set.setdefault(name, {})["robustness"] = robustness.block(
                 name, scored.free[name], ways, resampling
             )
+            progress.advance(1)
+        for name, asked in scored.texts.items():
+            blocks_by_set.setdefault(name, {})["text"] = text_sets.block(name, asked, resampling)
             progress.advance(1)
         for name, classified in scored.classes.items():
             draws = classification.bootstrap(classified.rows, resampling.resamples, resampling.seed)

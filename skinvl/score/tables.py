@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
-from skinvl.score import calibration, compare, robustness, untrained
+from skinvl.score import calibration, compare, robustness, text_sets, untrained
 from skinvl.score.readers import multireader
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
@@ -149,6 +149,10 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
             yield f"{scores['run']}: {name}, images reversed", REVERSED, _reversed(blocks["reversed"])
         if "robustness" in blocks:
             yield f"{scores['run']}: {name}, asked in other ways", robustness.HEAD, _ways(blocks["robustness"])
+        if "text" in blocks:
+            unread = sum(blocks["text"]["unread"].values())
+            title = f"{scores['run']}: {name}, without images ({unread:,} rows not read)"
+            yield title, text_sets.HEAD, text_sets.table(blocks["text"], number)
         for direction, block in blocks.get("retrieval", {"directions": {}})["directions"].items():
             yield f"{scores['run']}: {name}, {direction}, pool of {block['pool']:,}", RANKED, _ranked(block)
 
