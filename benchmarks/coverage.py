@@ -131,6 +131,11 @@ class Foretold:
 
     known: dict[str, Any]
 
+    @property
+    def value(self) -> float:
+        """Its value."""
+        return float(self.known["value"])
+
     def number(self) -> dict[str, Any]:
         """It."""
         return self.known
