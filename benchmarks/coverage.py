@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from skinvl.score import calibration, curves, operating, stats
+from skinvl.score import calibration, curves, institutions, operating, stats
 from skinvl.score.metrics import bleu
 from skinvl.score.operating import Malignancy
 from skinvl.score.readers import kappa, multireader
@@ -322,6 +322,29 @@ _TRUE: dict[str, Callable[[], float]] = {
 }
 
 
+def _centres(
+    generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], expected: bool
+) -> tuple[Foretold, float]:
+    """Eight institutions of so many groups each, whose logits differ by .5; or the share of another, ninth one."""
+    of = _of(8 * groups)
+    centre = np.arange(8 * groups) % 8
+    odds = 1 + 0.5 * generator.normal(size=9)
+    right = generator.random(len(of)) < expit(odds[centre] + 0.7 * generator.normal(size=8 * groups))[of]
+    draws = bootstrap(of)
+    own = {str(number): draws.share(right, centre[of] == number) for number in range(8)}
+    found = institutions.together(own)["pooled"]
+    if not expected:
+        return Foretold(found), _typical(1.0)
+    low, high = found["expected"]
+    return Foretold({**found, "low": low, "high": high}), _typical(float(odds[8]))
+
+
+def _typical(odds: float) -> float:
+    """The share of an institution with this logit, of which groups differ by .7."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    return float((expit(odds + 0.7 * nodes) * weights).sum() / weights.sum())
+
+
 def _gap(
     generator: np.random.Generator, groups: int, bootstrap: Callable[[Int], Bootstrap], times: int
 ) -> tuple[Estimate, float]:
@@ -434,6 +457,8 @@ NUMBERS: dict[str, Sample] = {
     "observed less foretold share": partial(_slope, name="observed_less_foretold"),
     "calibration intercept (S)": partial(_slope, name="intercept"),
     "calibration slope (S)": partial(_slope, name="slope"),
+    "share of 8 institutions, so many groups in each (H)": partial(_centres, expected=False),
+    "share of a ninth institution, as expected": partial(_centres, expected=True),
     "Cohen's κ, 3 classes": _kappa(2, _cohen),
     "Fleiss' κ of 3 readers, 3 classes": _kappa(3, kappa.fleiss),
     "mean of 5 readers (R)": partial(_readers, readers=5, beside=False),

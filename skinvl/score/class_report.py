@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skinvl.score import calibration, classification, curves, decision, operating, slices
+from skinvl.score import calibration, classification, curves, decision, institutions, operating, slices
 from skinvl.score.classification import BALANCED, ClassifiedSet
 from skinvl.score.predictions import Classified, rule
 from skinvl.score.probabilities import PROMPTS
@@ -66,6 +66,7 @@ def block(classified: ClassifiedSet, draws: Bootstrap, prevalences: Sequence[flo
         **_foretold(classified, draws),
         "per_class": _per_class(classified, headline, draws, areas[headline]) if headline else {},
         "slices": _slices(classified, headline, draws) if headline else {},
+        "institutions": institutions.block(classified, headline, draws) if headline else None,
         "settings": dict(classified.settings),
     }
 

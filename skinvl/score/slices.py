@@ -1,6 +1,7 @@
 """How a number differs between patients: by skin type, sex, age, body site and source, with the worst and the gap.
 
-Where any row knows them, also by institution, how the diagnosis was confirmed, skin tone and the images' views.
+Where any row knows them, also by institution, how the diagnosis was confirmed, skin tone and the images' views, and by
+skin type, sex and age, two at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from skinvl.score.stats import Estimate, Mask
 
 FIELDS = ("skin_type", "sex", "age", "site", "source")
 IF_KNOWN = ("institution", "confirmed", "tone", "views")  # fields that few sources know
+CROSSED = ("skin_type × sex", "skin_type × age", "sex × age")  # where any row knows both
 UNKNOWN = "unknown"
 ROWS, GROUPS = 10, 5  # fewer say nothing about a slice
 AGES = (20, 40, 60, 80)
@@ -34,13 +36,16 @@ class Sliced(Protocol):
 
 
 def fact(row: Sliced, field: str) -> str:
-    """A row's value of a field, ages in bands, all views together; `unknown` where it is not known.
+    """A row's value of a field, or of two crossed ones, ages in bands, all views together; `unknown` where it has none.
 
     >>> [_band(age) for age in (19.5, 20, 80)]
     ['<20', '20-39', '80+']
     """
     if field == "source":
         return row.source
+    if " × " in field:
+        both = [fact(row, one) for one in field.split(" × ")]
+        return UNKNOWN if UNKNOWN in both else " × ".join(both)
     value = table1.fact(row.facts, field)
     return UNKNOWN if value is None else str(value) if isinstance(value, str) else _band(value)
 
@@ -66,9 +71,10 @@ def table(
 
 
 def known(rows: Sequence[Sliced], fields: Sequence[str] = FIELDS) -> list[str]:
-    """The fields, and those of IF_KNOWN that any row knows."""
+    """The fields, and those of IF_KNOWN and CROSSED that any row knows."""
     more = [field for field in IF_KNOWN if field not in fields and any(getattr(row.facts, field) for row in rows)]
-    return [*fields, *more]
+    crossed = [field for field in CROSSED if any(fact(row, field) != UNKNOWN for row in rows)]
+    return [*fields, *more, *(crossed if fields == FIELDS else [])]
 
 
 def _slice(masks: dict[str, Mask], metric: str, estimate: Callable[[Mask], Estimate]) -> dict[str, Any]:

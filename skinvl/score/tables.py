@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column
 
 from skinvl.recipe.printing import UNBROKEN, WIDTH, narrow, right
-from skinvl.score import calibration, compare, robustness, text_sets, untrained
+from skinvl.score import calibration, compare, institutions, robustness, text_sets, untrained
 from skinvl.score.readers import multireader
 from skinvl.score.stats import ALIKE, EXPANDED, FEWEST, WILSON
 
@@ -21,13 +21,20 @@ GROUPED = ("R@1", "R@10")  # that are shown with the group right too; scores.jso
 REVERSED = ("metric", "value", "images reversed", "difference", "n", "groups")
 FOUND = ("stated", "labels deny it", PERMUTED, "labels show it", "n", "groups")
 POINTS = ("fixed on validation", "from", "sensitivity", "specificity", "n", "groups")
+BY_INSTITUTION = ("institution", "metric", "value", "another's would lie in", "n", "groups")
 CALIBRATED = ("rows", "observed − foretold", "intercept", "slope", "n")
 PREDICTED = ("prevalence", "fixed on validation", "PPV", "NPV", "biopsies for one")
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
 TESTS = ("set", "what", "metric", "ours", "theirs", "difference", "p", "p (Holm)", "test", "n", "groups")
 LETTERS = {"paired bootstrap": "B", "McNemar": "M", "DeLong": "D"}
-METHODS = {WILSON: "W", EXPANDED: "E", multireader.METHOD: "R", calibration.SANDWICH: "S"}  # behind each interval
+METHODS = {
+    WILSON: "W",
+    EXPANDED: "E",
+    multireader.METHOD: "R",
+    calibration.SANDWICH: "S",
+    institutions.METHOD: "H",
+}  # behind each interval
 COUNTS = ("n", "groups", "unscored")
 TEXTS = ("metric", "set", "what")
 Titled = tuple[str, Sequence[str], list[list[str]]]  # title, head and rows of a table
@@ -143,6 +150,7 @@ def _sets(scores: Mapping[str, Any]) -> Iterator[Titled]:
                 yield f"{scores['run']}: {name}{what}", *_used(HEAD, rows)
         yield from _operating(f"{scores['run']}: {name}", blocks)
         yield from _calibration(f"{scores['run']}: {name}", blocks)
+        yield from _institutions(f"{scores['run']}: {name}", blocks)
         if (found := blocks.get("answers", {}).get("unsupported")) is not None:
             yield f"{scores['run']}: {name}, findings that labels deny", FOUND, _unsupported(blocks, found)
         if "reversed" in blocks:
@@ -217,6 +225,19 @@ def _calibration(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
     keys = ("observed_less_foretold", "intercept", "slope")
     table = [[name, *(number(of[key]) for key in keys), f"{of['slope']['n']:,}"] for name, of in rows]
     yield f"{title}, calibration of malignancy (S: sandwich over groups, t)", CALIBRATED, table
+
+
+def _institutions(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
+    """Each institution's shares, and what they come to together."""
+    rows = []
+    for metric, of in ((blocks.get("classes") or {}).get("institutions") or {}).items():
+        for name, own in (*of["by"].items(), ("pooled", of["pooled"])):
+            expected = own.get("expected")
+            lies = NONE if expected is None else f"[{expected[0]:.3f}, {expected[1]:.3f}]"
+            rows.append([name, metric, number(own) if own["value"] is not None else own["method"] or NONE, lies,
+                         f"{own['n']:,}", f"{own['groups']:,}"])  # fmt: skip
+    if rows:
+        yield f"{title}, by institution (H: Hartung and Knapp)", BY_INSTITUTION, rows
 
 
 def _unsupported(blocks: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:

@@ -406,7 +406,7 @@ def test_ages_are_sliced_in_bands() -> None:
 def test_what_few_sources_know_is_a_slice_where_any_row_knows_it(tmp_path: Path) -> None:
     rows = drawn(120)
     by_field = block(classified_set(tmp_path, rows))["slices"]
-    assert [*by_field] == [*slices.FIELDS]
+    assert [*by_field] == [*slices.FIELDS, "sex × age"]
     known = [
         replace(row, facts=Facts(tone=f"MILK {place % 2}", views=views, institution="Vienna" if place < 40 else None))
         for place, row in enumerate(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from skinvl.data.example import Facts
+from helpers.lesions import drawn, written
 from skinvl.score import class_report, classification, decision, delong, operating, report, score
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.operating import Malignancy
-from skinvl.score.predictions import Classified
 from skinvl.score.stats import Bootstrap, Mask
-
-CLASSES = ["nevus", "melanoma", "carcinoma"]
-SETTINGS: dict[str, Any] = {"classes": CLASSES, "benchmark": None, "malignant": [False, True, True], "question": "?"}
-
-
-def drawn(count: int, seed: int) -> list[Classified]:
-    """Rows whose scores know something of the class, two of a group."""
-    draw, rows = np.random.default_rng(seed), []
-    for place in range(count):
-        true = int(draw.choice(3, p=[0.6, 0.25, 0.15]))
-        scores = draw.normal(size=3) * 1.5
-        scores[true] += 1.5
-        identity = (f"{seed}-{place}", "s", f"{seed}-{place // 2}", (), Facts())
-        rows.append(Classified(*identity, CLASSES[true], tuple(scores.tolist()), "", None, None, None))
-    return rows
-
-
-def written(path: Path, rows: list[Classified], validation: list[Classified], **settings: Any) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    for name, group in (("set", rows), ("set.validation", validation)):
-        if group:
-            (path / f"{name}.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in group))
-            (path / f"{name}.json").write_text(json.dumps(SETTINGS | settings))
-    return path / "set.jsonl"
 
 
 def points(one: ClassifiedSet, prevalences: tuple[float, ...] = (), resamples: int = 100) -> list[dict[str, Any]]:

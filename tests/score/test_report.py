@@ -120,7 +120,7 @@ def class_block(names: list[str], word: str, settings: dict[str, Any]) -> dict[s
         "outcomes": {"matched": 118, "none": 2, "ambiguous": 1},
         "confusion": {"sum": matrix, "prompted": [[*row, 2] for row in matrix]},
         "reliability": {"sum": {"temperature": None, "bins": bins}, "calibrated": {"temperature": 1.42, "bins": bins}},
-        "operating": None, "decision": None, "calibration": None,
+        "operating": None, "decision": None, "calibration": None, "institutions": None,
         "risk_coverage": [{"coverage": i / 1000, "risk": 0.29 * (i / 1000) ** 2, "threshold": 1 - i / 1000}
                           for i in range(1, 1001)],
         "threshold": {"value": 0.62, "coverage": 0.7, "risk": 0.142},
@@ -347,7 +347,7 @@ def test_a_set_may_have_nothing_that_could_be_scored(tmp_path: Path) -> None:
         scores["sets"]["ham10000"]["classes"] |= {
             "headline": None, "variants": {}, "spread": {}, "valid": None, "outcomes": None, "majority": number(None),
             "confusion": {}, "reliability": {}, "risk_coverage": [], "threshold": None, "per_class": {}, "slices": {},
-            "operating": None, "decision": None, "calibration": None,
+            "operating": None, "decision": None, "calibration": None, "institutions": None,
         }  # fmt: skip
         del scores["sets"]["demo"]["answers"]
 

@@ -44,7 +44,7 @@ CLASSES = {
         "calibration",
         "per_class",
     ),
-    *("slices", "settings"),
+    *("slices", "institutions", "settings"),
 }
 
 

@@ -210,7 +210,7 @@ def test_every_other_number_of_the_simulation_has_its_truth(name: str) -> None:
     """Many groups come near it, so that what the table says of few is no mistake of the simulation."""
     generator = np.random.default_rng(3)
     estimate, truth = coverage.NUMBERS[name](generator, 4_000, lambda of: Bootstrap(of.tolist(), 0))
-    assert estimate.value == pytest.approx(truth, abs=0.04, rel=0.02)
+    assert estimate.value == pytest.approx(truth, abs=0.05, rel=0.02)
 
 
 def clustered(draw: np.random.Generator, groups: int) -> tuple[NDArray[np.int64], Float]:

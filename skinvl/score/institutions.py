@@ -1,0 +1,98 @@
+"""Each institution's value, and what they come to together: a random-effects mean, and where another one would lie.
+
+Shares are pooled as logits y with the variances v of their groups: the weights are 1 / (v + τ²) with τ², the variance
+between institutions, by DerSimonian & Laird 1986 (doi:10.1016/0197-2456(86)90046-2); the interval of the mean is that
+of Hartung & Knapp 2001 (doi:10.1002/sim.1009) with Student's t of K − 1 degrees of freedom, never narrower than without
+their factor (Röver et al. 2015, doi:10.1186/s12874-015-0091-1); the interval in which the value of another institution
+is expected adds τ² and has K − 2 (Higgins, Thompson & Spiegelhalter 2009, doi:10.1111/j.1467-985X.2008.00552.x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit, stdtrit
+
+from skinvl.score import slices
+from skinvl.score.classification import ClassifiedSet
+from skinvl.score.stats import FEWEST, LEVEL, NOTHING, WILSON, Bootstrap, Estimate, Float, Mask
+
+FIELD = "institution"
+LEAST = 3  # institutions whose values are pooled
+METHOD = "Hartung-Knapp"
+
+
+def block(classified: ClassifiedSet, headline: str, draws: Bootstrap) -> dict[str, Any] | None:
+    """The shares of a set by institution and together; None where no row knows its institution."""
+    if FIELD not in slices.known(classified.rows):
+        return None
+    variant = classified.variants[headline]
+    shares: dict[str, tuple[Mask, Mask]] = {"accuracy": (variant.predicted == classified.true, variant.rows)}
+    if classified.malignant is not None:
+        side = np.append(classified.malignant, False)
+        malignant, called = side[classified.true], side[variant.predicted]
+        shares |= {
+            "sensitivity": (called, variant.rows & malignant),
+            "specificity": (~called & (variant.predicted < len(classified.classes)), variant.rows & ~malignant),
+        }
+    own = {name: rows for name, rows in slices.values(classified.rows, FIELD).items() if name != slices.UNKNOWN}
+    return {
+        metric: together({name: draws.share(right, of & rows) for name, rows in own.items() if (of & rows).any()})
+        for metric, (right, of) in shares.items()
+    }
+
+
+def together(shares: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Each institution's share, and the pooled one with `tau` and the interval of another institution's value."""
+    usable = {name: share for name, share in shares.items() if share.groups >= FEWEST[WILSON]}
+    values = np.array([share.value for share in usable.values()])
+    variances = np.array([share.variance or 0.0 for share in usable.values()])
+    sizes = np.array([share.n for share in usable.values()], np.float64)
+    n, groups = sum(share.n for share in usable.values()), sum(share.groups for share in usable.values())
+    return {
+        "by": {name: share.number() for name, share in shares.items()},
+        "pooled": pooled(values, variances, sizes) | {"n": n, "groups": groups, "unscored": 0},
+    }
+
+
+def pooled(shares: Float, variances: Float, n: Float) -> dict[str, Any]:
+    """The random-effects mean of shares float[K] with these variances, of so many rows each.
+
+    A share of 0 or 1, or one whose groups are alike, has that of half a row more of either kind.
+    """
+    if len(shares) < LEAST:
+        nothing = dict.fromkeys(("value", "low", "high", "tau", "expected"))
+        return {**nothing, "method": f"too few institutions ({len(shares)})", "institutions": len(shares)}
+    smooth = (shares * n + 0.5) / (n + 1)
+    edge = (variances < NOTHING**2) | (shares < NOTHING) | (shares > 1 - NOTHING)
+    p = np.where(edge, smooth, shares)
+    v = np.where(edge, smooth * (1 - smooth) / (n + 1), variances) / (p * (1 - p)) ** 2
+    y, k = logit(p), len(shares)
+
+    mean, plain, tau2 = random_effects(y, v)
+    off = float(((y - mean) ** 2 / (v + tau2)).sum())
+    error = plain * float(np.sqrt(max(1.0, off / (k - 1))))
+    half = float(stdtrit(k - 1, (1 + LEVEL) / 2)) * error
+    wide = float(stdtrit(k - 2, (1 + LEVEL) / 2)) * float(np.sqrt(tau2 + error**2))
+    low, high, least, most = (float(expit(mean + end)) for end in (-half, half, -wide, wide))
+    return {
+        "value": float(expit(mean)),
+        "low": low,
+        "high": high,
+        "method": METHOD,
+        "tau": float(np.sqrt(tau2)),
+        "expected": [least, most],
+        "institutions": k,
+    }
+
+
+def random_effects(y: Float, v: Float) -> tuple[float, float, float]:
+    """The mean of effects float[K] with variances float[K], its standard error, and τ², by DerSimonian and Laird."""
+    weights = 1 / v
+    mean = float((weights * y).sum() / weights.sum())
+    off = float((weights * (y - mean) ** 2).sum())
+    tau2 = max(0.0, (off - (len(y) - 1)) / float(weights.sum() - (weights**2).sum() / weights.sum()))
+    weights = 1 / (v + tau2)
+    return float((weights * y).sum() / weights.sum()), float(1 / np.sqrt(weights.sum())), tau2
