@@ -41,6 +41,7 @@ WINGS = {
         "zeroshot": "classify images by prompts of the classes' names, with two towers",
         "retrieve": "rank texts of images and images of texts, or find images by words",
         "concepts": "take embeddings apart: fit a dictionary, name, score and suppress its units",
+        "judge": "have a model behind a server judge the claims of a run's answers",
         "probe": "fit a linear probe on the features of the frozen vision tower",
     },
     "score": {
