@@ -105,7 +105,6 @@ def test_an_adapter_and_its_base_are_asked_and_the_base_is_the_one_without_it(tm
         for side in ("adapter", "base")
     }
     rows = {side: [row.scores for row in of] for side, (_, of) in by_side.items()}
-    assert rows["adapter"] != rows["base"]  # the twin: with the adapter on they are other numbers
     assert by_side["adapter"][0]["adapter"] is not None
     assert by_side["base"][0]["adapter"] is None
 
@@ -117,6 +116,7 @@ def test_an_adapter_and_its_base_are_asked_and_the_base_is_the_one_without_it(tm
     assert batch is not None
     scores = np.array(infer.likelihoods(alone.model, batch)).reshape(12, 4)
     np.testing.assert_allclose(np.array(rows["base"]), scores, rtol=1e-4)
+    assert not np.allclose(np.array(rows["adapter"]), scores, rtol=1e-2)  # the twin: with the adapter on it does not
 
     # The ledger, the difference of the pairs, and where they stand.
     ledger = (folder / "eval" / "text_sets" / "medqa.ledger.jsonl").read_text().splitlines()
