@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from skinvl.score import classification
+from skinvl.score import classification, slices
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.stats import Bootstrap, Float, Mask, ratio
 
@@ -75,14 +75,29 @@ def block(classified: ClassifiedSet, draws: Bootstrap, prevalences: Sequence[flo
     if test is None or validation is None:
         return {
             "points": [],
+            "slices": None,
             "missing": "no validation rows: name a split for them (evaluate.classify: validation), so that no test row "
             "chooses a threshold",
         }
+    found = list(_points(test, validation, draws, prevalences))
+    chosen = next((point for point in found if point["threshold"] is not None), None)
     return {
         "validation": {"malignant": int(validation.malignant.sum()), "benign": int((~validation.malignant).sum())},
-        "points": list(_points(test, validation, draws, prevalences)),
+        "points": found,
+        "slices": None if chosen is None else _slices(classified, test, chosen["threshold"], draws),
         "missing": None,
     }
+
+
+def _slices(classified: ClassifiedSet, test: Malignancy, threshold: float, draws: Bootstrap) -> dict[str, Any]:
+    """Sensitivity and specificity of subgroups at the first threshold that could be chosen, with their gaps."""
+    called = test.probability >= threshold
+    sides = {"sensitivity": (called, test.rows & test.malignant), "specificity": (~called, test.rows & ~test.malignant)}
+
+    def table(right: Mask, of: Mask, name: str) -> dict[str, Any]:
+        return slices.table(classified.rows, name, lambda rows: draws.share(right, of & rows))
+
+    return {name: table(right, of, name) for name, (right, of) in sides.items()}
 
 
 def _points(

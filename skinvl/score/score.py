@@ -27,6 +27,7 @@ from skinvl.score import (
     exchange,
     metrics,
     order,
+    planning,
     retrieval,
     robustness,
     submissions,
@@ -74,6 +75,9 @@ def main(words: Sequence[str]) -> int:
     options = _arguments(words)
     runs: list[Path] = options.runs
     console = Console(highlight=False, markup=False)
+    if options.groups_for:
+        console.print(planning.groups_for(options.groups_for), soft_wrap=True)
+        return 0
     if options.submission:
         challenge, out = options.submission
         console.print(submissions.write(challenge, runs[0], Path(out)), soft_wrap=True)
@@ -238,11 +242,13 @@ def blocks(scored: Scored, resampling: Resampling, prevalences: Sequence[float] 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="skinvl score", description="Score what runs answered, with intervals.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN",
                         help="folder of a run; of several, all replicates, the first gets the numbers")  # fmt: skip
     parser.add_argument("--against", type=Path, metavar="RUN", help="a run to test the first one against")
     parser.add_argument("--margin", type=float, metavar="M",
                         help="with --against: how much worse may count as no worse, such as 0.02")  # fmt: skip
+    parser.add_argument("--groups-for", metavar="NAME=WIDTH,…",
+                        help="how many groups an interval so wide takes, such as auroc=0.1; takes no RUN")  # fmt: skip
     parser.add_argument("--prevalence", metavar="P,…", default=[], type=_shares,
                         help="of malignancy where it would be used, for predictive values, such as 0.02")  # fmt: skip
     parser.add_argument("--metrics", metavar="NAME,…", help="of the answers (default: the recipe's evaluate.metrics)")
@@ -263,6 +269,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, metavar="N", default=len(os.sched_getaffinity(0)),
                         help="processes (default: one for each core)")  # fmt: skip
     options = parser.parse_intermixed_args(words)
+    if not options.runs and not options.groups_for:
+        parser.error("the following arguments are required: RUN")
     if options.resamples < 100:
         parser.error(f"--resamples {options.resamples}: expected at least 100, for the ends of a 95 % interval")
     if options.margin is not None and not (options.against and 0 < options.margin < 1):

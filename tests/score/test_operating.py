@@ -12,6 +12,7 @@ import pytest
 from sklearn import metrics as sk
 
 from helpers.lesions import drawn, written
+from skinvl.data.example import Facts
 from skinvl.score import class_report, classification, decision, delong, operating, report, score
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.operating import Malignancy
@@ -82,10 +83,30 @@ def test_numbers_are_those_of_a_confusion_matrix_and_of_bayes(tmp_path: Path) ->
         assert point["at_prevalence"][0]["ppv"]["value"] < 0.5 * tp / (tp + fp)
 
 
+def test_subgroups_are_read_at_the_first_threshold(tmp_path: Path) -> None:
+    rows = [
+        replace(row, facts=Facts(sex="male" if place % 4 < 2 else "female")) for place, row in enumerate(drawn(400, 2))
+    ]
+    one = classification.classified_set(written(tmp_path, rows, drawn(300, 1)))
+    found = operating.block(one, classification.bootstrap(one.rows, 100, 0), ())
+    assert found is not None
+    test, first = operating.of_rows(one, "calibrated"), found["points"][0]["threshold"]
+    assert test is not None
+    male = np.array([row.facts.sex == "male" for row in rows])
+    called, ill = test.probability >= first, test.malignant
+    by = found["slices"]["sensitivity"]["sex"]
+    assert by["values"]["male"]["value"] == pytest.approx(called[male & ill].mean())
+    sides = sorted(called[side & ill].mean() for side in (male, ~male))
+    assert by["gap"]["value"] == pytest.approx(sides[1] - sides[0])
+    assert found["slices"]["specificity"]["sex"]["values"]["male"]["value"] == pytest.approx(
+        (~called)[male & ~ill].mean()
+    )
+
+
 def test_without_validation_rows_or_malignancy_nothing_is_chosen(tmp_path: Path) -> None:
     alone = classification.classified_set(written(tmp_path / "alone", drawn(100, 2), []))
     found = operating.block(alone, classification.bootstrap(alone.rows, 100, 0), ())
-    assert found == {"points": [], "missing": found and found["missing"]}
+    assert found == {"points": [], "slices": None, "missing": found and found["missing"]}
     assert "name a split for them (evaluate.classify: validation)" in found["missing"]
     unknown = classification.classified_set(written(tmp_path / "not", drawn(99, 2), drawn(99, 1), malignant=None))
     assert operating.block(unknown, classification.bootstrap(unknown.rows, 100, 0), ()) is None
