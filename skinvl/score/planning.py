@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -132,6 +131,6 @@ def _rows(variance: Callable[[float], float], wanted: float) -> int:
     """The fewest rows whose variance is as small as wanted."""
     least = 4.0
     if variance(least) <= wanted:
-        return math.ceil(least)
-    found: Any = brentq(lambda n: variance(n) - wanted, least, MOST, xtol=1e-6)
+        return int(least)
+    found = float(brentq(lambda n: variance(n) - wanted, least, MOST, xtol=1e-6))
     return math.ceil(found - 1e-6)
