@@ -153,7 +153,9 @@ def _classified(count: int, classes: int) -> classification.ClassifiedSet:
     held = rows[: count // 10], true[: count // 10]
     read = probabilities.read(rows, true, settings, held)
     malignant = np.arange(classes) % 2 == 1
-    return classification.ClassifiedSet(rows, settings, true, read, malignant, 0.5)
+    temperature = read["calibrated"].temperature or 1.0
+    fitted = probabilities.fitted(*held, classes, temperature)
+    return classification.ClassifiedSet(rows, settings, true, read, malignant, 0.5, fitted)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from skinvl.score.operating import Malignancy
 from skinvl.score.stats import Bootstrap, Estimate, Float, Int, ratio
@@ -43,9 +44,9 @@ def net_benefits(test: Malignancy, draws: Bootstrap) -> tuple[Float, Float]:
     # Each row is counted once, at the highest threshold that it reaches; above it stand those that reach all below.
     reached = np.searchsorted(THRESHOLDS, test.probability, side="right")
     width = len(THRESHOLDS) + 1
-    table = np.zeros((len(reached), 2 * width))
-    table[np.arange(len(reached)), reached + width * ~test.malignant] = 1.0
-    sums = draws.sums(table, test.rows)
+    columns = reached + width * ~test.malignant
+    ones, starts = np.ones(len(reached)), np.arange(len(reached) + 1)
+    sums = draws.sums(csr_array((ones, columns, starts), shape=(len(reached), 2 * width)), test.rows)
     tp, fp = (np.cumsum(side[:, :0:-1], axis=1)[:, ::-1] for side in (sums[:, :width], sums[:, width:]))
 
     malignant, benign = (sums[:, start : start + width].sum(axis=1, keepdims=True) for start in (0, width))
