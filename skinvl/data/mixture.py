@@ -17,6 +17,7 @@ from skinvl.data.example import Dropped, Example, read
 from skinvl.data.fingerprints import KINDS
 from skinvl.data.hamming import Pairs
 from skinvl.data.source import IMAGES_SCHEMA, full_name, namespace, read_card, source_folder, source_name, used_images
+from skinvl.data.table1 import fact
 from skinvl.recipe.files import digest
 from skinvl.recipe.recipe import Data, SourceSpec
 from skinvl.recipe.towers import PretrainData
@@ -48,6 +49,7 @@ class Sets:
     train: list[Row]
     evaluation: dict[str, list[Row]]  # by label
     moved: list[Dropped] = field(default_factory=list)  # eval conversations that a shared image took from their set
+    without: list[Dropped] = field(default_factory=list)  # train conversations that `data.without` leaves out
     leaking: int = 0  # eval conversations that share something with the train set, where that is allowed
 
 
@@ -86,7 +88,7 @@ def load(data: Data | PretrainData) -> Sets:
         LeakError: an official eval set shares a group or an image with the train set and `data.allow_leak` is false.
         ValueError: no conversation to train on or left to evaluate on, or two eval sets of one name.
     """
-    train = [row for spec in data.train for row in rows(spec)]
+    train, without = _without(data, [row for spec in data.train for row in rows(spec)])
     labels = [label(spec, data.eval) for spec in data.eval]
     if twice := {name for name in labels if labels.count(name) > 1}:
         raise ValueError(f"data.eval: two sets are called {min(twice)}; their losses need names, rename a folder")
@@ -95,10 +97,10 @@ def load(data: Data | PretrainData) -> Sets:
         raise ValueError("data.train: the sources hold no conversation; nothing can be trained")
     leaking = leaks(train, evaluation)
     if data.allow_leak:
-        return Sets(train, evaluation, leaking=len(leaking))
+        return Sets(train, evaluation, without=without, leaking=len(leaking))
     fixed = {root for root in {leak.row.root for leak in leaking} if read_card(root).get("split") != "group"}
     _refuse([leak for leak in leaking if leak.row.root in fixed])
-    return _moved(data, Sets(train, evaluation), leaking)
+    return _moved(data, Sets(train, evaluation, without=without), leaking)
 
 
 def permuted(rows: Sequence[Row], generator: random.Random) -> list[Row | None]:
@@ -227,6 +229,32 @@ def _nodes(every: Sequence[Row]) -> tuple[pa.Table, Pairs, NDArray[np.int64]]:
     return pa.concat_tables(tables), np.concatenate(shown), groups
 
 
+def _without(data: Data | PretrainData, train: Sequence[Row]) -> tuple[list[Row], list[Dropped]]:
+    """The train rows that `data.without` leaves, and the ledger of the others.
+
+    Raises:
+        ValueError: no row has one of its values; the message names those that there are.
+    """
+    for name, value in data.without.items():
+        values = Counter(str(known) for row in train if (known := fact(row.example.facts, name)) is not None)
+        if train and value not in values:
+            found = ", ".join(f"{other} ({count:,})" for other, count in values.most_common(8)) or "nothing known"
+            raise ValueError(f"data.without.{name}: no train row has {value!r}; found {found}")
+    kept, left = [], []
+    for row in train:
+        if why := _excluded(data, row):
+            left.append(Dropped(_id(row), "without", why))
+        else:
+            kept.append(row)
+    return kept, left
+
+
+def _excluded(data: Data | PretrainData, row: Row) -> str:
+    """By which of its facts a row is not to be trained on; empty where it may be."""
+    found = (name for name, value in data.without.items() if str(fact(row.example.facts, name)) == value)
+    return ", ".join(f"{name}: {data.without[name]}" for name in found)
+
+
 def _refuse(leaking: Sequence[Leak]) -> None:
     """Refuses to go on where an official eval set leaks.
 
@@ -262,7 +290,7 @@ def _moved(data: Data | PretrainData, sets: Sets, leaking: Sequence[Leak]) -> Se
     train, moved = list(sets.train), []
     for leak in leaking:
         folder = folders[leak.row.root]
-        joins = folder in weights and (folder, leak.row.example.id) not in trained
+        joins = folder in weights and (folder, leak.row.example.id) not in trained and not _excluded(data, leak.row)
         if joins:
             train.append(replace(leak.row, weight=weights[folder]))
         rule = "moved-to-train" if joins else "left-out-of-eval"
@@ -278,7 +306,7 @@ def _moved(data: Data | PretrainData, sets: Sets, leaking: Sequence[Leak]) -> Se
                 f"data.eval: all {len(rows)} conversations of {name} share a group or an image with data.train; "
                 "choose another eval set, or leave the source that holds the same images out of data.train"
             )
-    return Sets(train, evaluation, moved)
+    return Sets(train, evaluation, moved, sets.without)
 
 
 def _id(row: Row) -> str:

@@ -118,7 +118,7 @@ def load(data: PretrainData, objective: Objective) -> TextedSets:
     sets = mixture.load(data)
     every = [*sets.train, *(row for rows in sets.evaluation.values() for row in rows)]
     images, groups = (numbers.tolist() for numbers in mixture.keys(every))
-    ledger, used, start = list(sets.moved), 0, 0
+    ledger, used, start = [*sets.moved, *sets.without], 0, 0
 
     texted: dict[str, list[TextedImage]] = {}
     for label, rows in (("", sets.train), *sets.evaluation.items()):

@@ -42,6 +42,8 @@ def checked(chat: Chat, sets: Sets, say: Console, drawn: bool = False) -> Checke
         ValueError: a set has no row left; the message gives the commonest reason.
     """
     say_shared(say, sets.moved, sets.leaking)
+    for why, count in Counter(row.detail for row in sets.without).items():
+        say.print(f"{count:,} conversations are not trained on ({why})", markup=False)
     kept: list[list[Row]] = []
     ledger: list[Dropped] = []
     for name, rows in [("train", sets.train), *sets.evaluation.items()]:

@@ -75,6 +75,8 @@ class Data(StrictModel):
     """What becomes of a thought before an answer: left out, read but not trained, or trained with the answer."""
     profiles: Literal["srgb", "ignore"] = "srgb"
     """How images tagged with a colour profile are read: converted to sRGB, or as their values stand."""
+    without: dict[Fact, Text] = {}
+    """Values of facts whose rows are not trained on, such as {institution: X}, for a run that is tested on them."""
     allow_leak: bool = False
     """Whether to go on when evaluation data shares groups or images with training data."""
 

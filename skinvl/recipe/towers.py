@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from skinvl.recipe import loading, sections, strict
 from skinvl.recipe.base import load_base
-from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Name, PartSpec, Probe, SourceSpec, Text
+from skinvl.recipe.recipe import Base, ClassSpec, EarlyStopping, Fact, Name, PartSpec, Probe, SourceSpec, Text
 from skinvl.recipe.strict import Fault, StrictModel
 
 AspectName = Literal["caption", "ontology", "concepts", "sentences"]
@@ -133,6 +133,8 @@ class PretrainData(StrictModel):
     permuted: bool = False
     """Whether each training image has the texts of another of its source: the control, of which no number may be better
     than chance."""
+    without: dict[Fact, Text] = {}
+    """Values of facts whose rows are not trained on, such as {institution: X}, for a run that is tested on them."""
     allow_leak: bool = False
     """Whether to go on when evaluation data shares groups or images with training data."""
 

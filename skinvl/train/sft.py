@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, args: SFTConfig, path: Path, say: Console, data: Map
         summary.slow_layers(say, peft_model, args.device)
         write_text(path / run.RECIPE, dump(recipe))
         made.write(path)
-        write_jsonl(path / "ledger.jsonl", [*sets.moved, *rows.dropped])
+        write_jsonl(path / "ledger.jsonl", [*sets.moved, *sets.without, *rows.dropped])
     return trainer
 
 

@@ -186,6 +186,35 @@ def test_what_is_trained_on_already_is_not_trained_on_twice(tmp_path: Path) -> N
     assert fates(sets) == [("one:b", "left-out-of-eval"), ("one:d", "moved-to-train")]
 
 
+def of(one: Example, institution: str | None) -> Example:
+    return replace(one, facts=replace(one.facts, institution=institution))
+
+
+def test_what_is_to_be_trained_without_stands_in_the_ledger_and_comes_back_by_no_way(tmp_path: Path) -> None:
+    source = Source(tmp_path / "drawn")
+    places = ("Bern", "Vienna", None)
+    source.has("train", *(of(example(f"t{n}", f"g{n}", f"{n}.png"), places[n % 3]) for n in range(6)))
+    # Of a group that is trained on: one that may join it, and one of the institution that may not.
+    joined = of(example("e0", "g0", "10.png"), "Bern"), of(example("e1", "g0", "11.png"), "Vienna")
+    source.has("test", *joined, of(example("e2", "g9", "12.png"), "Vienna"))
+    asked = data([source.spec("train")], [source.spec("test")])
+    everything, fewer = (
+        load(asked),
+        load(asked.model_copy(update={"without": {"institution": "Vienna"}})),
+    )
+    assert ids(everything)[0] == [*(f"t{n}" for n in range(6)), "e0", "e1"]
+    assert ids(fewer) == (["t0", "t2", "t3", "t5", "e0"], {"drawn": ["e2"]})
+    assert [(row.row, row.rule, row.detail) for row in fewer.without] == [
+        (f"drawn:t{n}", "without", "institution: Vienna") for n in (1, 4)
+    ]
+    assert ("drawn:e1", "left-out-of-eval") in fates(fewer)
+    assert everything.without == []
+    with pytest.raises(
+        ValueError, match=r"data\.without\.institution: no train row has 'Basel'; found Bern \(2\), Vienna"
+    ):
+        load(asked.model_copy(update={"without": {"institution": "Basel"}}))
+
+
 def test_without_eval_sets_no_fingerprints_are_needed(tmp_path: Path) -> None:
     one = Source(tmp_path / "one").has("train", example("a", "g1", "1.png"))
     (one.root / "images.parquet").unlink()
