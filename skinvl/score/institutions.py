@@ -9,13 +9,15 @@ is expected adds τ² and has K − 2 (Higgins, Thompson & Spiegelhalter 2009, d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit, stdtrit
 
-from skinvl.score import slices
+from skinvl.recipe import strict
+from skinvl.score import classification, slices
 from skinvl.score.classification import ClassifiedSet
 from skinvl.score.stats import FEWEST, LEVEL, NOTHING, WILSON, Bootstrap, Estimate, Float, Mask
 
@@ -28,6 +30,48 @@ def block(classified: ClassifiedSet, headline: str, draws: Bootstrap) -> dict[st
     """The shares of a set by institution and together; None where no row knows its institution."""
     if FIELD not in slices.known(classified.rows):
         return None
+    own = {name: rows for name, rows in slices.values(classified.rows, FIELD).items() if name != slices.UNKNOWN}
+    return {
+        metric: together({name: draws.share(right, of & rows) for name, rows in own.items() if (of & rows).any()})
+        for metric, (right, of) in _shares(classified, headline).items()
+    }
+
+
+def left_out(runs: Sequence[Path], sets: Sequence[Mapping[str, ClassifiedSet]]) -> dict[str, Any] | None:
+    """By set and metric, each institution's share by the run that trained without it, and these together.
+
+    None where the runs are not such, each without another institution.
+
+    Args:
+        sets: what each of the runs classified, by name.
+    """
+    places = [_without(run) for run in runs]
+    if None in places or len({*places}) < len(places):
+        return None
+    found: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for place, classified in zip(places, sets, strict=True):
+        for name, one in classified.items():
+            own = slices.values(one.rows, FIELD).get(str(place))
+            if own is None or not one.variants:
+                continue
+            draws = classification.bootstrap(one.rows, 0, 0)
+            for metric, (right, of) in _shares(one, next(iter(one.variants))).items():
+                if (of & own).any():
+                    shares = found.setdefault(name, {}).setdefault(metric, {})
+                    shares[str(place)] = draws.share(right, of & own)
+    return {name: {metric: together(shares) for metric, shares in of.items()} for name, of in found.items()}
+
+
+def _without(run: Path) -> str | None:
+    """The institution that a run was trained without."""
+    path = run / "recipe.yaml"
+    data = strict.read(path).data.get("data") if path.is_file() else None
+    place = ((data or {}).get("without") or {}).get(FIELD)
+    return None if place is None else str(place)
+
+
+def _shares(classified: ClassifiedSet, headline: str) -> dict[str, tuple[Mask, Mask]]:
+    """Which rows are right, and of which rows that is the share."""
     variant = classified.variants[headline]
     shares: dict[str, tuple[Mask, Mask]] = {"accuracy": (variant.predicted == classified.true, variant.rows)}
     if classified.malignant is not None:
@@ -37,11 +81,7 @@ def block(classified: ClassifiedSet, headline: str, draws: Bootstrap) -> dict[st
             "sensitivity": (called, variant.rows & malignant),
             "specificity": (~called & (variant.predicted < len(classified.classes)), variant.rows & ~malignant),
         }
-    own = {name: rows for name, rows in slices.values(classified.rows, FIELD).items() if name != slices.UNKNOWN}
-    return {
-        metric: together({name: draws.share(right, of & rows) for name, rows in own.items() if (of & rows).any()})
-        for metric, (right, of) in shares.items()
-    }
+    return shares
 
 
 def together(shares: Mapping[str, Estimate]) -> dict[str, Any]:

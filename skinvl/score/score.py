@@ -25,6 +25,7 @@ from skinvl.score import (
     classification,
     compare,
     exchange,
+    institutions,
     metrics,
     order,
     planning,
@@ -112,6 +113,7 @@ def main(words: Sequence[str]) -> int:
         "sets": blocks(ours, resampling, options.prevalence),
         "seeds": None,
         "replicates": None,
+        "left_out": None,
         "comparison": None,
         "untrained": None,
     }
@@ -119,11 +121,16 @@ def main(words: Sequence[str]) -> int:
     # How they vary over the seeds of a probe, and over all of the runs, of which the others' numbers alone are needed.
     scores["seeds"] = _seeds(scores["sets"])
     if len(runs) > 1:
-        rest = [blocks(load(run, chosen, options.workers), Resampling(0, options.seed)) for run in runs[1:]]
+        rest, classes = [], [ours.classes]
+        for run in runs[1:]:
+            other = load(run, chosen, options.workers)
+            rest.append(blocks(other, Resampling(0, options.seed)))
+            classes.append(other.classes)
         scores["replicates"] = {
             "runs": [run.resolve().name for run in runs],
             "sets": _replicates([scores["sets"], *rest]),
         }
+        scores["left_out"] = institutions.left_out(runs, classes)
 
     # Whether another run differs.
     if options.against:

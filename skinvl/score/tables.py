@@ -47,7 +47,10 @@ BRIEFLY = {NOT_KNOWN: "malignant classes not known"}  # where 80 columns have no
 
 def show(console: Console, scores: Mapping[str, Any]) -> None:
     """Prints the tables of `scores`, the content of a scores.json, so that they fit into 80 columns."""
-    titled = [(title, *_stacked(head, rows)) for title, head, rows in [*_sets(scores), *_replicates(scores)]]
+    titled = [
+        (title, *_stacked(head, rows))
+        for title, head, rows in [*_sets(scores), *_replicates(scores), *_left_out(scores)]
+    ]
     show_page(console, [*_worse(scores), about(scores)], titled)
     for comparison in _compared(scores):
         _print_tests(console, f"{scores['run']} against {comparison['against']}", comparison)
@@ -106,7 +109,7 @@ def _print_tests(console: Console, title: str, comparison: Mapping[str, Any]) ->
 
 def markdown(scores: Mapping[str, Any]) -> str:
     """The same numbers in Markdown, all of a table side by side, with what came from data escaped."""
-    titled = [*_sets(scores), *_replicates(scores), *_comparison(scores)]
+    titled = [*_sets(scores), *_replicates(scores), *_left_out(scores), *_comparison(scores)]
     verdicts = [line for comparison in _compared(scores) for line in _verdicts(comparison)]
     return page([*_worse(scores), about(scores)], titled, verdicts)
 
@@ -229,15 +232,25 @@ def _calibration(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
 
 def _institutions(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
     """Each institution's shares, and what they come to together."""
+    if rows := _by_institution((blocks.get("classes") or {}).get("institutions") or {}):
+        yield f"{title}, by institution (H: Hartung and Knapp)", BY_INSTITUTION, rows
+
+
+def _left_out(scores: Mapping[str, Any]) -> Iterator[Titled]:
+    """The same where each institution is asked of the run that was trained without it."""
+    for name, metrics in (scores.get("left_out") or {}).items():
+        yield f"{name}, each institution by the run without it (H)", BY_INSTITUTION, _by_institution(metrics)
+
+
+def _by_institution(metrics: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for metric, of in ((blocks.get("classes") or {}).get("institutions") or {}).items():
+    for metric, of in metrics.items():
         for name, own in (*of["by"].items(), ("pooled", of["pooled"])):
             expected = own.get("expected")
             lies = NONE if expected is None else f"[{expected[0]:.3f}, {expected[1]:.3f}]"
             rows.append([name, metric, number(own) if own["value"] is not None else own["method"] or NONE, lies,
                          f"{own['n']:,}", f"{own['groups']:,}"])  # fmt: skip
-    if rows:
-        yield f"{title}, by institution (H: Hartung and Knapp)", BY_INSTITUTION, rows
+    return rows
 
 
 def _unsupported(blocks: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:

@@ -81,6 +81,33 @@ def test_institutions_stand_in_scores_tables_and_report(tmp_path: Path, capsys: 
     assert "Another institution" in report.page(tmp_path)
 
 
+def test_runs_without_an_institution_each_are_pooled_over_those(tmp_path: Path) -> None:
+    runs, expected = [], {}
+    for number in range(3):
+        clinics = [f"clinic {place // 2 % 3}" for place in range(240)]
+        rows = [
+            replace(row, facts=Facts(institution=clinic))
+            for row, clinic in zip(drawn(240, 5 + number), clinics, strict=True)
+        ]
+        run = tmp_path / f"run-{number}"
+        written(run / "eval" / "classes", rows, [])
+        (run / "recipe.yaml").write_text(f"data: {{without: {{institution: clinic {number}}}}}\n")
+        one = classification.classified_set(run / "eval" / "classes" / "set.jsonl")
+        own = np.array([clinic == f"clinic {number}" for clinic in clinics])
+        expected[f"clinic {number}"] = (one.variants["sum"].predicted == one.true)[own].mean()
+        runs.append(run)
+    assert score.main([*map(str, runs), "--resamples", "100"]) == 0
+    scores = json.loads((runs[0] / "scores.json").read_text())
+    found = scores["left_out"]["set"]["accuracy"]
+    assert {name: own["value"] for name, own in found["by"].items()} == pytest.approx(expected, abs=1e-5)
+    assert found["pooled"]["institutions"] == 3
+    assert "each institution by the run without it" in (runs[0] / "scores.md").read_text()
+    # Two runs without the same one are replicates, and nothing is pooled.
+    (runs[1] / "recipe.yaml").write_text("data: {without: {institution: clinic 0}}\n")
+    assert score.main([*map(str, runs), "--resamples", "100"]) == 0
+    assert json.loads((runs[0] / "scores.json").read_text())["left_out"] is None
+
+
 def test_crossed_slices_are_of_rows_that_know_both() -> None:
     (row,) = drawn(1, 1)
     of = [replace(row, facts=Facts(sex=sex, age=age)) for sex in ("male", None) for age in (30.0, None)]
