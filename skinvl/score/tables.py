@@ -22,7 +22,7 @@ REVERSED = ("metric", "value", "images reversed", "difference", "n", "groups")
 FOUND = ("stated", "labels deny it", PERMUTED, "labels show it", "n", "groups")
 POINTS = ("fixed on validation", "from", "sensitivity", "specificity", "n", "groups")
 BY_INSTITUTION = ("institution", "metric", "value", "another's would lie in", "n", "groups")
-CALIBRATED = ("rows", "observed − foretold", "intercept", "slope", "n")
+CALIBRATED = ("observed − foretold", "intercept", "slope", "n")
 PREDICTED = ("prevalence", "fixed on validation", "PPV", "NPV", "biopsies for one")
 RANKED = ("metric", "value", "chance", "one order", "n", "groups")
 BELOW = {PERMUTED: "  images permuted", MAJORITY: "  always the same"}  # on the terminal
@@ -220,13 +220,12 @@ def _operating(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
 
 
 def _calibration(title: str, blocks: Mapping[str, Any]) -> Iterator[Titled]:
-    """How true the probabilities of malignancy are, of all rows and of each subgroup that is large enough."""
+    """How true the probabilities of malignancy are; scores.json and the report have each subgroup too."""
     own = (blocks.get("classes") or {}).get("calibration")
     if own is None:
         return
-    rows = [("all", own), *((f"{field} {value}", of) for field, by in own["by"].items() for value, of in by.items())]
     keys = ("observed_less_foretold", "intercept", "slope")
-    table = [[name, *(number(of[key]) for key in keys), f"{of['slope']['n']:,}"] for name, of in rows]
+    table = [[*(number(own[key]) for key in keys), f"{own['slope']['n']:,}"]]
     yield f"{title}, calibration of malignancy (S: sandwich over groups, t)", CALIBRATED, table
 
 

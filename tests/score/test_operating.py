@@ -197,7 +197,7 @@ def test_scores_tables_and_report_have_them(tmp_path: Path, capsys: pytest.Captu
         assert "0.02" in text
     html = report.page(tmp_path)
     assert "Operating points" in html
-    assert "at a prevalence of 0.02" in html
+    assert "Of those called malignant" in html
     assert "Decision curve" in html
     assert "treat all" in html
 
